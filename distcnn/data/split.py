@@ -1,0 +1,70 @@
+"""The one abstraction of the data path: images that can be read by index.
+
+Whatever holds the images (an array, files, record shards), the pipeline only asks a `Split` for the
+images at some indices. Order, sharding, caching and resuming are then the same for every source.
+"""
+
+import abc
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import tensorflow as tf
+
+Shape = tuple[int, int, int]
+
+
+class Split(abc.ABC):
+    """Labelled images that are read by index.
+
+    Attributes:
+        labels: int64 array of shape `(len(split),)`, class indices.
+        image_shape: `(height, width, channels)` of the images that `gather` returns, or None while
+            the stored images vary in size and no size was chosen with `resized`.
+    """
+
+    labels: np.ndarray
+    image_shape: Shape | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abc.abstractmethod
+    def gather(self, indices: tf.Tensor) -> tf.Tensor:
+        """Reads images; works inside a `tf.data` graph.
+
+        Args:
+            indices: int64 tensor of shape `(batch,)`.
+
+        Returns:
+            uint8 tensor of shape `(batch, height, width, channels)`.
+        """
+
+    @abc.abstractmethod
+    def subset(self, indices: np.ndarray) -> Self:
+        """Returns the split of the images at `indices` (int64 array), in that order."""
+
+    @abc.abstractmethod
+    def resized(self, image_shape: Shape) -> "Split":
+        """Returns the split with its images stretched to `image_shape`, grey or colour."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened data set.
+
+    Attributes:
+        name: The name in the configuration.
+        classes: Class names; the position is the label.
+        train: Training images, or None if the set has none.
+        validation: Validation images of the set's own, or None.
+        test: Test images, or None.
+        image_shape: Stored `(height, width, channels)`, or None if the sizes vary.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split | None
+    validation: Split | None
+    test: Split | None
+    image_shape: Shape | None
