@@ -41,7 +41,7 @@ class AugmentConfig:
     flip: bool = False
     """Mirror each image left to right with probability one half."""
     crop: int = 0
-    """Pad by this many pixels (zeros) on every side, then cut a window of the old size at random."""
+    """Pad with zeros by this many pixels a side, then cut a window of the old size at random."""
     color: float = 0.0
     """Jitter brightness, contrast and saturation, each by a factor from [1 - color, 1 + color]."""
     randaugment: int = 0
@@ -100,7 +100,7 @@ class DataConfig:
     """Validate on a stratified split of the training images (or the set's own val images), on the
     test images, or not at all."""
     validation_split: float = 0.1
-    """Share of the training images that validation=split holds out, the same share of each class."""
+    """Share of the training images that validation=split holds out, the same in every class."""
     cache: Literal["auto", "memory", "disk", "none"] = "auto"
     """Where decoded images are kept: in memory, in a file under the user's cache folder, or nowhere
     (decoded anew every epoch). auto takes the first that fits."""

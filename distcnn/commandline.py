@@ -1,0 +1,182 @@
+"""What all commands share: flags to a `Config`, exit codes, one readable line for an error."""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+import yaml
+
+from distcnn.config import AUGMENT_PRESETS, Config
+from distcnn.errors import DistcnnError, UsageError
+from distcnn.recipe import config_keys, load_recipe, nearest
+
+EXIT_STOPPED = 75
+"""Exit code of a run that a signal stopped after it was saved (EX_TEMPFAIL: try again)."""
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser whose errors are `UsageError`s of one line that name the nearest flag."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        super().__init__(prog=f"python -m {prog}", description=description)
+        self.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises the error instead of printing the usage."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        raise UsageError(_readable(message, flags))
+
+
+def parse_config(prog: str, description: str, arguments: Sequence[str]) -> Config | None:
+    """Turns the command line of a training run into a configuration.
+
+    The recipe's values come first, wherever `--recipe` stands on the line; then the other flags.
+
+    Args:
+        prog: Module that is run.
+        description: First line of the help text.
+        arguments: The command line, without the program.
+
+    Returns:
+        The configuration, or None if `--print-config` asked only to see it.
+
+    Raises:
+        UsageError: If a flag, a value or a combination is wrong.
+    """
+    parser = Parser(prog, description)
+    parser.add_argument(
+        "--print-config", action="store_true", help="Print the resolved YAML and stop."
+    )
+    parser.add_class_arguments(Config)
+    for action in parser._actions:
+        if action.metavar == "CONFIG":
+            short_form = f"Short form: {','.join(AUGMENT_PRESETS)}, or none."
+            action.help = short_form if action.dest == "data.augment" else jsonargparse.SUPPRESS
+            action.metavar = "NAME,NAME"
+    values = load_recipe(_recipe_of(arguments))
+    recipe = values.pop("recipe")
+    parser.set_defaults(values)
+    from_recipe = [f"--{key}={_as_flag(value)}" for key, value in values.items()]
+    namespace = parser.parse_args([*from_recipe, *_expand_augment(arguments)])
+    namespace.recipe = recipe
+    print_config = namespace.pop("print_config")
+    namespace.pop("debug")
+    config = Config(**parser.instantiate(namespace).as_dict())
+    if print_config:
+        sys.stdout.write(config_yaml(config))
+        return None
+    return config
+
+
+def config_yaml(config: Config) -> str:
+    """Returns the configuration as YAML that `--recipe FILE.yaml` reads again."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Runs a command on the process's arguments and exits with its code.
+
+    Args:
+        command: Takes the arguments, returns the exit code (None for 0).
+    """
+    arguments = sys.argv[1:]
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("distcnn").setLevel(logging.INFO)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        code = command(arguments) or 0
+    except (DistcnnError, OSError, MemoryError) as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {describe(error)}\n")
+        code = error.exit_code if isinstance(error, DistcnnError) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        code = 130
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        sys.stderr.write(
+            f"error: {type(error).__name__}: {describe(error)} (--debug shows where)\n"
+        )
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def describe(error: BaseException) -> str:
+    """Returns the message of an error as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def write_json(path: str | None, content: object) -> None:
+    """Writes what a command found to the file of its `--json`, if one was given."""
+    if path is not None:
+        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _recipe_of(arguments: Sequence[str]) -> str:
+    recipe = Config.recipe
+    for position, argument in enumerate(arguments):
+        if argument == "--recipe" and position + 1 < len(arguments):
+            recipe = arguments[position + 1]
+        elif argument.startswith("--recipe="):
+            recipe = argument.removeprefix("--recipe=")
+    return recipe
+
+
+def _as_flag(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _expand_augment(arguments: Sequence[str]) -> list[str]:
+    """Replaces `--data.augment flip,crop` by one flag for each key of the section."""
+    expanded: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name != "--data.augment":
+            expanded.append(argument)
+            continue
+        names = (value if equals else next(rest, "")).split(",")
+        for preset in names:
+            if preset not in AUGMENT_PRESETS and names != ["none"]:
+                known = ", ".join(AUGMENT_PRESETS)
+                hint = nearest(preset, AUGMENT_PRESETS)
+                raise UsageError(
+                    f"data.augment is {preset!r}; expected none or some of {known}{hint}"
+                )
+        for preset, settings in AUGMENT_PRESETS.items():
+            for key, strength in settings.items():
+                chosen = strength if preset in names else type(strength)(0)
+                expanded.append(f"--data.augment.{key}={_as_flag(chosen)}")
+    return expanded
+
+
+def _readable(message: str, flags: Sequence[str]) -> str:
+    """Turns a parser's message into one line in the terms of the configuration."""
+    message = " ".join(message.split())
+    unknown = re.search(r"unrecognized arguments: (\S+)", message)
+    if unknown:
+        flag = unknown[1].partition("=")[0]
+        known = sorted({*flags, *(f"--{key}" for key in config_keys())} & set(flags))
+        return f"unknown argument {flag}{nearest(flag, known)}"
+    wrong = re.search(
+        r'Parser key "([^"]+)": (?:.*?)Expected an? (.+?)\. Got value: (.*)$', message
+    )
+    if wrong:
+        key, expected, received = wrong.groups()
+        expected = re.sub(r"<class '(\w+)'>", r"\1", expected)
+        expected = re.sub(r"^typing\.Literal\[(.*)\]$", r"one of \1", expected)
+        hint = nearest(received, re.findall(r"'([^']+)'", expected))
+        return f"{key} is {received!r}; expected {expected}{hint}"
+    return message

@@ -1,0 +1,112 @@
+"""Recipes: named runs in YAML files, checked key by key."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distcnn.config import Config
+from distcnn.errors import UsageError
+
+BUILT_IN = Path(__file__).parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the built-in recipes."""
+    return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
+
+
+def config_keys(section: type = Config, prefix: str = "") -> list[str]:
+    """Returns every dotted key of the configuration, in order."""
+    keys: list[str] = []
+    types = typing.get_type_hints(section)
+    for field in dataclasses.fields(section):
+        kind = types[field.name]
+        if dataclasses.is_dataclass(kind):
+            keys += config_keys(typing.cast(type, kind), f"{prefix}{field.name}.")
+        else:
+            keys.append(prefix + field.name)
+    return keys
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns `"; did you mean X?"` for the known name nearest to `name`, or an empty string."""
+    known = list(known)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not matches:
+        last = name.rsplit(".", 1)[-1]
+        matches = [key for key in known if key.rsplit(".", 1)[-1] == last][:1]
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """Reads a recipe as a flat mapping from dotted keys to values.
+
+    A file may start from a built-in recipe by its key `recipe`; its other keys then replace those of
+    that recipe.
+
+    Args:
+        name: Name of a built-in recipe, or path of a YAML file.
+
+    Raises:
+        UsageError: If there is no such recipe, the file is not YAML, or a key is unknown.
+    """
+    if name in recipe_names():
+        path = BUILT_IN / f"{name}.yaml"
+    elif name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    else:
+        names = ", ".join(recipe_names())
+        raise UsageError(
+            f"there is no recipe {name!r}; expected one of {names}, or a file ending in .yaml"
+            + nearest(name, recipe_names())
+        )
+    values = _read(path)
+    base = values.pop("recipe", None)
+    if base is not None and base != name and base in recipe_names():
+        values = load_recipe(base) | values
+    elif base is not None and base != path.stem and set(config_keys()) - set(values) - {"recipe"}:
+        raise UsageError(
+            f"{path}: recipe is {base!r}; expected a built-in recipe to start from: "
+            f"{', '.join(recipe_names())}"
+        )
+    label = base if base is not None and path.name == "config.yaml" else path.stem
+    return values | {"recipe": label}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"the recipe {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the recipe {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"the recipe {path} is not valid YAML: {reason}") from None
+    if not isinstance(content, Mapping):
+        raise UsageError(f"the recipe {path} holds no keys; expected lines like `train: {{...}}`")
+    known = config_keys()
+    values: dict[str, Any] = {}
+    _flatten(content, "", {key.rsplit(".", 1)[0] for key in known if "." in key}, values)
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{path}: unknown key {key}{nearest(key, known)}")
+    return values
+
+
+def _flatten(
+    content: Mapping[Any, Any], prefix: str, sections: set[str], values: dict[str, Any]
+) -> None:
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if key in sections and isinstance(value, Mapping):
+            _flatten(value, f"{key}.", sections, values)
+        elif isinstance(value, Mapping) and not prefix and key not in ("recipe", "out"):
+            _flatten(value, f"{key}.", sections, values)
+        else:
+            values[key] = value
