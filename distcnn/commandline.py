@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import re
 import sys
 import traceback
@@ -91,7 +90,6 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
     arguments = sys.argv[1:]
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("distcnn").setLevel(logging.INFO)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         code = command(arguments) or 0
     except (DistcnnError, OSError, MemoryError) as error:

@@ -46,8 +46,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def load_recipe(name: str) -> dict[str, Any]:
     """Reads a recipe as a flat mapping from dotted keys to values.
 
-    A file may start from a built-in recipe by its key `recipe`; its other keys then replace those of
-    that recipe.
+    A file may start from a built-in recipe by its key `recipe`; its other keys then replace those
+    of that recipe.
 
     Args:
         name: Name of a built-in recipe, or path of a YAML file.
@@ -92,21 +92,17 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"the recipe {path} holds no keys; expected lines like `train: {{...}}`")
     known = config_keys()
     values: dict[str, Any] = {}
-    _flatten(content, "", {key.rsplit(".", 1)[0] for key in known if "." in key}, values)
+    _flatten(content, "", values)
     for key in values:
         if key not in known:
             raise UsageError(f"{path}: unknown key {key}{nearest(key, known)}")
     return values
 
 
-def _flatten(
-    content: Mapping[Any, Any], prefix: str, sections: set[str], values: dict[str, Any]
-) -> None:
+def _flatten(content: Mapping[Any, Any], prefix: str, values: dict[str, Any]) -> None:
     for name, value in content.items():
         key = f"{prefix}{name}"
-        if key in sections and isinstance(value, Mapping):
-            _flatten(value, f"{key}.", sections, values)
-        elif isinstance(value, Mapping) and not prefix and key not in ("recipe", "out"):
-            _flatten(value, f"{key}.", sections, values)
+        if isinstance(value, Mapping) and key != "model.args":
+            _flatten(value, f"{key}.", values)
         else:
             values[key] = value

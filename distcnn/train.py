@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from distcnn.commandline import EXIT_STOPPED, parse_config, run_command
+from distcnn.startup import import_tensorflow
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -17,6 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     config = parse_config("distcnn.train", "Trains an image classifier.", arguments)
     if config is None:
         return 0
+    import_tensorflow()
     from distcnn.trainer import Trainer  # here, so that --help needs no TensorFlow
 
     summary = Trainer(config).fit()

@@ -1,0 +1,57 @@
+"""Exponential moving average of a model's weights."""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+
+class WeightAverage:
+    """Keeps a moving average of a model's weights and lends it for evaluation.
+
+    The decay of the first updates is `(1 + n) / (10 + n)` where that is smaller, so that the
+    average does not remember the initial weights.
+
+    Args:
+        model: Built model.
+        decay: Decay per step, in (0, 1).
+    """
+
+    def __init__(self, model: keras.Model, decay: float) -> None:
+        self._weights = [w for w in model.weights if w.dtype == "float32"]
+        self._decay = decay
+        self._updates = keras.Variable(0, dtype="int64", trainable=False, name="average_updates")
+        self._averages = [
+            keras.Variable(w.value, dtype="float32", trainable=False, name="average")
+            for w in self._weights
+        ]
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The state to save: the number of updates and the averages."""
+        return [self._updates, *self._averages]
+
+    def update(self) -> None:
+        """Moves the averages towards the present weights; works inside a `tf.function`."""
+        count = tf.cast(self._updates.value, tf.float32)
+        rate = 1 - tf.minimum(self._decay, (1 + count) / (10 + count))
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.assign_add(rate * (weight.value - average.value))
+        self._updates.assign_add(1)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Puts the averages into the model for the duration of the context."""
+        kept = [weight.numpy() for weight in self._weights]
+        self.install()
+        try:
+            yield
+        finally:
+            for weight, value in zip(self._weights, kept, strict=True):
+                weight.assign(value)
+
+    def install(self) -> None:
+        """Puts the averages into the model for good."""
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            weight.assign(average)

@@ -1,0 +1,1 @@
+"""Callbacks: each observes one thing of a run."""

@@ -1,0 +1,54 @@
+"""Stops a run whose loss is no longer a number."""
+
+from typing import Any
+
+import keras
+
+from distcnn.errors import DistcnnError
+from distcnn.training_model import TrainingModel
+
+
+class FiniteGuard(keras.callbacks.Callback):
+    """Raises when the loss of a step was NaN or infinite; asks every `every_steps` steps.
+
+    It stands before everything that saves, so a bad state is never saved.
+
+    Args:
+        training: The model that `fit` runs.
+        every_steps: Steps between questions.
+    """
+
+    reads_logs = False
+
+    def __init__(self, training: TrainingModel, every_steps: int) -> None:
+        super().__init__()
+        self._training = training
+        self._every_steps = every_steps
+        self._asked_at = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Asks when it is time."""
+        if self._training.step - self._asked_at >= self._every_steps:
+            self.check()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Asks before the validation of an epoch."""
+        self.check()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Asks before the epoch is saved."""
+        self.check()
+
+    def check(self) -> None:
+        """Raises if a step went wrong.
+
+        Raises:
+            DistcnnError: Names the step.
+        """
+        self._asked_at = self._training.step
+        step = self._training.first_bad_step
+        if step is not None:
+            raise DistcnnError(
+                f"the loss of step {step} is not finite, so the run stopped; the checkpoints are "
+                "from before it. Lower --optimizer.lr, or add --optimizer.clip_norm 1 or a warm-up"
+            )

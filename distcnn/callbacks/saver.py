@@ -1,0 +1,104 @@
+"""Saves the state of the run, and stops it when it is time."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from distcnn.checkpoint import Checkpoints, Progress, snapshot
+from distcnn.signals import StopRequest
+from distcnn.training_model import TrainingModel
+
+
+class Stopped(BaseException):
+    """A signal stopped the run after its state was saved."""
+
+
+class Saver(keras.callbacks.Callback):
+    """Saves a checkpoint at the end of epochs and when a signal asks to stop.
+
+    It stands after the user's callbacks, so that what they did in an epoch is in its checkpoint.
+
+    Args:
+        training: The model that `fit` runs.
+        variables: What to save: lists of variables by group; the group `metrics` is put back once
+            the epoch that was begun goes on.
+        checkpoints: Where to save.
+        progress: How far the run already is.
+        measured: Tells the seconds and images of this process so far.
+        every_epochs: Epochs between checkpoints.
+        patience: Epochs without a better validation loss before the run stops; 0 for never.
+        stop: Whether a signal asked to stop.
+    """
+
+    reads_logs = False
+
+    def __init__(
+        self,
+        training: TrainingModel,
+        variables: dict[str, list[Any]],
+        checkpoints: Checkpoints,
+        progress: Progress,
+        measured: Callable[[], tuple[float, int]],
+        *,
+        every_epochs: int,
+        patience: int,
+        stop: StopRequest,
+    ) -> None:
+        super().__init__()
+        self._training = training
+        self._variables = variables
+        self._checkpoints = checkpoints
+        self._before = progress
+        self._measured = measured
+        self._every_epochs = every_epochs
+        self._patience = patience
+        self._stop = stop
+        self._epoch_metrics: list[np.ndarray] | None = None
+        self.progress = progress
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Remembers the metrics of the epoch that goes on; `fit` resets them."""
+        if self._training.step_in_epoch:
+            self._epoch_metrics = [np.asarray(v) for v in self._variables["metrics"]]
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Puts the metrics of the epoch that goes on back."""
+        if self._epoch_metrics is not None:
+            for variable, value in zip(
+                self._variables["metrics"], self._epoch_metrics, strict=True
+            ):
+                variable.assign(value)
+            self._epoch_metrics = None
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves and stops when a signal asked for it, except at the end of an epoch."""
+        if self._stop.name and self._training.step_in_epoch:
+            self._save(is_best=False)
+            raise Stopped
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves the epoch if it is due, the best, the last, or asked for by a signal."""
+        known = self.progress
+        self.progress = known.after_epoch(epoch, (logs or {}).get("val_loss"))
+        is_best = self.progress is not known
+        waited = epoch - self.progress.best_epoch
+        if self._patience and self.progress.best_epoch >= 0 and waited >= self._patience:
+            self.model.stop_training = True
+        last = self.model.stop_training or epoch + 1 == self.params["epochs"]
+        if is_best or last or self._stop.name or (epoch + 1) % self._every_epochs == 0:
+            self._save(is_best=is_best)
+        if self._stop.name and not last:
+            raise Stopped
+
+    def _save(self, *, is_best: bool) -> None:
+        seconds, images = self._measured()
+        self.progress = dataclasses.replace(
+            self.progress,
+            step=self._training.step,
+            train_seconds=self._before.train_seconds + seconds,
+            images=self._before.images + images,
+        )
+        self._checkpoints.save(snapshot(self._variables), self.progress, is_best=is_best)

@@ -1,0 +1,94 @@
+"""How well a classifier does: accuracy, loss, and the same by class."""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from distcnn.data.pipeline import evaluation_dataset
+from distcnn.data.split import Split
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result on a set of images.
+
+    Attributes:
+        labels: True classes, int64 of shape `(images,)`.
+        probabilities: float32 of shape `(images, classes)`.
+        classes: Class names.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """The most probable class of each image, int64 of shape `(images,)`."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images whose most probable class is the true one."""
+        return float(np.mean(self.predictions == self.labels))
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        likelihood = self.probabilities[np.arange(len(self.labels)), self.labels]
+        return float(-np.mean(np.log(np.maximum(likelihood.astype(np.float64), 1e-7))))
+
+    def confusion(self) -> np.ndarray:
+        """Returns the counts by true class (row) and predicted class (column)."""
+        return confusion_matrix(self.labels, self.predictions, labels=np.arange(len(self.classes)))
+
+    def by_class(self) -> list[dict[str, object]]:
+        """Returns precision, recall, F1 and the number of images of each class."""
+        scores = precision_recall_fscore_support(
+            self.labels,
+            self.predictions,
+            labels=np.arange(len(self.classes)),
+            zero_division=0.0,
+        )
+        return [
+            {
+                "class": name,
+                "precision": float(precision),
+                "recall": float(recall),
+                "f1": float(f1),
+                "images": int(support),
+            }
+            for name, precision, recall, f1, support in zip(self.classes, *scores, strict=True)
+        ]
+
+    def worst(self, count: int) -> np.ndarray:
+        """Returns the indices of the mistakes that were made with the most confidence."""
+        wrong = np.flatnonzero(self.predictions != self.labels)
+        confidence = self.probabilities[wrong].max(axis=1)
+        return wrong[np.argsort(-confidence, kind="stable")[:count]]
+
+
+def evaluate_split(
+    classifier: keras.Model,
+    split: Split,
+    classes: tuple[str, ...],
+    *,
+    logits: bool,
+    batch_size: int,
+) -> Evaluation:
+    """Runs a classifier of stored pixels over a split, every image once.
+
+    Args:
+        classifier: Takes uint8 images, returns `(batch, classes)`.
+        split: The images.
+        classes: Class names.
+        logits: Whether the classifier returns logits.
+        batch_size: Images per step.
+    """
+    batches = evaluation_dataset(split, len(classes), batch_size)
+    outputs = classifier.predict(batches.map(lambda images, _: images), verbose=0)
+    probabilities = tf.nn.softmax(outputs).numpy() if logits else outputs
+    return Evaluation(split.labels, np.asarray(probabilities, np.float32), classes)

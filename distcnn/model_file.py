@@ -1,0 +1,94 @@
+"""`model.keras`: the user's own model in Keras' format, with a note on what its classes mean.
+
+The note is one more member of the archive, which plain Keras passes over.
+"""
+
+import json
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+
+from distcnn.errors import DistcnnError
+from distcnn.files import written_whole
+
+_NOTE = "distcnn.json"
+
+
+@dataclass(frozen=True)
+class ModelNote:
+    """What a saved classifier does not say of itself.
+
+    Attributes:
+        classes: Class names in the order of the outputs; empty if unknown.
+        pixels: Range of the pixels that it expects.
+        logits: Whether it returns logits rather than probabilities.
+    """
+
+    classes: tuple[str, ...] = ()
+    pixels: Literal["unit", "signed", "byte"] = "unit"
+    logits: bool = False
+
+
+def save_model(path: Path, model: keras.Model, note: ModelNote) -> None:
+    """Saves a classifier whole or not at all, without the optimizer's state.
+
+    Args:
+        path: File to write, ending in `.keras`.
+        model: The classifier.
+        note: What it does not say of itself.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".model.") as folder:
+        draft = Path(folder, path.name)
+        model.save(draft, include_optimizer=False)
+        with zipfile.ZipFile(draft, "a") as archive:
+            archive.writestr(_NOTE, json.dumps(asdict(note)))
+        with written_whole(path) as file:
+            file.write(draft.read_bytes())
+
+
+def find_model(path: Path) -> Path:
+    """Returns the model file of a run directory, or the file itself.
+
+    Raises:
+        DistcnnError: If there is none.
+    """
+    if path.is_dir():
+        file = path / "model.keras"
+        if not file.exists():
+            raise DistcnnError(
+                f"{path} holds no model.keras; expected a finished run (the same training command "
+                "goes on with an unfinished one)"
+            )
+        return file
+    if not path.exists():
+        raise DistcnnError(f"{path} does not exist; expected a run directory or a model.keras")
+    return path
+
+
+def load_model(path: Path) -> tuple[keras.Model, ModelNote | None]:
+    """Loads a classifier.
+
+    Args:
+        path: A `.keras` file.
+
+    Returns:
+        The model and its note, None for a file that plain Keras wrote.
+
+    Raises:
+        DistcnnError: If the file is not a Keras model, or takes something other than images.
+    """
+    note: ModelNote | None = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if _NOTE in archive.namelist():
+                content: dict[str, Any] = json.loads(archive.read(_NOTE))
+                note = ModelNote(**{**content, "classes": tuple(content["classes"])})
+        model = keras.saving.load_model(path, compile=False)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DistcnnError(f"{path} is not a model that Keras can load: {reason}") from None
+    return model, note

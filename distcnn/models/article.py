@@ -1,0 +1,42 @@
+"""The article's CNN for CIFAR-10."""
+
+import keras
+from keras import layers
+
+
+def article(
+    input_shape: tuple[int, int, int], num_classes: int, dropout: float = 0.2
+) -> keras.Sequential:
+    """Builds the article's network: four convolutions and two dense layers.
+
+    Every stage is convolution or dense, relu, (max pooling,) dropout, batch normalisation; the
+    dense kernels are kept within a norm of 3 (Srivastava et al. 2014). For 32x32x3 images and 10
+    classes it has 2,264,458 parameters, 2,263,114 of them trainable.
+
+    Args:
+        input_shape: `(height, width, channels)`; height and width are halved twice.
+        num_classes: Width of the softmax.
+        dropout: Share of the activations that each dropout layer drops.
+
+    Returns:
+        An uncompiled model with a float32 softmax of shape `(batch, num_classes)`.
+    """
+    stages: list[keras.Layer] = [keras.Input(input_shape)]
+    for filters, pool in ((32, False), (64, True), (64, True), (128, False)):
+        stages += [layers.Conv2D(filters, 3, padding="same"), layers.Activation("relu")]
+        if pool:
+            stages.append(layers.MaxPooling2D(2))
+        stages += [layers.Dropout(dropout), layers.BatchNormalization()]
+    stages += [layers.Flatten(), layers.Dropout(dropout)]
+    for units in (256, 128):
+        stages += [
+            layers.Dense(units, kernel_constraint=keras.constraints.MaxNorm(3)),
+            layers.Activation("relu"),
+            layers.Dropout(dropout),
+            layers.BatchNormalization(),
+        ]
+    stages += [
+        layers.Dense(num_classes, dtype="float32"),
+        layers.Activation("softmax", dtype="float32"),
+    ]
+    return keras.Sequential(stages, name="article")

@@ -1,0 +1,118 @@
+"""From the configuration to an uncompiled classifier."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from distcnn.config import ModelConfig
+from distcnn.errors import DistcnnError, UsageError
+from distcnn.models.article import article
+from distcnn.recipe import nearest
+
+MODELS: dict[str, Callable[..., keras.Model]] = {"article": article}
+
+
+def build_model(
+    config: ModelConfig, input_shape: tuple[int, int, int], num_classes: int
+) -> keras.Model:
+    """Builds the classifier that the configuration names.
+
+    Args:
+        config: Names a built-in model, or the function that returns the user's own.
+        input_shape: `(height, width, channels)` of the images on offer. A user's function need not
+            take it; the images are then resized to the input that its model has.
+        num_classes: Number of classes of the data.
+
+    Returns:
+        A built model with an input of rank 4 and an output of shape `(batch, num_classes)`.
+
+    Raises:
+        UsageError: If the function cannot be found or does not take `config.args`.
+        DistcnnError: If what it returns is not such a model.
+    """
+    factory = load_object(config.factory, "model.factory") if config.factory else None
+    name = config.factory or config.name
+    function = factory or MODELS[config.name]
+    offered = {"input_shape": input_shape, "num_classes": num_classes}
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for key in config.args:
+        if key not in parameters and not takes_any:
+            hint = nearest(key, parameters)
+            raise UsageError(f"model.args has {key!r}, which {name} does not take{hint}")
+    arguments = {k: v for k, v in offered.items() if k in parameters or takes_any} | config.args
+    model = function(**arguments)
+    _check(name, model, num_classes)
+    return model
+
+
+def returns_logits(config: ModelConfig, model: keras.Model) -> bool:
+    """Tells whether the model's output is logits rather than probabilities.
+
+    Args:
+        config: Says so, or `auto`: probabilities if the last activation is softmax.
+        model: The classifier.
+
+    Returns:
+        True if softmax is still to be applied to the output.
+    """
+    if config.output != "auto":
+        return config.output == "logits"
+    last = model
+    while getattr(last, "layers", None):
+        last = last.layers[-1]
+    if isinstance(last, keras.layers.Softmax):
+        return False
+    return getattr(last, "activation", None) is not keras.activations.softmax
+
+
+def load_object(path: str, key: str) -> Any:
+    """Imports `package.module:name`, looking in the working directory too.
+
+    Raises:
+        UsageError: If the module or the name does not exist.
+    """
+    module_name, _, name = path.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{key} is {path!r}, but there is no module {error.name!r}; expected a module that is "
+            "installed or lies in the working directory"
+        ) from None
+    if not callable(getattr(module, name, None)):
+        hint = nearest(name, [key for key in vars(module) if not key.startswith("_")])
+        raise UsageError(f"{key} is {path!r}, but {module_name} has no function {name!r}{hint}")
+    return getattr(module, name)
+
+
+def _check(name: str, model: object, num_classes: int) -> None:
+    if not isinstance(model, keras.Model):
+        kind = type(model).__name__
+        raise DistcnnError(f"{name} returned a {kind}; expected a keras.Model")
+    if not model.built:
+        raise DistcnnError(
+            f"{name} returned a model that is not built; begin it with keras.Input(input_shape)"
+        )
+    shape = model.input_shape
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+        raise DistcnnError(
+            f"{name} has the input shape {shape}; expected one image input (None, height, width, "
+            "channels) with fixed sizes"
+        )
+    if shape[3] not in (1, 3):
+        raise DistcnnError(
+            f"{name} takes images of {shape[3]} channels; expected 1 (grey) or 3 (colour)"
+        )
+    if model.output_shape != (None, num_classes):
+        raise DistcnnError(
+            f"{name} has the output shape {model.output_shape}; expected (None, {num_classes}), as "
+            f"the data has {num_classes} classes"
+        )

@@ -1,0 +1,109 @@
+"""Pictures: grids of images, the confusion matrix, the worst mistakes."""
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def tile(images: np.ndarray, *, smallest: int = 64) -> np.ndarray:
+    """Arranges images in a near-square grid, enlarging small ones.
+
+    Args:
+        images: Array of shape `(count, height, width, channels)`, grey or colour; uint8, or float
+            in [0, 255].
+        smallest: Width in pixels to which smaller images are enlarged.
+
+    Returns:
+        uint8 array of shape `(grid height, grid width, 3)`.
+    """
+    images = np.clip(np.round(images), 0, 255).astype(np.uint8)
+    factor = math.ceil(smallest / images.shape[2])
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    if images.shape[3] == 1:
+        images = images.repeat(3, axis=3)
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    gap = 2
+    images = np.pad(images, ((0, rows * columns - len(images)), (0, gap), (0, gap), (0, 0)))
+    _, height, width, channels = images.shape
+    grid = images.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width, channels)
+
+
+def stretch_contrast(maps: np.ndarray) -> np.ndarray:
+    """Maps each image of `(count, ...)` from its own range to [0, 255]."""
+    axes = tuple(range(1, maps.ndim))
+    low, high = maps.min(axes, keepdims=True), maps.max(axes, keepdims=True)
+    return 255 * (maps - low) / np.maximum(high - low, 1e-12)
+
+
+def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Draws a confusion matrix, rows the true classes, shaded by the share of the row.
+
+    Args:
+        matrix: int array of shape `(classes, classes)`.
+        classes: Class names.
+    """
+    count = len(classes)
+    side = min(20.0, 2.5 + 0.5 * count)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(count), classes, rotation=60, ha="right")
+    axes.set_yticks(range(count), classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    correct = np.trace(matrix) / max(matrix.sum(), 1)
+    axes.set_title(f"{matrix.sum():,} images, accuracy {correct:.2%}")
+    if count <= 25:
+        for row, column in np.argwhere(matrix > 0):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            number = f"{matrix[row, column]}"
+            axes.text(column, row, number, ha="center", va="center", color=color, fontsize=8)
+    return figure
+
+
+def mistakes_figure(
+    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
+) -> Figure:
+    """Draws wrongly classified images with what they are and what they were taken for.
+
+    Args:
+        images: uint8 array of shape `(count, height, width, channels)`, at least one.
+        labels: True classes, int array of shape `(count,)`.
+        probabilities: Array of shape `(count, classes)`.
+        classes: Class names.
+    """
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(1.7 * columns, 2.0 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, label, shares in zip(grid, images, labels, probabilities, strict=False):
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        guess = int(shares.argmax())
+        axes.set_title(
+            f"{classes[label]} {shares[label]:.0%}\nas {classes[guess]} {shares[guess]:.0%}",
+            fontsize=8,
+        )
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """Renders a figure as PNG."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def to_pixels(figure: Figure) -> np.ndarray:
+    """Renders a figure as a uint8 array of shape `(height, width, 3)`."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -1,0 +1,108 @@
+"""Number formats, XLA and threads: what was asked for becomes what this hardware does best."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from distcnn.config import PrecisionConfig
+from distcnn.errors import DistcnnError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the choice depends on.
+
+    Attributes:
+        gpu: Name of the GPU, or None on a CPU.
+        compute_capability: CUDA compute capability of that GPU, or None.
+        cpu_flags: Instruction set extensions of the CPU.
+    """
+
+    gpu: str | None
+    compute_capability: tuple[int, int] | None
+    cpu_flags: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What was resolved, each with its reason.
+
+    Attributes:
+        policy: Name of the Keras dtype policy.
+        policy_reason: Why this policy.
+        xla: Whether the step is compiled with XLA.
+        xla_reason: Why.
+    """
+
+    policy: str
+    policy_reason: str
+    xla: bool
+    xla_reason: str
+
+
+def find_hardware() -> Hardware:
+    """Reads which GPU, if any, and which CPU this process has."""
+    gpus = tf.config.list_physical_devices("GPU")
+    details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "")
+    return Hardware(
+        gpu=details.get("device_name", "GPU") if gpus else None,
+        compute_capability=details.get("compute_capability"),
+        cpu_flags=frozenset(flags.split()),
+    )
+
+
+def resolve_precision(config: PrecisionConfig, hardware: Hardware) -> Precision:
+    """Chooses the policy and XLA for the hardware, a pure function.
+
+    bfloat16 wants matrix units for it (NVIDIA's compute capability 8.0 and up, Intel's AMX);
+    float16 wants tensor cores (7.0 and up) and loss scaling.
+    """
+    policy: str = config.policy
+    policy_reason = "asked for"
+    if config.policy == "auto":
+        policy, policy_reason = _fastest_policy(hardware)
+    xla, xla_reason = config.xla == "on", "asked for"
+    if config.xla == "auto":
+        xla = hardware.gpu is not None
+        xla_reason = "a GPU gains from fusion" if xla else "XLA is many times slower on a CPU"
+    return Precision(policy, policy_reason, xla, xla_reason)
+
+
+def apply_precision(config: PrecisionConfig, precision: Precision) -> None:
+    """Sets Keras' dtype policy and TensorFlow's number and thread options for this process.
+
+    Raises:
+        DistcnnError: If `config.threads` differs from what a running TensorFlow already uses.
+    """
+    keras.config.set_dtype_policy(precision.policy)
+    tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if config.threads is None:
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(config.threads)
+    except RuntimeError:
+        raise DistcnnError(
+            f"precision.threads is {config.threads}, but TensorFlow already runs in this process; "
+            "create the Trainer before anything else uses TensorFlow"
+        ) from None
+
+
+def _fastest_policy(hardware: Hardware) -> tuple[str, str]:
+    if hardware.gpu is not None:
+        capability = hardware.compute_capability or (0, 0)
+        name = f"{hardware.gpu} has compute capability {capability[0]}.{capability[1]}"
+        if capability >= (8, 0):
+            return "mixed_bfloat16", f"{name}, with bfloat16 tensor cores"
+        if capability >= (7, 0):
+            return "mixed_float16", f"{name}, with float16 tensor cores"
+        return "float32", f"{name}, without tensor cores"
+    if "amx_bf16" in hardware.cpu_flags:
+        return "mixed_bfloat16", "the CPU has bfloat16 matrix units (AMX)"
+    return "float32", "the CPU has no bfloat16 matrix units (AMX)"
