@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 
-from distcnn.config import AUGMENT_PRESETS, Config
+from distcnn.config import AUGMENT_PRESETS, Config, DataConfig
 from distcnn.errors import DistcnnError, UsageError
-from distcnn.recipe import config_keys, load_recipe, nearest
+from distcnn.recipe import config_keys, load_recipe, nearest, settings_of_run
 
 EXIT_STOPPED = 75
 """Exit code of a run that a signal stopped after it was saved (EX_TEMPFAIL: try again)."""
@@ -28,6 +28,48 @@ class Parser(jsonargparse.ArgumentParser):
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(prog=f"python -m {prog}", description=description)
         self.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+
+    def add_data_arguments(self, *keys: str) -> None:
+        """Adds flags `--data.KEY` for some keys of the data section."""
+        others = {field.name for field in dataclasses.fields(DataConfig)} - set(keys)
+        self.add_class_arguments(DataConfig, "data", skip=others)
+        self.hide_section_flags()
+
+    def parse_with_data(self, arguments: Sequence[str]) -> tuple[Any, DataConfig, int]:
+        """Parses a command whose argument `model` may be a run, which then names the data too.
+
+        Args:
+            arguments: The command line; its `--data.*` flags replace the run's own values, and
+                `--data.name` replaces all of them.
+
+        Returns:
+            The flags, the data section, and the seed of the validation split.
+        """
+        keys = ("name", "dir", "validation", "validation_split", "cache", "on_error")
+        self.add_data_arguments(*keys, "synthetic_examples")
+        path = Path(self.parse_args(list(arguments)).model)
+        settings = settings_of_run(path)
+        flags = []
+        if not any(argument.startswith("--data.name") for argument in arguments):
+            known = {flag for action in self._actions for flag in action.option_strings}
+            flags = [f"--{k}={_as_flag(v)}" for k, v in settings.items() if f"--{k}" in known]
+            if not settings:
+                raise UsageError(
+                    f"{path} belongs to no run, so it does not say which images to use; add "
+                    "--data.name NAME, and --data.dir DIR for your own"
+                )
+        options = self.parse_args([*flags, *arguments])
+        seed = settings.get("train.seed", Config().train.seed)
+        return options, DataConfig(**options.data.as_dict()), seed
+
+    def hide_section_flags(self) -> None:
+        """Leaves the flags that would read a whole section from a file out of the help."""
+        for action in self._actions:
+            if action.metavar == "CONFIG":
+                short_form = f"Short form: {','.join(AUGMENT_PRESETS)}, or none."
+                is_augment = action.dest == "data.augment"
+                action.help = short_form if is_augment else jsonargparse.SUPPRESS
+                action.metavar = "NAME,NAME"
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises the error instead of printing the usage."""
@@ -56,14 +98,11 @@ def parse_config(prog: str, description: str, arguments: Sequence[str]) -> Confi
         "--print-config", action="store_true", help="Print the resolved YAML and stop."
     )
     parser.add_class_arguments(Config)
-    for action in parser._actions:
-        if action.metavar == "CONFIG":
-            short_form = f"Short form: {','.join(AUGMENT_PRESETS)}, or none."
-            action.help = short_form if action.dest == "data.augment" else jsonargparse.SUPPRESS
-            action.metavar = "NAME,NAME"
+    parser.hide_section_flags()
     values = load_recipe(_recipe_of(arguments))
     recipe = values.pop("recipe")
-    parser.set_defaults(values)
+    if {"-h", "--help"} & set(arguments):
+        parser.set_defaults(values)  # shown as defaults; parsing checks them as flags below
     from_recipe = [f"--{key}={_as_flag(value)}" for key, value in values.items()]
     namespace = parser.parse_args([*from_recipe, *_expand_augment(arguments)])
     namespace.recipe = recipe
@@ -114,6 +153,17 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
 def describe(error: BaseException) -> str:
     """Returns the message of an error as one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def require_at_least_one(options: Any, *names: str) -> None:
+    """Refuses counts below one.
+
+    Raises:
+        UsageError: Names the flag.
+    """
+    for name in names:
+        if options[name] < 1:
+            raise UsageError(f"{name} is {options[name]}; expected at least 1")
 
 
 def write_json(path: str | None, content: object) -> None:

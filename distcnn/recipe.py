@@ -91,18 +91,30 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise UsageError(f"the recipe {path} holds no keys; expected lines like `train: {{...}}`")
     known = config_keys()
-    values: dict[str, Any] = {}
-    _flatten(content, "", values)
+    values = flatten(content)
     for key in values:
         if key not in known:
             raise UsageError(f"{path}: unknown key {key}{nearest(key, known)}")
     return values
 
 
-def _flatten(content: Mapping[Any, Any], prefix: str, values: dict[str, Any]) -> None:
+def flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Turns nested sections into dotted keys; the value of `model.args` stays whole."""
+    values: dict[str, Any] = {}
     for name, value in content.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and key != "model.args":
-            _flatten(value, f"{key}.", values)
+            values |= flatten(value, f"{key}.")
         else:
             values[key] = value
+    return values
+
+
+def settings_of_run(path: Path) -> dict[str, Any]:
+    """Returns the flat configuration of the run that a path belongs to, empty if there is none.
+
+    Args:
+        path: Run directory, or a file in it.
+    """
+    file = (path if path.is_dir() else path.parent) / "config.yaml"
+    return _read(file) if file.exists() else {}

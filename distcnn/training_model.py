@@ -46,6 +46,8 @@ class TrainingModel(keras.Model):
         average: Moving average of the weights to maintain, or None.
     """
 
+    train_function: Callable[..., Any] | None
+
     def __init__(
         self,
         model: keras.Model,
@@ -137,9 +139,8 @@ class TrainingModel(keras.Model):
 
     def make_train_function(self, force: bool = False) -> Callable[..., Any]:
         """Returns the function that `fit` calls for every `steps_per_execution` steps."""
-        existing: Callable[..., Any] | None = self.train_function
-        if existing is not None and not force:
-            return existing
+        if self.train_function is not None and not force:
+            return self.train_function
         run_steps = self._make_run_steps()
 
         def train_function(iterator: Any) -> dict[str, tf.Tensor]:

@@ -1,0 +1,1 @@
+"""Images: opened by `sources`, varied by `augment`, fed by `pipeline`."""

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Literal
 
 from distcnn.config import DataConfig
 from distcnn.data.caching import load
@@ -56,19 +57,40 @@ def load_dataset(config: DataConfig, source: Source, image_shape: Shape, seed: i
     """
     if source.train is None:
         raise DataError(f"{config.dir} holds no training images; expected {config.dir}/train")
-    train = _load(config, source, source.train, "train", image_shape)
-    test = _load(config, source, source.test, "test", image_shape) if source.test else None
+    train = load(source.train, image_shape, config)
+    test = load(source.test, image_shape, config) if source.test else None
     validation: Split | None = None
     if config.validation == "test":
         validation = test
         if test is None:
             log.warning("warning: there are no test images to validate on, so nothing is validated")
     elif config.validation == "split" and source.validation is not None:
-        validation = _load(config, source, source.validation, "validation", image_shape)
+        validation = load(source.validation, image_shape, config)
     elif config.validation == "split":
         train, validation = split_train_validation(train, config.validation_split, seed)
     return Dataset(train, validation, test, source.classes)
 
 
-def _load(config: DataConfig, source: Source, split: Split, part: str, image_shape: Shape) -> Split:
-    return load(split, image_shape, config, classes=source.classes, part=part)
+def load_split(
+    config: DataConfig,
+    source: Source,
+    image_shape: Shape,
+    seed: int,
+    name: Literal["train", "validation", "test"],
+) -> Split:
+    """Returns one of the splits that `load_dataset` makes, for evaluation.
+
+    Raises:
+        DataError: If the data set has no such split.
+    """
+    if name == "test":
+        split = load(source.test, image_shape, config) if source.test else None
+    else:
+        dataset = load_dataset(config, source, image_shape, seed)
+        split = dataset.train if name == "train" else dataset.validation
+    if split is None:
+        raise DataError(
+            f"{config.dir or config.name} has no {name} images; choose another --split out of "
+            "train, validation, test"
+        )
+    return split

@@ -71,6 +71,16 @@ def returns_logits(config: ModelConfig, model: keras.Model) -> bool:
     return getattr(last, "activation", None) is not keras.activations.softmax
 
 
+def takes_images(input_shape: Any) -> bool:
+    """Tells whether a model's input is one image of fixed size, grey or colour."""
+    return (
+        isinstance(input_shape, tuple)
+        and len(input_shape) == 4
+        and None not in input_shape[1:]
+        and input_shape[3] in (1, 3)
+    )
+
+
 def load_object(path: str, key: str) -> Any:
     """Imports `package.module:name`, looking in the working directory too.
 
@@ -101,15 +111,10 @@ def _check(name: str, model: object, num_classes: int) -> None:
         raise DistcnnError(
             f"{name} returned a model that is not built; begin it with keras.Input(input_shape)"
         )
-    shape = model.input_shape
-    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+    if not takes_images(model.input_shape):
         raise DistcnnError(
-            f"{name} has the input shape {shape}; expected one image input (None, height, width, "
-            "channels) with fixed sizes"
-        )
-    if shape[3] not in (1, 3):
-        raise DistcnnError(
-            f"{name} takes images of {shape[3]} channels; expected 1 (grey) or 3 (colour)"
+            f"{name} has the input shape {model.input_shape}; expected one image input (None, "
+            "height, width, channels) with fixed sizes and 1 (grey) or 3 (colour) channels"
         )
     if model.output_shape != (None, num_classes):
         raise DistcnnError(

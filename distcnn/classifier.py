@@ -1,0 +1,63 @@
+"""A trained classifier: the model of a run or a file, ready for stored pixels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from distcnn.config import ModelConfig
+from distcnn.data.split import Shape
+from distcnn.errors import DistcnnError
+from distcnn.model_file import ModelNote, find_model, load_model
+from distcnn.models import returns_logits, takes_images
+from distcnn.training_model import scale_pixels
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with what its outputs mean.
+
+    Attributes:
+        path: The model file.
+        model: The model.
+        note: Classes, range of pixels, and whether it returns logits.
+    """
+
+    path: Path
+    model: keras.Model
+    note: ModelNote
+
+    @property
+    def image_shape(self) -> Shape:
+        """`(height, width, channels)` of the images that it takes."""
+        return self.model.input_shape[1:]
+
+    def on_stored_pixels(self) -> keras.Model:
+        """Returns a model from uint8 images to probabilities, with the same weights."""
+        images = keras.Input(self.image_shape, dtype="uint8")
+        outputs = self.model(keras.layers.Lambda(self._scale)(images), training=False)
+        if self.note.logits:
+            outputs = keras.layers.Softmax(dtype="float32")(outputs)
+        return keras.Model(images, outputs, name="classifier")
+
+    def _scale(self, images: tf.Tensor) -> tf.Tensor:
+        return scale_pixels(images, self.note.pixels)
+
+
+def load_classifier(path: Path) -> Classifier:
+    """Loads the classifier of a run directory or of a `.keras` file, plain Keras' own included.
+
+    Raises:
+        DistcnnError: If there is none, or it is not an image classifier.
+    """
+    file = find_model(path)
+    model, note = load_model(file)
+    shape = getattr(model, "input_shape", None)
+    if not takes_images(shape):
+        raise DistcnnError(
+            f"{file} takes the input {shape}; expected images (None, height, width, 1 or 3)"
+        )
+    if note is None:
+        note = ModelNote(logits=returns_logits(ModelConfig(), model))
+    return Classifier(file, model, note)

@@ -1,0 +1,101 @@
+"""Images that are held decoded, in memory or in a memory-mapped file."""
+
+from collections.abc import Callable
+from typing import Self
+
+import numpy as np
+import tensorflow as tf
+
+from distcnn.data.resize import resize_images
+from distcnn.data.split import Shape, Split
+
+_CHUNK_BYTES = 32 << 20
+
+
+class _Resident:
+    """Rows of one uint8 tensor in main memory, made at the first read."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images: np.ndarray | None = images
+        self._tensor: tf.Tensor | None = None
+
+    def __call__(self, rows: tf.Tensor) -> tf.Tensor:
+        if self._tensor is None:
+            # Made eagerly, so that a graph captures it by reference and never holds a copy.
+            with tf.init_scope(), tf.device("CPU:0"):
+                self._tensor = tf.convert_to_tensor(self._images)
+            self._images = None
+        return tf.gather(self._tensor, rows)
+
+
+class _Mapped:
+    """Rows of a memory-mapped file; only those asked for are read."""
+
+    def __init__(self, images: np.memmap) -> None:
+        self._images = images
+
+    def __call__(self, rows: tf.Tensor) -> tf.Tensor:
+        pixels = tf.numpy_function(self._read, [rows], tf.uint8, stateful=False)
+        return tf.ensure_shape(pixels, (rows.shape[0], *self._images.shape[1:]))
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self._images[rows])
+
+
+class ArraySplit(Split):
+    """A split over an array of decoded images.
+
+    Subsets share the array of the split that they come from; they hold row numbers only.
+
+    Args:
+        images: uint8 array of shape `(n, height, width, channels)`. A `np.memmap` is never loaded
+            whole; any other array becomes one tensor in main memory at the first `gather`.
+        labels: Integer array of shape `(n,)`, class indices.
+
+    Raises:
+        ValueError: The type or the shape of the arrays is not as above.
+    """
+
+    image_shape: Shape
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"Received images {images.dtype} {images.shape}, labels {labels.shape}. "
+                "Expected uint8 (n, height, width, channels) and (n,)."
+            )
+        height, width, channels = images.shape[1:]
+        self.image_shape = (height, width, channels)
+        self.labels = labels.astype(np.int64)
+        with tf.device("CPU:0"):
+            self._rows = tf.range(len(labels), dtype=tf.int64)
+        self._read: Callable[[tf.Tensor], tf.Tensor] = (
+            _Mapped(images) if isinstance(images, np.memmap) else _Resident(images)
+        )
+
+    def gather(self, indices: tf.Tensor) -> tf.Tensor:
+        """See `Split.gather`."""
+        with tf.device("CPU:0"):
+            return self._read(tf.gather(self._rows, indices))
+
+    def subset(self, indices: np.ndarray) -> Self:
+        """See `Split.subset`."""
+        part = object.__new__(type(self))
+        part.image_shape = self.image_shape
+        part.labels = self.labels[indices]
+        with tf.device("CPU:0"):
+            part._rows = tf.gather(self._rows, indices)
+        part._read = self._read
+        return part
+
+    def resized(self, image_shape: Shape) -> "ArraySplit":
+        """See `Split.resized`; resizes all images at once, in memory."""
+        if image_shape == self.image_shape:
+            return self
+        images = np.empty((len(self), *image_shape), np.uint8)
+        largest = max(int(np.prod(image_shape)), int(np.prod(self.image_shape)))
+        chunk = max(1, _CHUNK_BYTES // largest)
+        for start in range(0, len(self), chunk):
+            indices = np.arange(start, min(start + chunk, len(self)))
+            images[indices] = resize_images(self.gather(indices), image_shape).numpy()
+        return ArraySplit(images, self.labels)

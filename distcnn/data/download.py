@@ -1,0 +1,76 @@
+"""Fetches one file from the network, whole and verified, once for all processes of a machine."""
+
+import hashlib
+import http.client
+import logging
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from distcnn.data.files import file_digest, locked, replacing
+from distcnn.data.progress import progress_bar
+from distcnn.errors import DataError
+
+_TIMEOUT_SECONDS = 30.0
+_CHUNK_BYTES = 1 << 20
+_logger = logging.getLogger("distcnn")
+
+
+def download(url: str, path: Path, sha256: str) -> None:
+    """Downloads a file, unless it is there; other processes that want it wait.
+
+    Args:
+        url: Where the file is.
+        path: Where to put it; its folder is made. The file appears there whole and verified.
+        sha256: The checksum it must have, in hexadecimal.
+
+    Raises:
+        DataError: The network, the disk or the checksum fails; the message names the ways out.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(f"{path.name}.lock")):
+            if path.exists() and file_digest(path) == sha256:
+                return
+            _logger.info("Downloading %s to %s", url, path)
+            with replacing(path) as partial:
+                received = _fetch(url, path, partial)
+                if received != sha256:
+                    raise _failure(url, path, f"its sha256 is {received}, expected {sha256}")
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror}; make room there, or set KERAS_HOME or "
+            "--data.dir to another folder"
+        ) from error
+
+
+def _failure(url: str, path: Path, reason: object) -> DataError:
+    return DataError(
+        f"cannot download {url}: {reason}; place the archive at {path}, pass --data.dir DIR with "
+        "the folder that holds it, or use --recipe quickstart, which needs no download"
+    )
+
+
+def _fetch(url: str, path: Path, partial: Path) -> str:
+    digest = hashlib.sha256()
+    with partial.open("wb") as file:
+        try:
+            response = urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS)
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+            raise _failure(url, path, getattr(error, "reason", error)) from error
+        length = response.headers["Content-Length"]
+        total = int(length) if length else None
+        with response, progress_bar(path.name, total, delay=0, is_bytes=True) as advance:
+            while True:
+                try:
+                    chunk = response.read(_CHUNK_BYTES)
+                except (OSError, http.client.HTTPException) as error:
+                    raise _failure(url, path, f"the connection broke ({error})") from error
+                if not chunk:
+                    break
+                file.write(chunk)
+                digest.update(chunk)
+                advance(len(chunk))
+    return digest.hexdigest()

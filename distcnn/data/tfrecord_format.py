@@ -1,0 +1,22 @@
+"""What a folder of record shards looks like; shared by the reader and the writer.
+
+`index.json` names the classes, the image shape (null if it varies) and for each split its shards
+and its offsets file. `<split>.index.npz` holds for each record, in order, the int64 arrays `shard`,
+`offset` (of the payload in the shard), `length` (of the payload) and `label`. A record is a
+`tf.train.Example` with the features `image` (bytes of an image file) and `label` (int64).
+"""
+
+import tensorflow as tf
+
+VERSION = 1
+INDEX = "index.json"
+SPLITS = ("train", "validation", "test")
+ARRAYS = ("shard", "offset", "length", "label")
+FEATURES = {
+    "image": tf.io.FixedLenFeature((), tf.string),
+    "label": tf.io.FixedLenFeature((), tf.int64),
+}
+# https://www.tensorflow.org/tutorials/load_data/tfrecord: uint64 length, uint32 checksum of it,
+# payload, uint32 checksum of the payload.
+HEADER_BYTES = 12
+FRAME_BYTES = 16

@@ -1,0 +1,57 @@
+"""One pass over encoded images: decodes each of them, and finds every one that is bad."""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from distcnn.data.decode import failure_reason
+from distcnn.data.encoded import EncodedSplit
+from distcnn.data.progress import progress_bar
+
+_BATCH = 16
+
+
+def decode_all(
+    split: EncodedSplit, store: Callable[[np.ndarray, np.ndarray], None] | None = None
+) -> list[int]:
+    """Decodes all images in parallel, in no particular order.
+
+    Args:
+        split: The images; `image_shape` is set.
+        store: Called with indices, int64 `(chunk,)`, and images, uint8 `(chunk,) + image_shape`.
+
+    Returns:
+        The sorted indices of the images that cannot be read or decoded.
+    """
+    good = np.zeros(len(split), bool)
+    with progress_bar("Decoding images", len(split)) as advance:
+        # A bad image fails its whole batch, whose images are then decoded one by one.
+        for batch in (_BATCH, 1):
+            dataset = (
+                tf.data.Dataset.from_tensor_slices(np.flatnonzero(~good))
+                .batch(batch)
+                .map(
+                    lambda indices: (indices, split.gather(indices)),
+                    num_parallel_calls=tf.data.AUTOTUNE,
+                    deterministic=False,
+                )
+                .ignore_errors()
+                .prefetch(1)
+            )
+            for indices, images in dataset.as_numpy_iterator():
+                good[indices] = True
+                if store is not None:
+                    store(indices, images)
+                advance(len(indices))
+    return np.flatnonzero(~good).tolist()
+
+
+def explain(split: EncodedSplit, index: int) -> str:
+    """Returns where a bad image is and why it cannot be decoded, as `path (reason)`."""
+    reason = "cannot be read"
+    try:
+        tf.function(split.gather)(tf.constant([index], tf.int64))
+    except tf.errors.OpError as error:
+        reason = failure_reason(error)
+    return f"{split.describe(index)} ({reason})"

@@ -1,0 +1,116 @@
+"""The command `python -m distcnn.evaluate`: how well a classifier does on labelled images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from distcnn.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.errors import DataError
+from distcnn.startup import import_tensorflow
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from distcnn.evaluation import Evaluation
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Evaluates as the command line says.
+
+    Args:
+        arguments: The command line, without the program.
+
+    Returns:
+        0.
+    """
+    parser = Parser("distcnn.evaluate", "Evaluates a classifier on labelled images.")
+    parser.add_argument("model", help="Run directory, or a .keras file.")
+    parser.add_argument(
+        "--split",
+        choices=("test", "validation", "train"),
+        default="test",
+        help="Which images.",
+    )
+    parser.add_argument("--batch_size", type=int, default=512, help="Images per step.")
+    parser.add_argument("--plot", help="PNG of the confusion matrix. Default: beside the model.")
+    parser.add_argument("--json", help="File for the results.")
+    options, data, seed = parser.parse_with_data(arguments)
+    require_at_least_one(options, "batch_size")
+
+    import_tensorflow()
+    from distcnn.classifier import load_classifier
+    from distcnn.data.dataset import load_split
+    from distcnn.data.sources import open_source
+    from distcnn.evaluation import evaluate_split
+    from distcnn.plots import confusion_figure, to_png
+
+    classifier = load_classifier(Path(options.model))
+    source = open_source(data)
+    _check_classes(source.classes, classifier.note.classes, classifier.model.output_shape[-1])
+    split = load_split(data, source, classifier.image_shape, seed, options.split)
+    result = evaluate_split(
+        classifier.on_stored_pixels(),
+        split,
+        source.classes,
+        logits=False,
+        batch_size=options.batch_size,
+    )
+    plot = Path(options.plot or classifier.path.with_name(f"confusion_{options.split}.png"))
+    plot.write_bytes(to_png(confusion_figure(result.confusion(), source.classes)))
+    _show(result, result.confusion())
+    Console().print(f"confusion matrix as a picture: {plot}", soft_wrap=True, highlight=False)
+    write_json(
+        options.json,
+        {
+            "model": str(classifier.path),
+            "data": data.name,
+            "split": options.split,
+            "images": len(result.labels),
+            "accuracy": result.accuracy,
+            "loss": result.loss,
+            "classes": result.by_class(),
+            "confusion_matrix": result.confusion().tolist(),
+        },
+    )
+    return 0
+
+
+def _check_classes(found: tuple[str, ...], expected: tuple[str, ...], outputs: int) -> None:
+    if expected and found != expected:
+        odd = sorted(set(found) ^ set(expected)) or list(found)
+        raise DataError(
+            f"the data has the classes {', '.join(found[:10])}, the model was trained on "
+            f"{', '.join(expected[:10])}; they differ in {', '.join(odd[:10])}"
+        )
+    if len(found) != outputs:
+        raise DataError(f"the data has {len(found)} classes, the model {outputs}")
+
+
+def _show(result: "Evaluation", matrix: "np.ndarray") -> None:
+    console = Console()
+    table = Table("class", *("precision", "recall", "F1", "images"))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in result.by_class():
+        shares = (f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
+        table.add_row(str(row["class"]), *shares, str(row["images"]))
+    console.print(table)
+    if len(result.classes) <= 20:
+        confusion = Table("true \\ predicted", *result.classes)
+        for column in confusion.columns[1:]:
+            column.justify = "right"
+            column.overflow = "fold"
+        for name, counts in zip(result.classes, matrix, strict=True):
+            confusion.add_row(name, *(str(count) if count else "." for count in counts))
+        console.print(confusion)
+    console.print(
+        f"images {len(result.labels)}  accuracy {result.accuracy:.4f}  loss {result.loss:.4f}",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,90 @@
+"""The command `python -m distcnn.predict`: the most probable classes of images."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from distcnn.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.errors import DataError
+from distcnn.startup import import_tensorflow
+
+log = logging.getLogger("distcnn")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Predicts as the command line says.
+
+    Args:
+        arguments: The command line, without the program.
+
+    Returns:
+        0.
+    """
+    parser = Parser("distcnn.predict", "Prints the most probable classes of images.")
+    parser.add_argument("model", help="Run directory, or a .keras file.")
+    parser.add_argument(
+        "images", nargs="+", help="Image files of any size and format, or folders of them."
+    )
+    parser.add_argument("--top", type=int, default=3, help="How many classes to print.")
+    parser.add_argument("--batch_size", type=int, default=512, help="Images per step.")
+    parser.add_argument("--json", help="File for the results.")
+    parser.add_argument(
+        "--on_error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="What to do with files that are not images.",
+    )
+    options = parser.parse_args(list(arguments))
+    require_at_least_one(options, "top", "batch_size")
+    paths = _find(options.images)
+
+    import_tensorflow()
+    from distcnn.classifier import load_classifier
+    from distcnn.prediction import predict_files
+
+    classifier = load_classifier(Path(options.model))
+    probabilities, errors = predict_files(classifier, paths, options.batch_size)
+    if errors and options.on_error == "fail":
+        raise DataError(
+            f"{len(errors)} of {len(paths)} files cannot be decoded: "
+            f"{', '.join(list(errors.values())[:3])}; remove them, or pass --on_error skip"
+        )
+    for description in errors.values():
+        log.warning("warning: left out %s", description)
+    outputs = probabilities.shape[1]
+    classes = classifier.note.classes or tuple(str(index) for index in range(outputs))
+    results = []
+    for path, shares in zip([p for p in paths if p not in errors], probabilities, strict=True):
+        best = shares.argsort()[::-1][: options.top]
+        results.append(
+            {
+                "image": str(path),
+                "top": [{"class": classes[i], "probability": float(shares[i])} for i in best],
+            }
+        )
+        top = "  ".join(f"{classes[i]} {shares[i]:.4f}" for i in best)
+        print(f"{path}  {top}")
+    write_json(options.json, results)
+    return 0
+
+
+def _find(names: Sequence[str]) -> list[Path]:
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(
+                p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")
+            )
+            if not inside:
+                raise DataError(f"the folder {path} holds no files; expected images")
+            paths += inside
+        elif path.exists():
+            paths.append(path)
+        else:
+            raise DataError(f"the image {path} does not exist")
+    return paths
+
+
+if __name__ == "__main__":
+    run_command(main)

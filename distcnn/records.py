@@ -1,0 +1,41 @@
+"""The command `python -m distcnn.records`: writes a data set as TFRecord shards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from distcnn.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.config import DataConfig
+from distcnn.startup import import_tensorflow
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes shards as the command line says.
+
+    Args:
+        arguments: The command line, without the program.
+
+    Returns:
+        0.
+    """
+    parser = Parser("distcnn.records", "Writes a data set as TFRecord shards.")
+    parser.add_argument("--out", required=True, help="Folder to write; it must not hold files.")
+    parser.add_argument("--shards", type=int, default=8, help="Files for the largest split.")
+    parser.add_argument("--json", help="File for the summary.")
+    parser.add_data_arguments("name", "dir", "on_error", "synthetic_examples")
+    options = parser.parse_args(list(arguments))
+    require_at_least_one(options, "shards")
+    data = DataConfig(**options.data.as_dict())
+
+    import_tensorflow()
+    from distcnn.data.sources import open_source
+    from distcnn.data.tfrecord_writer import write_records
+
+    summary = write_records(open_source(data), Path(options.out), options.shards)
+    write_json(options.json, summary)
+    for split, content in summary["splits"].items():
+        print(f"{split:12} {content}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

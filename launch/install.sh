@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Installs distcnn and what it needs into .venv; done in a moment when nothing has changed.
+#
+#   launch/install.sh [EXTRA...]   extras of pyproject.toml: cuda, dev
+#
+# PYTHON names another Python (3.11 or newer) to make .venv with.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+extras=$(IFS=,; echo "$*")
+stamp=$venv/.installed-${extras:-base}
+
+if [[ -e $stamp && $stamp -nt $root/pyproject.toml ]]; then exit 0; fi
+
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "error: $python is $("$python" --version 2>&1); expected Python 3.11 or newer, as PYTHON=..." >&2
+  exit 1
+fi
+exec 9>"$root/.venv.lock"
+flock 9
+if [[ -e $stamp && $stamp -nt $root/pyproject.toml ]]; then exit 0; fi
+[[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
+echo "installing distcnn${extras:+ with $extras} into $venv ..." >&2
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  --editable "$root${extras:+[$extras]}" >&2
+touch "$stamp" "$venv/.installed-base"

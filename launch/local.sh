@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Trains on this machine: one GPU if there is one, else the CPU.
+#
+#   launch/local.sh                          trains the recipe quickstart
+#   launch/local.sh --recipe article ARG...  passes its arguments to distcnn.train
+#   GPU=1 launch/local.sh ARG...             takes the second GPU; GPU= (empty) the CPU
+#   launch/local.sh --dry-run ARG...         prints the command and its environment, runs nothing
+#
+# The first run installs what it needs into .venv. PYTHON names another Python (3.11 or newer).
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+dry_run=false
+arguments=()
+for argument in "$@"; do
+  if [[ $argument == --dry-run ]]; then dry_run=true; else arguments+=("$argument"); fi
+done
+if ((${#arguments[@]} == 0)); then arguments=(--recipe quickstart); fi
+
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+  extra=cuda gpu=${GPU-0}
+else
+  extra='' gpu=''
+  if [[ -n ${GPU:-} ]]; then
+    echo "error: GPU=$GPU was asked for, but nvidia-smi finds no GPU; unset GPU" >&2
+    exit 1
+  fi
+fi
+export CUDA_VISIBLE_DEVICES=$gpu
+
+if $dry_run; then
+  printf 'CUDA_VISIBLE_DEVICES=%s %q -m distcnn.train' "$gpu" "$root/.venv/bin/python"
+  printf ' %q' "${arguments[@]}"
+  printf '\n'
+  exit 0
+fi
+"$root/launch/install.sh" $extra
+exec "$root/.venv/bin/python" -m distcnn.train "${arguments[@]}"

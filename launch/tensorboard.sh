@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Shows runs in TensorBoard, on this machine only: http://localhost:6006
+#
+#   launch/tensorboard.sh RUN...       run directories, or folders of them; default: runs
+#   PORT=6007 launch/tensorboard.sh    another port
+#
+# From elsewhere, forward the port: ssh -L 6006:localhost:6006 HOST
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if (($# == 0)); then set -- runs; fi
+names=()
+for run in "$@"; do
+  if [[ ! -d $run ]]; then
+    echo "error: $run is not a folder; expected a run directory, such as runs/quickstart" >&2
+    exit 2
+  fi
+  names+=("$(basename "$run"):$run")
+done
+"$root/launch/install.sh"
+if ((${#names[@]} == 1)); then
+  where=(--logdir "${names[0]#*:}")
+else
+  where=(--logdir_spec "$(IFS=,; echo "${names[*]}")")
+fi
+exec "$root/.venv/bin/python" -m tensorboard.main "${where[@]}" --host localhost --port "${PORT:-6006}"

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Installs what is missing, then runs the linters and the tests.
+#
+#   tests/run.sh [PYTEST ARGUMENT...]
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+launch/install.sh dev
+bin=.venv/bin
+$bin/ruff format --check .
+$bin/ruff check .
+$bin/mypy
+$bin/shellcheck launch/*.sh tests/*.sh .ci/run
+exec $bin/python -m pytest "$@"

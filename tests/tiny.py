@@ -1,0 +1,69 @@
+"""Small classifiers of a user's own, for `--model.factory tests.tiny:NAME`."""
+
+from typing import Any
+
+import keras
+from keras import layers
+
+
+def tiny(input_shape: tuple[int, int, int], num_classes: int, dropout: float = 0.3) -> keras.Model:
+    """A functional model with batch normalisation and dropout."""
+    inputs = keras.Input(input_shape)
+    x = layers.Conv2D(8, 3, strides=4, padding="same")(inputs)
+    x = layers.BatchNormalization()(x)
+    x = layers.Activation("relu")(x)
+    x = layers.Dropout(dropout)(layers.Flatten()(x))
+    outputs = layers.Dense(num_classes, activation="softmax", dtype="float32")(x)
+    return keras.Model(inputs, outputs, name="tiny")
+
+
+def fixed_input() -> keras.Model:
+    """A model that says for itself what it takes: 8x8 grey images, 10 classes, logits."""
+    return keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10, dtype="float32")]
+    )
+
+
+def exploding(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """A model whose loss is NaN from the third step on."""
+
+    class Counter(layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            if training:
+                self.count.assign_add(1.0)
+            return x + keras.ops.where(self.count >= 3, float("nan"), 0.0)
+
+    inputs = keras.Input(input_shape)
+    x = Counter()(layers.Flatten()(inputs))
+    return keras.Model(inputs, layers.Dense(num_classes, activation="softmax")(x))
+
+
+def not_a_model() -> str:
+    """Returns something that is not a model."""
+    return "model"
+
+
+def wrong_width(input_shape: tuple[int, int, int]) -> keras.Model:
+    """A model with the wrong number of outputs."""
+    return keras.Sequential([keras.Input(input_shape), layers.Flatten(), layers.Dense(7)])
+
+
+class Seen(keras.callbacks.Callback):
+    """A user's callback that notes what it sees."""
+
+    log: list[tuple[Any, ...]] = []  # noqa: RUF012 (shared with the test on purpose)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.log.append(("begin", self.model.name, self.params["epochs"], self.params["steps"]))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.log.append(("batch", batch, sorted(logs)))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.log.append(("epoch", epoch, sorted(logs)))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.log.append(("end",))
