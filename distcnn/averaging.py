@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -23,7 +24,7 @@ class WeightAverage:
         self._decay = decay
         self._updates = keras.Variable(0, dtype="int64", trainable=False, name="average_updates")
         self._averages = [
-            keras.Variable(w.value, dtype="float32", trainable=False, name="average")
+            keras.Variable(np.array(w), dtype="float32", trainable=False, name="average")
             for w in self._weights
         ]
 

@@ -1,6 +1,5 @@
 """Checkpoints: the whole state of a run in one file with a checksum, to go on from exactly."""
 
-import hashlib
 import json
 import logging
 import re
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distcnn.errors import DistcnnError
-from distcnn.files import write_text, written_whole
+from distcnn.files import file_digest, replacing, write_text
 
 log = logging.getLogger("distcnn")
 
@@ -115,11 +114,9 @@ class Checkpoints:
 def write_checkpoint(path: Path, arrays: dict[str, np.ndarray], progress: Progress) -> None:
     """Writes one checkpoint and its checksum, each whole or not at all."""
     meta = np.frombuffer(json.dumps(asdict(progress)).encode(), np.uint8)
-    with written_whole(path) as file:
-        np.savez(file, allow_pickle=False, **{_META: meta}, **arrays)
-        file.flush()
-        digest = _sha256(Path(file.name))
-        write_text(_checksum_file(path), f"{digest}  {path.name}\n")
+    with replacing(path) as partial:
+        np.savez(partial, allow_pickle=False, **{_META: meta}, **arrays)
+        write_text(_checksum_file(path), f"{file_digest(partial)}  {path.name}\n")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
@@ -130,7 +127,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
     """
     try:
         expected = _checksum_file(path).read_text().split()[0]
-        digest = _sha256(path)
+        digest = file_digest(path)
     except (OSError, IndexError) as error:
         raise DistcnnError(f"the checkpoint {path} cannot be read: {error}") from None
     if digest != expected:
@@ -209,11 +206,6 @@ def restore(variables: dict[str, list[Any]], arrays: dict[str, np.ndarray], orig
             )
     for name, variable in names.items():
         variable.assign(arrays[name])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checksum_file(path: Path) -> Path:

@@ -1,53 +1,79 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, by one process at a time."""
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file that takes the place of `path` once it is written and synced.
-
-    If anything fails, `path` stays as it was and the temporary file is removed.
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock while the block runs; other processes wait.
 
     Args:
-        path: File to write; its folder must exist.
+        path: The file to lock, created if it is missing. It is left behind, since removing it
+            would let two processes lock two different files of that name.
 
-    Yields:
-        The temporary file, open for writing bytes.
+    Raises:
+        OSError: The file cannot be created or locked.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        os.close(descriptor)
-        with Path(name).open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Writes a file whole or not at all.
+
+    Yields a path in the same directory. When the block ends, the file written there is flushed to
+    the disk and takes the place of `path`; when it raises, that file is removed. Only one process
+    may do this at a time: hold a lock.
+
+    Raises:
+        OSError: The file cannot be flushed or renamed.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        yield partial
+        for name in (partial, path.parent):
+            descriptor = os.open(name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Returns the checksum of a file in hexadecimal.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    with written_whole(path) as file:
-        file.write(text.encode())
+    """Writes a text file whole or not at all.
+
+    Raises:
+        OSError: The file cannot be written; it is then as it was.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file whole or not at all; see `write_text`."""
     write_text(path, json.dumps(content, indent=2) + "\n")

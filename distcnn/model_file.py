@@ -4,7 +4,6 @@ The note is one more member of the archive, which plain Keras passes over.
 """
 
 import json
-import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import keras
 
 from distcnn.errors import DistcnnError
-from distcnn.files import written_whole
+from distcnn.files import replacing
 
 _NOTE = "distcnn.json"
 
@@ -41,13 +40,10 @@ def save_model(path: Path, model: keras.Model, note: ModelNote) -> None:
         model: The classifier.
         note: What it does not say of itself.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".model.") as folder:
-        draft = Path(folder, path.name)
-        model.save(draft, include_optimizer=False)
-        with zipfile.ZipFile(draft, "a") as archive:
+    with replacing(path) as partial:
+        model.save(partial, include_optimizer=False)
+        with zipfile.ZipFile(partial, "a") as archive:
             archive.writestr(_NOTE, json.dumps(asdict(note)))
-        with written_whole(path) as file:
-            file.write(draft.read_bytes())
 
 
 def find_model(path: Path) -> Path:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +32,7 @@ class RunDirectory:
     def __init__(self, path: Path, begun: bool) -> None:
         self.path = path
         self.begun = begun
-        self._lock: Any = None
+        self._lock: int | None = None
 
     @classmethod
     def choose(cls, config: Config) -> Self:
@@ -72,11 +73,12 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write_json(self.path / "environment.json", environment)
             write_text(self.path / "config.yaml", config_yaml(config))
         except BlockingIOError:
+            self.close()
             raise DistcnnError(
                 f"another process trains in {self.path}; wait for it, or choose another --out"
             ) from None
@@ -111,7 +113,7 @@ class RunDirectory:
     def close(self) -> None:
         """Lets other processes use the folder."""
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
             self._lock = None
 
 

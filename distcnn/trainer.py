@@ -224,7 +224,7 @@ class Trainer:
         )
         guard = FiniteGuard(training, every)
         callbacks = [guard, recorder, *observers, *self._user_callbacks, saver]
-        with display:
+        with metrics_file, display:
             training.fit(
                 self.training_batches(progress.step),
                 epochs=epochs,
@@ -241,7 +241,6 @@ class Trainer:
                     steps=order.steps_per_epoch,
                 ),
             )
-        metrics_file.close()
         return saver.progress, rows
 
     def _tensorboard_callbacks(self, first_step: int) -> list[keras.callbacks.Callback]:

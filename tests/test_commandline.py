@@ -114,7 +114,7 @@ def test_bad_recipe_files_are_named_with_the_fix(text, message, tmp_path):
 
 
 def test_bad_values_are_refused_from_python_too():
-    with pytest.raises(UsageError, match="optimizer.momentum is 1"):
+    with pytest.raises(UsageError, match=r"optimizer\.momentum is 1"):
         OptimizerConfig(momentum=1)
 
 

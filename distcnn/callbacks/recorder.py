@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import keras
 
@@ -126,7 +126,7 @@ class Recorder(keras.callbacks.Callback):
 
 
 class MetricsFile:
-    """Appends rows to `metrics.jsonl`.
+    """Appends rows to `metrics.jsonl`; a context manager that closes it.
 
     Args:
         path: The file.
@@ -135,6 +135,12 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
     def __call__(self, row: Row) -> None:
         """Writes a row at once, so that a reader sees it; NaN and infinity become null."""
         finite = {
@@ -142,7 +148,3 @@ class MetricsFile:
         }
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()

@@ -15,10 +15,10 @@ from distcnn.config import DataConfig
 from distcnn.data.arrays import ArraySplit
 from distcnn.data.capacity import available_memory, writable_disk
 from distcnn.data.encoded import EncodedSplit
-from distcnn.data.files import locked, replacing
 from distcnn.data.split import Shape, Split
 from distcnn.data.verify import decode_all, explain
 from distcnn.errors import DataError
+from distcnn.files import locked, replacing
 
 _VERSION = "1"  # of the decoding: raise it when the same file would give other pixels
 _MEMORY_SHARE = 0.25

@@ -15,9 +15,9 @@ from distcnn.data.arrays import ArraySplit
 from distcnn.data.cifar_batches import read_binary_batch, read_python_batch
 from distcnn.data.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES
 from distcnn.data.download import download
-from distcnn.data.files import file_digest
 from distcnn.data.split import Source
 from distcnn.errors import DataError
+from distcnn.files import file_digest
 
 URL = "https://www.cs.toronto.edu/~kriz"
 """Where the archives are downloaded from."""

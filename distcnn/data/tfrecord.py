@@ -16,9 +16,9 @@ import tensorflow as tf
 from distcnn.config import DataConfig
 from distcnn.data import tfrecord_format as layout
 from distcnn.data.encoded import EncodedSplit
-from distcnn.data.files import file_digest
 from distcnn.data.split import Shape, Source
 from distcnn.errors import DataError
+from distcnn.files import file_digest
 
 _REMEDY = "copy it again or write the records anew with distcnn.records"
 

@@ -13,10 +13,10 @@ import tensorflow as tf
 from distcnn.data import tfrecord_format as layout
 from distcnn.data.decode import failure_reason
 from distcnn.data.encoded import EncodedSplit, parallel_map
-from distcnn.data.files import file_digest
 from distcnn.data.progress import progress_bar
 from distcnn.data.split import Source, Split
 from distcnn.errors import DataError, UsageError
+from distcnn.files import file_digest
 
 _CHUNK_IMAGES = 64
 

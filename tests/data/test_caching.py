@@ -15,9 +15,9 @@ from distcnn.config import DataConfig
 from distcnn.data import caching, capacity
 from distcnn.data.arrays import ArraySplit
 from distcnn.data.caching import load
-from distcnn.data.files import locked
 from distcnn.data.folder import FolderSplit, open_folder
 from distcnn.errors import DataError
+from distcnn.files import locked
 
 SHAPE = (8, 10, 3)
 
@@ -176,7 +176,7 @@ def test_array_without_verdict_is_decoded_anew(image_folder, monkeypatch):
 
 def test_lock_keeps_other_processes_out(tmp_path):
     code = (
-        "import sys, pathlib; from distcnn.data.files import locked\n"
+        "import sys, pathlib; from distcnn.files import locked\n"
         "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     path = tmp_path / "lock"

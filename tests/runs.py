@@ -1,0 +1,69 @@
+"""Small runs of the real trainer."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from distcnn.config import Config
+from distcnn.recipe import flatten
+from distcnn.trainer import Trainer
+
+
+def small_config(out: Path | str, **overrides: Any) -> Config:
+    """A run of two epochs of 7 steps (the last one smaller) with everything random switched on.
+
+    Args:
+        out: Run directory.
+        **overrides: Values by dotted key, dots written as two underscores.
+    """
+    values: dict[str, Any] = {
+        "recipe": "small",
+        "out": str(out),
+        "data.name": "synthetic",
+        "data.synthetic_examples": 230,
+        "data.augment.flip": True,
+        "data.augment.crop": 2,
+        "model.factory": "tests.tiny:tiny",
+        "train.epochs": 2,
+        "train.batch_size": 32,
+        "logging.every_steps": 3,
+        "logging.images": False,
+        "logging.tensorboard": False,
+        "logging.progress": "none",
+    }
+    values |= {key.replace("__", "."): value for key, value in overrides.items()}
+    config = Config()
+    unknown = set(values) - set(flatten(dataclasses.asdict(config)))
+    assert not unknown, unknown
+    for key, value in values.items():
+        config = _replaced(config, key.split("."), value)
+    return config
+
+
+def _replaced(section: Any, path: list[str], value: Any) -> Any:
+    if len(path) > 1:
+        value = _replaced(getattr(section, path[0]), path[1:], value)
+    return dataclasses.replace(section, **{path[0]: value})
+
+
+def small_run(out: Path | str, **overrides: Any) -> dict[str, Any]:
+    """Trains to the end and returns the summary."""
+    summary = Trainer(small_config(out, **overrides)).fit()
+    assert summary is not None
+    return summary
+
+
+def flags(config: Config) -> list[str]:
+    """Returns the command line that says the same as a configuration."""
+    values = flatten(dataclasses.asdict(config))
+    values.pop("recipe")
+    return [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in values.items()
+    ]
+
+
+def rows(run: Path | str) -> list[dict[str, Any]]:
+    """Reads `metrics.jsonl`."""
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
