@@ -163,15 +163,13 @@ def test_keras_callbacks_work_unchanged(tmp_path):
     callbacks = [
         keras.callbacks.ModelCheckpoint(saved),
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.5 * rate),
-        keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: setattr(trainer.model, "stop_training", True)
-        ),
+        keras.callbacks.EarlyStopping(monitor="val_loss", min_delta=1e9, patience=1),
     ]
-    trainer = Trainer(small_config(tmp_path / "run"), callbacks)
+    trainer = Trainer(small_config(tmp_path / "run", train__epochs=5), callbacks)
     summary = trainer.fit()
     assert summary is not None
-    assert summary["epochs"] == 1
-    assert rows(tmp_path / "run")[-1]["learning_rate"] == pytest.approx(5e-4)
+    assert summary["epochs"] == 2
+    assert rows(tmp_path / "run")[-1]["learning_rate"] == pytest.approx(2.5e-4)
     model = keras.saving.load_model(saved)
     assert model.name == "tiny"
     assert hash_weights(model) == summary["weights_sha256"]

@@ -56,22 +56,21 @@ class Saver(keras.callbacks.Callback):
         self._every_epochs = every_epochs
         self._patience = patience
         self._stop = stop
-        self._epoch_metrics: list[np.ndarray] | None = None
+        self._epoch_metrics: list[np.ndarray] = []
         self.progress = progress
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Remembers the metrics of the epoch that goes on; `fit` resets them."""
-        if self._training.step_in_epoch:
-            self._epoch_metrics = [np.asarray(v) for v in self._variables["metrics"]]
+        """Remembers the metrics of an epoch that goes on, before `fit` resets them."""
+        going_on = self._training.step_in_epoch > 0
+        self._epoch_metrics = [
+            np.array(v) if going_on else np.zeros(v.shape) for v in self._variables["metrics"]
+        ]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Puts the metrics of the epoch that goes on back."""
-        if self._epoch_metrics is not None:
-            for variable, value in zip(
-                self._variables["metrics"], self._epoch_metrics, strict=True
-            ):
-                variable.assign(value)
-            self._epoch_metrics = None
+        """Puts them back; `fit` itself does not reset metrics that it has not used yet."""
+        for variable, value in zip(self._variables["metrics"], self._epoch_metrics, strict=False):
+            variable.assign(value)
+        self._epoch_metrics = []
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves and stops when a signal asked for it, except at the end of an epoch."""
