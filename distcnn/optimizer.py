@@ -113,7 +113,7 @@ def build_optimizer(
     else:
         nesterov = config.momentum > 0
         optimizer = keras.optimizers.SGD(
-            momentum=config.momentum, nesterov=nesterov, weight_decay=decay, **common
+            momentum=float(config.momentum), nesterov=nesterov, weight_decay=decay, **common
         )
     if decay:
         vectors = [v for v in model.trainable_variables if len(v.shape) < 2]

@@ -1,0 +1,82 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from distcnn.config import AugmentConfig
+from distcnn.data.arrays import ArraySplit
+from distcnn.data.pipeline import EpochOrder, evaluation_dataset, training_dataset
+
+CLASSES = 5
+
+
+@pytest.fixture(scope="module")
+def split() -> ArraySplit:
+    """23 images whose first pixel is their index."""
+    images = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
+    images[:, 0, 0, 0] = np.arange(23)
+    return ArraySplit(images, np.arange(23) % CLASSES)
+
+
+def batches(split, first_step, last_step, augment=None, batch_size=5, seed=3):
+    order = EpochOrder(len(split), batch_size, seed)
+    dataset = training_dataset(
+        split,
+        CLASSES,
+        order,
+        augment or AugmentConfig(),
+        first_step=first_step,
+        last_step=last_step,
+    )
+    return list(dataset.as_numpy_iterator())
+
+
+def test_each_epoch_sees_every_image_once_in_an_order_of_its_own(split):
+    found = batches(split, 0, 15)
+    epochs = [[int(i) for x, _ in found[e : e + 5] for i in x[:, 0, 0, 0]] for e in (0, 5, 10)]
+    assert [len(x) for x, _ in found] == [5, 5, 5, 5, 3] * 3
+    assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
+    assert all(a != b for a, b in itertools.combinations(epochs, 2))
+    assert EpochOrder(23, 5, 3).permutation(1).tolist() == epochs[1]
+    assert EpochOrder(23, 5, 4).permutation(1).tolist() != epochs[1]
+
+
+def test_images_keep_their_labels_and_their_type(split):
+    for images, labels in batches(split, 0, 5):
+        assert images.dtype == np.uint8
+        assert labels.dtype == np.float32
+        assert labels.argmax(axis=1).tolist() == (images[:, 0, 0, 0] % CLASSES).tolist()
+        assert labels.sum() == len(labels)
+
+
+@pytest.mark.parametrize("first_step", [1, 4, 5, 7, 14])
+def test_any_step_can_be_the_first(split, first_step):
+    everything = AugmentConfig(
+        flip=True, crop=2, color=0.3, randaugment=1, cutout=3, mixup=0.3, cutmix=1.0
+    )
+    whole = batches(split, 0, 15, everything)
+    part = batches(split, first_step, 15, everything)
+    assert len(part) == 15 - first_step
+    for (images, labels), (images_again, labels_again) in zip(
+        whole[first_step:], part, strict=True
+    ):
+        np.testing.assert_array_equal(images, images_again)
+        np.testing.assert_array_equal(labels, labels_again)
+
+
+def test_augmentation_differs_by_epoch_and_seed(split):
+    flip = AugmentConfig(flip=True, crop=3)
+    first, second = batches(split, 0, 5, flip), batches(split, 0, 5, flip, seed=4)
+    assert any(not np.array_equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
+
+
+def test_evaluation_sees_every_image_once_in_stored_order(split):
+    found = list(evaluation_dataset(split, CLASSES, 10).as_numpy_iterator())
+    assert [len(images) for images, _ in found] == [10, 10, 3]
+    images = np.concatenate([images for images, _ in found])
+    assert images[:, 0, 0, 0].tolist() == list(range(23))
+
+
+def test_images_before_a_step():
+    order = EpochOrder(23, 5, 0)
+    assert [order.images_before(step) for step in (0, 1, 4, 5, 6, 10)] == [0, 5, 20, 23, 28, 46]

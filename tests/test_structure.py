@@ -1,0 +1,57 @@
+"""The shape of the code: imports point one way, and nothing is swept into a corner."""
+
+import ast
+from pathlib import Path
+
+import distcnn
+
+PACKAGE = Path(distcnn.__file__).parent
+
+LAYERS = [
+    {"version", "errors", "startup", "files"},
+    {"config"},
+    {"recipe"},
+    {"commandline", "signals"},
+    {"precision", "environment"},
+    {"data"},
+    {"models"},
+    {"averaging"},
+    {"optimizer", "training_model", "model_file", "checkpoint", "run_directory"},
+    {"evaluation", "plots", "classifier"},
+    {"callbacks", "prediction"},
+    {"trainer"},
+    {"train", "evaluate", "predict", "records"},
+]
+"""What may import what: a module imports from its own layer and those before it."""
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("distcnn."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+def test_imports_point_one_way():
+    level = {name: number for number, names in enumerate(LAYERS) for name in names}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts == ("__init__",):
+            continue
+        for name in imports_of(path):
+            assert level[name] <= level[parts[0]], f"{path} imports distcnn.{name}"
+
+
+def test_every_package_is_installed():
+    text = (PACKAGE.parent / "pyproject.toml").read_text()
+    packages = {p.parent for p in PACKAGE.rglob("*.py")}
+    for package in packages:
+        name = ".".join(package.relative_to(PACKAGE.parent).parts)
+        assert f'"{name}"' in text, name
+
+
+def test_there_is_no_corner_for_everything():
+    assert not [
+        p for p in PACKAGE.rglob("*.py") if p.stem in ("utils", "helpers", "common", "misc")
+    ]
