@@ -58,10 +58,10 @@ def main(arguments: Sequence[str]) -> int:
         logits=False,
         batch_size=options.batch_size,
     )
+    _show(result, result.confusion())
     plot = Path(options.plot or classifier.path.with_name(f"confusion_{options.split}.png"))
     plot.write_bytes(to_png(confusion_figure(result.confusion(), source.classes)))
-    _show(result, result.confusion())
-    Console().print(f"confusion matrix as a picture: {plot}", soft_wrap=True, highlight=False)
+    print(f"confusion matrix as a picture: {plot}")
     write_json(
         options.json,
         {
@@ -90,7 +90,10 @@ def _check_classes(found: tuple[str, ...], expected: tuple[str, ...], outputs: i
 
 
 def _show(result: "Evaluation", matrix: "np.ndarray") -> None:
-    console = Console()
+    # Class names are shown as they are; what is not a terminal has no width to fit into.
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
     table = Table("class", *("precision", "recall", "F1", "images"))
     for column in table.columns[1:]:
         column.justify = "right"
@@ -98,18 +101,18 @@ def _show(result: "Evaluation", matrix: "np.ndarray") -> None:
         shares = (f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
         table.add_row(str(row["class"]), *shares, str(row["images"]))
     console.print(table)
-    if len(result.classes) <= 20:
-        confusion = Table("true \\ predicted", *result.classes)
+    digits = len(str(matrix.max()))
+    needed = max(map(len, ("true", *result.classes))) + 4 + len(result.classes) * (digits + 3)
+    if len(result.classes) <= 20 and needed <= console.width:
+        confusion = Table("true", *result.classes, title="images by true and predicted class")
+        confusion.columns[0].no_wrap = True
         for column in confusion.columns[1:]:
             column.justify = "right"
             column.overflow = "fold"
         for name, counts in zip(result.classes, matrix, strict=True):
             confusion.add_row(name, *(str(count) if count else "." for count in counts))
         console.print(confusion)
-    console.print(
-        f"images {len(result.labels)}  accuracy {result.accuracy:.4f}  loss {result.loss:.4f}",
-        highlight=False,
-    )
+    print(f"images {len(result.labels)}  accuracy {result.accuracy:.4f}  loss {result.loss:.4f}")
 
 
 if __name__ == "__main__":

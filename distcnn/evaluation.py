@@ -10,6 +10,8 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from distcnn.data.pipeline import evaluation_dataset
 from distcnn.data.split import Split
 
+_TINY = float(np.finfo(np.float32).tiny)  # the least probability, so that its logarithm is finite
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -37,9 +39,9 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy in nats."""
+        """Mean cross-entropy in nats, as Keras computes it from the logits."""
         likelihood = self.probabilities[np.arange(len(self.labels)), self.labels]
-        return float(-np.mean(np.log(np.maximum(likelihood.astype(np.float64), 1e-7))))
+        return float(-np.mean(np.log(np.maximum(likelihood.astype(np.float64), _TINY))))
 
     def confusion(self) -> np.ndarray:
         """Returns the counts by true class (row) and predicted class (column)."""

@@ -54,8 +54,8 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(count), classes, rotation=60, ha="right")
-    axes.set_yticks(range(count), classes)
+    axes.set_xticks(range(count), classes, rotation=60, ha="right", parse_math=False)
+    axes.set_yticks(range(count), classes, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     correct = np.trace(matrix) / max(matrix.sum(), 1)
@@ -91,6 +91,7 @@ def mistakes_figure(
         axes.set_title(
             f"{classes[label]} {shares[label]:.0%}\nas {classes[guess]} {shares[guess]:.0%}",
             fontsize=8,
+            parse_math=False,
         )
     return figure
 

@@ -17,7 +17,7 @@ from distcnn.files import write_json, write_text
 
 log = logging.getLogger("distcnn")
 
-FREE_KEYS = ("recipe", "out", "checkpoint", "logging", "data.cache", "data.dir")
+FREE_KEYS = ("recipe", "out", "checkpoint", "logging", "data.cache")
 """Keys and sections that may differ when a run goes on: they do not change its result."""
 
 

@@ -1,13 +1,11 @@
 """The composition root: builds the parts of a run from its configuration, then trains."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from distcnn.averaging import WeightAverage
 from distcnn.callbacks.dispatch import Dispatch
@@ -31,6 +29,7 @@ from distcnn.optimizer import build_optimizer, learning_rate, scaled_learning_ra
 from distcnn.precision import apply_precision, find_hardware, resolve_precision
 from distcnn.run_directory import RunDirectory
 from distcnn.signals import StopRequest
+from distcnn.summary import log_resolved, log_summary, make_summary
 from distcnn.training_model import TrainingModel
 
 log = logging.getLogger("distcnn")
@@ -123,7 +122,7 @@ class Trainer:
         self.directory.create(self.config, describe_environment(self._hardware, resolved))
         try:
             with stop.listening():
-                self._log_resolved(resolved)
+                log_resolved(self.directory.path, resolved)
                 try:
                     progress, rows = self._train(stop)
                 except Stopped:
@@ -141,6 +140,8 @@ class Trainer:
         """Returns what the configuration became: strategy, precision, batch, rate, steps."""
         config, order, precision = self.config, self.order, self.precision
         return {
+            "model": config.model.factory or config.model.name,
+            "data": config.data.name,
             "strategy": "one_device",
             "world_size": 1,
             "device": self._hardware.gpu or "CPU",
@@ -159,31 +160,6 @@ class Trainer:
             "validation_images": len(self.dataset.validation or ()),
             "test_images": len(self.dataset.test or ()),
         }
-
-    def _log_resolved(self, resolved: dict[str, Any]) -> None:
-        log.info("run directory   %s", self.directory.path)
-        log.info(
-            "model           %s, %s parameters",
-            self.config.model.factory or self.config.model.name,
-            f"{resolved['parameters']:,}",
-        )
-        log.info(
-            "images          %s: %d training, %d validation, %d test",
-            self.config.data.name,
-            resolved["training_images"],
-            resolved["validation_images"],
-            resolved["test_images"],
-        )
-        log.info("strategy        one_device on %s", resolved["device"])
-        log.info("precision       %(precision)s (%(precision_reason)s)", resolved)
-        state = "on" if resolved["xla"] else "off"
-        log.info("xla             %s (%s)", state, resolved["xla_reason"])
-        log.info(
-            "batch           %(global_batch_size)d, %(steps_per_epoch)d steps an epoch", resolved
-        )
-        log.info(
-            "learning rate   %g -> %g", resolved["base_learning_rate"], resolved["learning_rate"]
-        )
 
     def _train(self, stop: StopRequest) -> tuple[Progress, list[Row]]:
         config, order, training = self.config, self.order, self.training
@@ -328,28 +304,12 @@ class Trainer:
         fresh = build_optimizer(config.optimizer, self._peak_rate, self.model, "float32")
         self.model.compile(fresh, auto_scale_loss=False, **compile_arguments(self.logits))
         save_model(self.directory.path / "model.keras", self.model, note)
-        last = next((r for r in reversed(rows) if r["epoch"] == epoch and "val_loss" in r), {})
-        kept = ("strategy", "world_size", "precision", "xla", "parameters", "global_batch_size")
-        seconds = progress.train_seconds
-        summary = {
-            "recipe": config.recipe,
-            **{key: resolved[key] for key in (*kept, "learning_rate")},
-            "epochs": progress.step // self.order.steps_per_epoch,
-            "saved_epoch": epoch,
-            "steps": progress.step,
-            "train_seconds": seconds,
-            "images_per_second": progress.images / seconds if seconds else None,
-            "loss": last.get("loss"),
-            "accuracy": last.get("accuracy"),
-            "val_loss": last.get("val_loss"),
-            "val_accuracy": last.get("val_accuracy"),
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-            "weights_sha256": hash_weights(self.model),
-            "weights_agree": True,
-        }
+        summary = make_summary(
+            config.recipe, resolved, progress, rows, self.model, saved_epoch=epoch
+        )
+        summary |= {"test_loss": test_loss, "test_accuracy": test_accuracy}
         write_json(self.directory.path / "summary.json", summary)
-        self._log_summary(summary)
+        log_summary(self.directory.path, summary)
         return summary
 
     def _test(self) -> tuple[float | None, float | None]:
@@ -360,13 +320,6 @@ class Trainer:
         )
         return float(results["loss"]), float(results["accuracy"])
 
-    def _log_summary(self, summary: dict[str, Any]) -> None:
-        for key in ("val_accuracy", "test_accuracy"):
-            if summary[key] is not None:
-                log.info("%-15s %.4f", key.replace("_", " "), summary[key])
-        log.info("%-15s %.1f s", "training time", summary["train_seconds"])
-        log.info("%-15s %s", "saved", self.directory.path / "model.keras")
-
 
 def compile_arguments(logits: bool) -> dict[str, Any]:
     """Returns the loss and the metric of a classifier with one-hot labels."""
@@ -374,11 +327,3 @@ def compile_arguments(logits: bool) -> dict[str, Any]:
         "loss": keras.losses.CategoricalCrossentropy(from_logits=logits),
         "metrics": [keras.metrics.CategoricalAccuracy(name="accuracy")],
     }
-
-
-def hash_weights(model: keras.Model) -> str:
-    """Returns the SHA-256 over the float32 bytes of all weights, in order."""
-    digest = hashlib.sha256()
-    for weight in model.weights:
-        digest.update(np.asarray(weight, np.float32).tobytes())
-    return digest.hexdigest()

@@ -9,18 +9,16 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if (($# == 0)); then set -- runs; fi
-names=()
 for run in "$@"; do
   if [[ ! -d $run ]]; then
     echo "error: $run is not a folder; expected a run directory, such as runs/quickstart" >&2
     exit 2
   fi
-  names+=("$(basename "$run"):$run")
 done
 "$root/launch/install.sh"
-if ((${#names[@]} == 1)); then
-  where=(--logdir "${names[0]#*:}")
+if (($# == 1)); then
+  where=(--logdir "$1")
 else
-  where=(--logdir_spec "$(IFS=,; echo "${names[*]}")")
+  spec=$(printf ',%s:%s' $(for run in "$@"; do echo; done))
 fi
 exec "$root/.venv/bin/python" -m tensorboard.main "${where[@]}" --host localhost --port "${PORT:-6006}"

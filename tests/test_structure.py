@@ -17,6 +17,7 @@ LAYERS = [
     {"models"},
     {"averaging"},
     {"optimizer", "training_model", "model_file", "checkpoint", "run_directory"},
+    {"summary"},
     {"evaluation", "plots", "classifier"},
     {"callbacks", "prediction"},
     {"trainer"},

@@ -15,7 +15,8 @@ from distcnn.errors import DistcnnError
 from distcnn.models import returns_logits
 from distcnn.models.article import article
 from distcnn.recipe import settings_of_run
-from distcnn.trainer import Trainer, hash_weights
+from distcnn.summary import hash_weights
+from distcnn.trainer import Trainer
 from tests.runs import rows, small_config, small_run
 from tests.tiny import Seen, tiny
 

@@ -15,7 +15,7 @@ from distcnn.training_model import TrainingModel
 
 
 class TensorBoardScalars:
-    """Writes every row: loss and accuracy as `train` and `validation`, the rest as `run`.
+    """Writes every row: the validation as `validation`, all else as `train`.
 
     Args:
         folder: TensorBoard's folder of the run.
@@ -71,7 +71,8 @@ class TensorBoardImages(keras.callbacks.Callback):
         batch_size: int,
     ) -> None:
         super().__init__()
-        self._writer = tf.summary.create_file_writer(str(folder / "train"))
+        # A folder of their own: TensorBoard follows only the newest file of a folder.
+        self._writer = tf.summary.create_file_writer(str(folder / "images"))
         self._training = training
         self._batch = np.asarray(next(iter(batches.take(1)))[0])
         self._examined = examined
@@ -142,6 +143,8 @@ class TensorBoardImages(keras.callbacks.Callback):
 class Profiler(keras.callbacks.Callback):
     """Records a profile of some steps for TensorBoard's Profile page.
 
+    Steps that are executed together are profiled together.
+
     Args:
         folder: TensorBoard's folder of the run.
         training: The model that `fit` runs.
@@ -161,7 +164,9 @@ class Profiler(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins before the first step."""
-        if not self._running and self._first <= self._training.step + 1 <= self._last:
+        step = self._training.step
+        coming = step + self._training.steps_per_execution
+        if not self._running and step < self._last and self._first <= coming:
             tf.profiler.experimental.start(self._folder)
             self._running = True
 
