@@ -1,5 +1,6 @@
 """A trained classifier: the model of a run or a file, ready for stored pixels."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from distcnn.config import ModelConfig
 from distcnn.data.split import Shape
 from distcnn.errors import DistcnnError
 from distcnn.model_file import ModelNote, find_model, load_model
-from distcnn.models import returns_logits, takes_images
+from distcnn.models import load_object, returns_logits, takes_images
+from distcnn.recipe import settings_of_run
 from distcnn.training_model import scale_pixels
 
 
@@ -52,7 +54,13 @@ def load_classifier(path: Path) -> Classifier:
         DistcnnError: If there is none, or it is not an image classifier.
     """
     file = find_model(path)
-    model, note = load_model(file)
+    try:
+        model, note = load_model(file)
+    except DistcnnError:
+        own = _own_objects(file)
+        if not own:
+            raise
+        model, note = load_model(file, own)
     shape = getattr(model, "input_shape", None)
     if not takes_images(shape):
         raise DistcnnError(
@@ -61,3 +69,16 @@ def load_classifier(path: Path) -> Classifier:
     if note is None:
         note = ModelNote(logits=returns_logits(ModelConfig(), model))
     return Classifier(file, model, note)
+
+
+def _own_objects(file: Path) -> dict[str, type]:
+    """Imports the module of a run's `model.factory`, and returns its layers and models by name."""
+    factory = settings_of_run(file).get("model.factory")
+    if factory is None:
+        return {}
+    module = sys.modules[load_object(factory, "model.factory").__module__]
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, keras.layers.Layer)
+    }

@@ -1,6 +1,7 @@
 """What all commands share: flags to a `Config`, exit codes, one readable line for an error."""
 
 import dataclasses
+import io
 import json
 import logging
 import re
@@ -127,6 +128,8 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
         command: Takes the arguments, returns the exit code (None for 0).
     """
     arguments = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("distcnn").setLevel(logging.INFO)
     try:

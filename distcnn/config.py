@@ -338,3 +338,7 @@ class Config:
             self.train.early_stopping == 0 or self.data.validation != "none",
             "train.early_stopping needs validation; drop --data.validation none",
         )
+        _require(
+            self.logging.profile is None or self.logging.tensorboard,
+            "logging.profile is for TensorBoard; drop --logging.tensorboard false",
+        )

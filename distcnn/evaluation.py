@@ -41,7 +41,7 @@ class Evaluation:
     def loss(self) -> float:
         """Mean cross-entropy in nats, as Keras computes it from the logits."""
         likelihood = self.probabilities[np.arange(len(self.labels)), self.labels]
-        return float(-np.mean(np.log(np.maximum(likelihood.astype(np.float64), _TINY))))
+        return float(np.mean(np.log(1 / np.maximum(likelihood.astype(np.float64), _TINY))))
 
     def confusion(self) -> np.ndarray:
         """Returns the counts by true class (row) and predicted class (column)."""

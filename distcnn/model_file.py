@@ -5,6 +5,8 @@ The note is one more member of the archive, which plain Keras passes over.
 
 import json
 import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,11 +67,14 @@ def find_model(path: Path) -> Path:
     return path
 
 
-def load_model(path: Path) -> tuple[keras.Model, ModelNote | None]:
+def load_model(
+    path: Path, custom_objects: Mapping[str, type] | None = None
+) -> tuple[keras.Model, ModelNote | None]:
     """Loads a classifier.
 
     Args:
         path: A `.keras` file.
+        custom_objects: Layers of the user's own, by name.
 
     Returns:
         The model and its note, None for a file that plain Keras wrote.
@@ -83,8 +88,9 @@ def load_model(path: Path) -> tuple[keras.Model, ModelNote | None]:
             if _NOTE in archive.namelist():
                 content: dict[str, Any] = json.loads(archive.read(_NOTE))
                 note = ModelNote(**{**content, "classes": tuple(content["classes"])})
-        model = keras.saving.load_model(path, compile=False)
-    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:300]
+        model = keras.saving.load_model(path, dict(custom_objects or {}), compile=False)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        cause = str(error).rpartition("Exception encountered: ")[2]  # before it, the whole model
+        reason = " ".join(cause.split())[:300]
         raise DistcnnError(f"{path} is not a model that Keras can load: {reason}") from None
     return model, note

@@ -37,7 +37,7 @@ def predict_files(
         resized = split.resized(shape)
         images = np.zeros((len(files), *shape), np.uint8)
         bad = decode_all(resized, images.__setitem__)
-        errors |= {files[index]: explain(resized, index) for index in bad}
+        errors |= zip([files[index] for index in bad], explain(resized, bad), strict=True)
         good = np.delete(images, bad, axis=0)
         if len(good):
             parts.append(model.predict(good, batch_size=batch_size, verbose=0))

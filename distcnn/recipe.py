@@ -116,5 +116,6 @@ def settings_of_run(path: Path) -> dict[str, Any]:
     Args:
         path: Run directory, or a file in it.
     """
-    file = (path if path.is_dir() else path.parent) / "config.yaml"
-    return _read(file) if file.exists() else {}
+    folder = path if path.is_dir() else path.parent
+    is_run = all((folder / name).exists() for name in ("config.yaml", "environment.json"))
+    return _read(folder / "config.yaml") if is_run else {}

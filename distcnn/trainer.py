@@ -21,7 +21,7 @@ from distcnn.data.pipeline import EpochOrder, evaluation_dataset, training_datas
 from distcnn.data.sources import open_source
 from distcnn.data.split import Split
 from distcnn.environment import describe_environment
-from distcnn.errors import DataError
+from distcnn.errors import DataError, UsageError
 from distcnn.files import write_json
 from distcnn.model_file import ModelNote, save_model
 from distcnn.models import build_model, load_object, returns_logits
@@ -77,6 +77,11 @@ class Trainer:
                 "training images; lower --train.batch_size"
             )
         self.order = EpochOrder(len(self.dataset.train), batch_size, config.train.seed)
+        total_steps = config.train.epochs * self.order.steps_per_epoch
+        if config.logging.profile and int(config.logging.profile.split(",")[1]) > total_steps:
+            raise UsageError(
+                f"logging.profile is {config.logging.profile}, but the run has {total_steps} steps"
+            )
         self._peak_rate = scaled_learning_rate(config.optimizer, batch_size)
         self._compile()
         own = [load_object(path, "train.callbacks")() for path in config.train.callbacks]

@@ -21,7 +21,8 @@ fi
 exec 9>"$root/.venv.lock"
 flock 9
 if [[ -e $stamp && $stamp -nt $root/pyproject.toml ]]; then exit 0; fi
-[[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
+# pip comes last: without it, an earlier attempt was cut short (Debian without python3-venv).
+[[ -x $venv/bin/pip ]] || "$python" -m venv "$venv"
 echo "installing distcnn${extras:+ with $extras} into $venv ..." >&2
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --editable "$root${extras:+[$extras]}" >&2

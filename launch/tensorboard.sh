@@ -9,16 +9,23 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if (($# == 0)); then set -- runs; fi
+specs=()
 for run in "$@"; do
   if [[ ! -d $run ]]; then
     echo "error: $run is not a folder; expected a run directory, such as runs/quickstart" >&2
     exit 2
   fi
+  if (($# > 1)) && [[ $run == *[:,]* ]]; then
+    echo "error: $run has a : or a , in its name, so it can only be shown alone" >&2
+    exit 2
+  fi
+  # NAME:PATH, named after the whole path, since runs of two folders may share their last name.
+  if [[ $run == /* ]]; then specs+=("$run"); else specs+=("$run:$run"); fi
 done
 "$root/launch/install.sh"
 if (($# == 1)); then
   where=(--logdir "$1")
 else
-  spec=$(printf ',%s:%s' $(for run in "$@"; do echo; done))
+  where=(--logdir_spec "$(IFS=,; echo "${specs[*]}")")
 fi
 exec "$root/.venv/bin/python" -m tensorboard.main "${where[@]}" --host localhost --port "${PORT:-6006}"

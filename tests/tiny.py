@@ -51,6 +51,19 @@ def wrong_width(input_shape: tuple[int, int, int]) -> keras.Model:
     return keras.Sequential([keras.Input(input_shape), layers.Flatten(), layers.Dense(7)])
 
 
+class Subclassed(keras.Model):
+    """A model that has weights, but does not know its input shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = layers.Dense(10)
+        self.layer.build((None, 4))
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        return self.layer(x)
+
+
 class Seen(keras.callbacks.Callback):
     """A user's callback that notes what it sees."""
 

@@ -146,7 +146,7 @@ def _verify_once(split: EncodedSplit) -> list[int]:
 
 
 def _without(bad: list[int], encoded: EncodedSplit, loaded: Split, on_error: str) -> Split:
-    named = ", ".join(explain(encoded, index) for index in bad[:_NAMED])
+    named = ", ".join(explain(encoded, bad[:_NAMED]))
     more = ", ..." if len(bad) > _NAMED else ""
     message = f"{len(bad)} of {len(encoded)} images cannot be decoded: {named}{more}"
     if on_error == "fail":

@@ -1,6 +1,6 @@
 """One pass over encoded images: decodes each of them, and finds every one that is bad."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -47,11 +47,15 @@ def decode_all(
     return np.flatnonzero(~good).tolist()
 
 
-def explain(split: EncodedSplit, index: int) -> str:
-    """Returns where a bad image is and why it cannot be decoded, as `path (reason)`."""
-    reason = "cannot be read"
-    try:
-        tf.function(split.gather)(tf.constant([index], tf.int64))
-    except tf.errors.OpError as error:
-        reason = failure_reason(error)
-    return f"{split.describe(index)} ({reason})"
+def explain(split: EncodedSplit, indices: Sequence[int]) -> list[str]:
+    """Returns where each of some bad images is and why it cannot be decoded, as `path (reason)`."""
+    gather = tf.function(split.gather, input_signature=[tf.TensorSpec([1], tf.int64)])
+    texts = []
+    for index in indices:
+        reason = "cannot be read"
+        try:
+            gather(tf.constant([index], tf.int64))
+        except tf.errors.OpError as error:
+            reason = failure_reason(error)
+        texts.append(f"{split.describe(index)} ({reason})")
+    return texts

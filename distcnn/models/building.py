@@ -111,9 +111,15 @@ def _check(name: str, model: object, num_classes: int) -> None:
         raise DistcnnError(
             f"{name} returned a model that is not built; begin it with keras.Input(input_shape)"
         )
-    if not takes_images(model.input_shape):
+    shape = getattr(model, "input_shape", None)
+    if shape is None:
         raise DistcnnError(
-            f"{name} has the input shape {model.input_shape}; expected one image input (None, "
+            f"{name} returned a model that does not know its input shape; return it as "
+            "keras.Model(inputs, model(inputs)) with inputs = keras.Input(input_shape)"
+        )
+    if not takes_images(shape):
+        raise DistcnnError(
+            f"{name} has the input shape {shape}; expected one image input (None, "
             "height, width, channels) with fixed sizes and 1 (grey) or 3 (colour) channels"
         )
     if model.output_shape != (None, num_classes):
