@@ -60,6 +60,7 @@ class TrainingModel(keras.Model):
         self.model = model
         self.average = average
         self.step = 0
+        self._step_before = 0
         self._pixels = pixels
         self._steps_per_epoch = steps_per_epoch
         self._replayed = 0
@@ -103,6 +104,10 @@ class TrainingModel(keras.Model):
     def scaled(self, images: tf.Tensor) -> tf.Tensor:
         """Maps stored pixels to float32 in the range that the classifier expects."""
         return scale_pixels(images, self._pixels)
+
+    def just_passed(self, interval: int) -> bool:
+        """Tells whether the last execution reached or passed a multiple of `interval` steps."""
+        return self.step // interval > self._step_before // interval
 
     def start_at(self, step: int) -> None:
         """Makes the next `fit` go on at a global step; its steps before that are passed over."""
@@ -150,6 +155,7 @@ class TrainingModel(keras.Model):
             left = self._steps_per_epoch - self.step_in_epoch
             count = min(self.steps_per_execution, left)
             logs = run_steps(iterator, tf.constant(self.step, tf.int64), tf.constant(count))
+            self._step_before = self.step
             self.step += count
             return logs
 

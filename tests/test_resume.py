@@ -74,6 +74,14 @@ def test_a_signal_stops_at_a_step_and_the_same_command_goes_on(tmp_path, stops):
     assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
 
 
+def test_a_signal_does_not_save_a_loss_that_is_no_number(tmp_path):
+    overrides = {"model__factory": "tests.tiny:exploding", "model__args": {"at": 2}}
+    config = small_config(tmp_path / "run", logging__every_steps=100, **overrides)
+    with pytest.raises(DistcnnError, match="the loss of step 2 is not finite"):
+        Trainer(config, [SignalAt(3)]).fit()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_steps_per_execution_may_straddle_the_stop(tmp_path):
     overrides = {"train__steps_per_execution": 3, "optimizer__schedule": "cosine"}
     whole = small_run(tmp_path / "whole", **overrides)

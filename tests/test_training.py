@@ -267,12 +267,20 @@ def test_mixed_precision_trains_with_float32_variables(tmp_path, policy):
     assert hasattr(trainer.optimizer, "inner_optimizer") == (policy == "mixed_float16")
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_step(tmp_path):
-    overrides = {"model__factory": "tests.tiny:exploding", "logging__every_steps": 2}
-    with pytest.raises(DistcnnError, match="the loss of step 3 is not finite"):
-        small_run(tmp_path / "run", **overrides)
-    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
-    assert not (tmp_path / "run" / "summary.json").exists()
+@pytest.mark.parametrize(("at", "kept"), [(3, []), (10, ["step-00000007"])])
+def test_a_loss_that_is_no_number_stops_and_names_the_step(tmp_path, at, kept):
+    run = tmp_path / "run"
+    overrides = {
+        "model__factory": "tests.tiny:exploding",
+        "model__args": {"at": at},
+        "logging__every_steps": 2,
+        "train__epochs": 3,
+    }
+    with pytest.raises(DistcnnError, match=f"the loss of step {at} is not finite"):
+        small_run(run, **overrides)
+    assert [p.stem for p in run.glob("checkpoints/step-*.npz")] == kept
+    assert all(np.isfinite(row["loss"]) for row in rows(run))
+    assert not (run / "summary.json").exists()
 
 
 def test_out_may_not_hold_something_else(tmp_path):

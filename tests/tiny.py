@@ -24,8 +24,8 @@ def fixed_input() -> keras.Model:
     )
 
 
-def exploding(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
-    """A model whose loss is NaN from the third step on."""
+def exploding(input_shape: tuple[int, int, int], num_classes: int, at: int) -> keras.Model:
+    """A model whose loss is NaN from a training step on."""
 
     class Counter(layers.Layer):
         def build(self, shape: Any) -> None:
@@ -34,7 +34,7 @@ def exploding(input_shape: tuple[int, int, int], num_classes: int) -> keras.Mode
         def call(self, x: Any, training: bool = False) -> Any:
             if training:
                 self.count.assign_add(1.0)
-            return x + keras.ops.where(self.count >= 3, float("nan"), 0.0)
+            return x + keras.ops.where(self.count >= at, float("nan"), 0.0)
 
     inputs = keras.Input(input_shape)
     x = Counter()(layers.Flatten()(inputs))

@@ -24,31 +24,30 @@ class FiniteGuard(keras.callbacks.Callback):
         super().__init__()
         self._training = training
         self._every_steps = every_steps
-        self._asked_at = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Asks when it is time."""
-        if self._training.step - self._asked_at >= self._every_steps:
-            self.check()
+        if self._training.just_passed(self._every_steps):
+            require_finite(self._training)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Asks before the validation of an epoch."""
-        self.check()
+        require_finite(self._training)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Asks before the epoch is saved."""
-        self.check()
+        require_finite(self._training)
 
-    def check(self) -> None:
-        """Raises if a step went wrong.
 
-        Raises:
-            DistcnnError: Names the step.
-        """
-        self._asked_at = self._training.step
-        step = self._training.first_bad_step
-        if step is not None:
-            raise DistcnnError(
-                f"the loss of step {step} is not finite, so the run stopped; the checkpoints are "
-                "from before it. Lower --optimizer.lr, or add --optimizer.clip_norm 1 or a warm-up"
-            )
+def require_finite(training: TrainingModel) -> None:
+    """Raises if the loss of a step was not finite.
+
+    Raises:
+        DistcnnError: Names the step.
+    """
+    step = training.first_bad_step
+    if step is not None:
+        raise DistcnnError(
+            f"the loss of step {step} is not finite, so the run stopped; the checkpoints are from "
+            "before it. Lower --optimizer.lr, or add --optimizer.clip_norm 1 or a warm-up"
+        )

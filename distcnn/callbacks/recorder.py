@@ -68,10 +68,8 @@ class Recorder(keras.callbacks.Callback):
             training.get_metrics_result()["loss"].numpy()  # wait for the first execution
             self._compiled = True
             self._mark()
-        step = training.step
-        self._advance(step)
-        due = step // self._every_steps > (step - training.steps_per_execution) // self._every_steps
-        if due and training.step_in_epoch:
+        self._advance(training.step)
+        if training.just_passed(self._every_steps) and training.step_in_epoch:
             self._emit(self._row(self._metrics()))
 
     def on_test_begin(self, logs: Row | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from distcnn.callbacks.guard import require_finite
 from distcnn.checkpoint import Checkpoints, Progress, snapshot
 from distcnn.signals import StopRequest
 from distcnn.training_model import TrainingModel
@@ -93,6 +94,7 @@ class Saver(keras.callbacks.Callback):
             raise Stopped
 
     def _save(self, *, is_best: bool) -> None:
+        require_finite(self._training)
         seconds, images = self._measured()
         self.progress = dataclasses.replace(
             self.progress,
