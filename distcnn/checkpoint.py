@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ class Checkpoints:
     """The checkpoints in a run's folder `checkpoints/`.
 
     A checkpoint is a NumPy archive `step-NNNNNNNN.npz` beside a `.sha256` file in the format of
-    `sha256sum`. `best.npz` is a copy (a hard link) of the checkpoint of the best epoch.
+    `sha256sum`. `best.npz` is a copy (a link where possible) of the checkpoint of the best epoch.
 
     Args:
         folder: The folder; made when the first checkpoint is saved.
@@ -215,7 +216,10 @@ def _checksum_file(path: Path) -> Path:
 def _link(path: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.new")
     temporary.unlink(missing_ok=True)
-    temporary.hardlink_to(path)
+    try:
+        temporary.hardlink_to(path)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, temporary)
     digest = _checksum_file(path).read_text().split()[0]
     write_text(_checksum_file(target), f"{digest}  {target.name}\n")
     temporary.replace(target)

@@ -69,12 +69,14 @@ class RunDirectory:
         """Makes the folder and writes `config.yaml` and `environment.json`.
 
         Raises:
-            DistcnnError: If another process trains in it, or it cannot be written.
+            DistcnnError: If another process trains in it, it was begun with other images, or it
+                cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._require_same_images(environment)
             write_json(self.path / "environment.json", environment)
             write_text(self.path / "config.yaml", config_yaml(config))
         except BlockingIOError:
@@ -87,6 +89,18 @@ class RunDirectory:
                 f"the run directory {self.path} cannot be written: {error.strerror}; choose "
                 "another --out"
             ) from None
+
+    def _require_same_images(self, environment: dict[str, Any]) -> None:
+        file = self.path / "environment.json"
+        if not self.begun or not file.exists():
+            return
+        before = json.loads(file.read_text())["resolved"]["training_images"]
+        now = environment["resolved"]["training_images"]
+        if before != now:
+            raise DistcnnError(
+                f"{self.path} was begun with {before} training images, now there are {now}; bring "
+                "the images back, choose another --out, or delete it"
+            )
 
     def cut_metrics(self, step: int) -> list[dict[str, Any]]:
         """Drops the rows of `metrics.jsonl` after a step, for a run that goes on from there.

@@ -36,15 +36,17 @@ def small_config(out: Path | str, **overrides: Any) -> Config:
     config = Config()
     unknown = set(values) - set(flatten(dataclasses.asdict(config)))
     assert not unknown, unknown
-    for key, value in values.items():
-        config = _replaced(config, key.split("."), value)
-    return config
+    changed: Config = _replaced(config, values)
+    return changed
 
 
-def _replaced(section: Any, path: list[str], value: Any) -> Any:
-    if len(path) > 1:
-        value = _replaced(getattr(section, path[0]), path[1:], value)
-    return dataclasses.replace(section, **{path[0]: value})
+def _replaced(section: Any, values: dict[str, Any]) -> Any:
+    """Replaces values by dotted key, all of a section at once, so that they are checked together."""
+    changes = {key: value for key, value in values.items() if "." not in key}
+    for name in {key.split(".")[0] for key in values if "." in key}:
+        inner = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{name}.")}
+        changes[name] = _replaced(getattr(section, name), inner)
+    return dataclasses.replace(section, **changes)
 
 
 def small_run(out: Path | str, **overrides: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from distcnn.config import Config
 from distcnn.errors import DistcnnError
 from distcnn.files import write_text
 from distcnn.trainer import Trainer
+from tests.data.samples import encoded, pixels
 from tests.runs import flags, rows, small_config, small_run
 
 EVERYTHING: dict[str, Any] = {
@@ -194,6 +195,31 @@ def test_another_configuration_is_refused_by_key(tmp_path):
         small_run(run, checkpoint__resume="never")
     assert sorted(run.rglob("*")) == before
     small_run(run, logging__every_steps=1)
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    images = tmp_path / "images"
+    for name in ("a", "b"):
+        for number in range(20):
+            file = images / "train" / name / f"{number:02}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encoded(pixels(8, 8, number), "PNG"))
+    overrides = {"data__name": "folder", "data__dir": str(images), "train__batch_size": 8}
+    config = small_config(tmp_path / "run", **overrides)
+    assert Trainer(config, [SignalAt(2)]).fit() is None
+    (images / "train" / "a" / "00.png").unlink()
+    with pytest.raises(DistcnnError, match="begun with 36 training images, now there are 35"):
+        small_run(tmp_path / "run", **overrides)
+
+
+def test_checkpoints_need_no_links(tmp_path, monkeypatch):
+    def refuse(*arguments: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    small_run(tmp_path / "run")
+    _, best = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.npz")
+    assert best.step in (7, 14)
 
 
 def test_a_new_run_may_start_from_the_state_of_another(tmp_path):
