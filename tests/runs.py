@@ -41,7 +41,7 @@ def small_config(out: Path | str, **overrides: Any) -> Config:
 
 
 def _replaced(section: Any, values: dict[str, Any]) -> Any:
-    """Replaces values by dotted key, all of a section at once, so that they are checked together."""
+    """Replaces values by dotted key, a section at once, so that they are checked together."""
     changes = {key: value for key, value in values.items() if "." not in key}
     for name in {key.split(".")[0] for key in values if "." in key}:
         inner = {k.partition(".")[2]: v for k, v in values.items() if k.startswith(f"{name}.")}
