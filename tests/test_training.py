@@ -215,6 +215,7 @@ def test_a_factory_may_choose_its_own_input_and_return_logits(tmp_path):
         ({"model__factory": "tests.tiny:not_a_model"}, "returned a str; expected a keras.Model"),
         ({"model__factory": "tests.tiny:wrong_width"}, "expected (None, 10)"),
         ({"model__factory": "tests.tiny:Subclassed"}, "return it as keras.Model(inputs, model"),
+        ({"model__factory": "tests.tiny:unsaved"}, "a model that Keras cannot save"),
         ({"logging__profile": "3,99", "logging__tensorboard": True}, "the run has 14 steps"),
         ({"model__args": {"drop": 1}}, "did you mean dropout?"),
         ({"train__callbacks": ["tests.tiny:Sen"]}, "did you mean Seen?"),
@@ -226,6 +227,11 @@ def test_bad_models_and_sizes_leave_nothing_behind(tmp_path, overrides, message)
         Trainer(small_config(tmp_path / "run", **overrides)).fit()
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_keras_will_not_load_is_announced(tmp_path, caplog):
+    Trainer(small_config(tmp_path / "run", model__factory="tests.tiny:with_lambda"))
+    assert "refuses to load" in caplog.text
 
 
 def test_the_average_of_the_weights_is_evaluated_and_saved(tmp_path):

@@ -64,6 +64,31 @@ class Subclassed(keras.Model):
         return self.layer(x)
 
 
+class Unsaved(layers.Layer):
+    """A layer that Keras cannot save."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def call(self, x: Any) -> Any:
+        return self.function(x)
+
+
+def unsaved(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """A model that trains but cannot be saved."""
+    inputs = keras.Input(input_shape)
+    x = Unsaved(keras.ops.abs)(layers.Flatten()(inputs))
+    return keras.Model(inputs, layers.Dense(num_classes)(x))
+
+
+def with_lambda(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """A model that can be saved but not loaded."""
+    inputs = keras.Input(input_shape)
+    x = layers.Lambda(lambda x: 2 * x)(layers.Flatten()(inputs))
+    return keras.Model(inputs, layers.Dense(num_classes)(x))
+
+
 class Seen(keras.callbacks.Callback):
     """A user's callback that notes what it sees."""
 

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,8 @@ from distcnn.config import ModelConfig
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.models.article import article
 from distcnn.recipe import nearest
+
+log = logging.getLogger("distcnn")
 
 MODELS: dict[str, Callable[..., keras.Model]] = {"article": article}
 
@@ -48,6 +52,7 @@ def build_model(
     arguments = {k: v for k, v in offered.items() if k in parameters or takes_any} | config.args
     model = function(**arguments)
     _check(name, model, num_classes)
+    _check_saving(name, model)
     return model
 
 
@@ -101,6 +106,21 @@ def load_object(path: str, key: str) -> Any:
         hint = nearest(name, [key for key in vars(module) if not key.startswith("_")])
         raise UsageError(f"{key} is {path!r}, but {module_name} has no function {name!r}{hint}")
     return getattr(module, name)
+
+
+def _check_saving(name: str, model: keras.Model) -> None:
+    """Finds out before the training, not after it, whether the model can be saved and loaded."""
+    try:
+        description = json.dumps(keras.saving.serialize_keras_object(model))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DistcnnError(f"{name} returned a model that Keras cannot save: {reason}") from None
+    if '"__lambda__"' in description:
+        log.warning(
+            "warning: %s has a Lambda layer with a Python lambda, which Keras saves but refuses to "
+            "load; give the layer a function of its own or write a keras.Layer",
+            name,
+        )
 
 
 def _check(name: str, model: object, num_classes: int) -> None:
