@@ -315,7 +315,7 @@ def test_without_out_the_next_free_folder_is_taken(tmp_path):
 
 def test_two_processes_cannot_share_a_run_directory(tmp_path):
     first = Trainer(small_config(tmp_path / "run"))
-    first.directory.create(first.config, {})
+    first.directory.create(first.config, {"resolved": first.resolved()})
     second = Trainer(small_config(tmp_path / "run"))
     with pytest.raises(DistcnnError, match="another process trains"):
         second.fit()
