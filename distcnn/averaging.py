@@ -33,8 +33,14 @@ class WeightAverage:
         """The state to save: the number of updates and the averages."""
         return [self._updates, *self._averages]
 
+    @property
+    def statistics(self) -> list[keras.Variable]:
+        """The averages of weights that are not trained, such as moving statistics."""
+        pairs = zip(self._averages, self._weights, strict=True)
+        return [average for average, weight in pairs if not weight.trainable]
+
     def update(self) -> None:
-        """Moves the averages towards the present weights; works inside a `tf.function`."""
+        """Moves the averages towards the present weights, in each replica; works in a graph."""
         count = tf.cast(self._updates.value, tf.float32)
         rate = 1 - tf.minimum(self._decay, (1 + count) / (10 + count))
         for average, weight in zip(self._averages, self._weights, strict=True):

@@ -12,8 +12,8 @@ from distcnn.data.split import Shape
 from distcnn.errors import DistcnnError
 from distcnn.model_file import ModelNote, find_model, load_model
 from distcnn.models import load_object, returns_logits, takes_images
+from distcnn.pixels import scale_pixels
 from distcnn.recipe import settings_of_run
-from distcnn.training_model import scale_pixels
 
 
 @dataclass(frozen=True)

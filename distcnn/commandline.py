@@ -4,8 +4,10 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 
+from distcnn.cluster import Cluster, find_cluster
 from distcnn.config import AUGMENT_PRESETS, Config, DataConfig
-from distcnn.errors import DistcnnError, UsageError
+from distcnn.errors import DistcnnError, PeerLostError, UsageError
 from distcnn.recipe import config_keys, load_recipe, nearest, settings_of_run
 
 EXIT_STOPPED = 75
@@ -121,6 +124,10 @@ def config_yaml(config: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
+_GRACE_SECONDS = 5
+"""How long a process that lost another one waits for that one's message to come first."""
+
+
 def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Runs a command on the process's arguments and exits with its code.
 
@@ -132,25 +139,38 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
         sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("distcnn").setLevel(logging.INFO)
+    cluster = Cluster()
     try:
+        cluster = find_cluster(os.environ)
         code = command(arguments) or 0
-    except (DistcnnError, OSError, MemoryError) as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        sys.stderr.write(f"error: {describe(error)}\n")
-        code = error.exit_code if isinstance(error, DistcnnError) else 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         code = 130
     except Exception as error:
+        if isinstance(error, PeerLostError):
+            time.sleep(_GRACE_SECONDS)
         if "--debug" in arguments:
             traceback.print_exc()
-        sys.stderr.write(
-            f"error: {type(error).__name__}: {describe(error)} (--debug shows where)\n"
-        )
-        code = 1
+        code = _report(error, cluster)
     sys.stdout.flush()
+    sys.stderr.flush()
+    if cluster.size > 1 and code != 0:
+        os._exit(code)  # at once, so that the others notice and nothing waits for them
     sys.exit(code)
+
+
+def _report(error: Exception, cluster: Cluster) -> int:
+    """Prints an error as one line and returns the exit code."""
+    code, text = 1, describe(error)
+    if isinstance(error, DistcnnError):
+        code = error.exit_code
+        if error.on_every_rank and not cluster.is_chief:
+            return code
+    elif not isinstance(error, (OSError, MemoryError)):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    rank = f"rank {cluster.rank}: " if cluster.size > 1 else ""
+    sys.stderr.write(f"error: {rank}{text}\n")
+    return code
 
 
 def describe(error: BaseException) -> str:

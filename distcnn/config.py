@@ -160,9 +160,12 @@ class TrainConfig:
     epochs: int = 25
     """Passes over the training images."""
     batch_size: int = 64
-    """Images per worker and step."""
+    """Images per worker and forward pass."""
     global_batch_size: int | None = None
-    """Images per step over all workers; replaces train.batch_size."""
+    """Images per step over all workers; replaces train.batch_size, and so keeps the result the same
+    whatever the number of workers."""
+    accumulation_steps: int = 1
+    """Forward passes of each worker for one step; their gradients are added up, then reduced."""
     eval_batch_size: int = 512
     """Images per step in evaluation and prediction; does not change any result."""
     steps_per_execution: int = 1
@@ -176,7 +179,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuses sizes that are not positive."""
-        sizes = ("epochs", "batch_size", "global_batch_size", "eval_batch_size")
+        sizes = (
+            "epochs",
+            "batch_size",
+            "global_batch_size",
+            "accumulation_steps",
+            "eval_batch_size",
+        )
         _require_at_least("train", self, 1, *sizes, "steps_per_execution")
         _require_at_least("train", self, 0, "seed", "early_stopping")
 
@@ -185,8 +194,9 @@ class TrainConfig:
 class OptimizerConfig:
     """The optimizer and its learning rate."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    """Adam, AdamW (decoupled weight decay), or SGD with Nesterov momentum."""
+    name: Literal["adam", "adamw", "sgd", "lars", "lamb"] = "adam"
+    """Adam, AdamW (decoupled weight decay), SGD with Nesterov momentum; for large batches LARS (You
+    et al. 2017) and LAMB (You et al. 2020)."""
     lr: float = 1e-3
     """Base learning rate, for a global batch of optimizer.base_batch_size."""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
@@ -197,7 +207,8 @@ class OptimizerConfig:
     """Course of the rate after the warm-up: cosine falls to final_lr_factor; one_cycle rises to the
     base rate over the first 30 % and falls again; step multiplies by step_factor."""
     warmup_epochs: float = 0.0
-    """Epochs over which the rate rises linearly from zero to the scaled rate."""
+    """Epochs over which the rate rises linearly to the scaled rate: from the base rate if that is
+    lower (Goyal et al. 2017), else from zero."""
     step_epochs: list[float] = field(default_factory=list)
     """Epochs at which schedule=step lowers the rate."""
     step_factor: float = 0.1
@@ -205,9 +216,10 @@ class OptimizerConfig:
     final_lr_factor: float = 0.0
     """Share of the scaled rate at which cosine and one_cycle end."""
     momentum: float = 0.9
-    """Nesterov momentum of sgd."""
+    """Momentum of sgd (Nesterov) and lars."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of adamw and sgd, not on biases or normalisation weights."""
+    """Weight decay of adamw and sgd (decoupled), lars and lamb; not on biases or normalisation
+    weights."""
     clip_norm: float = 0.0
     """Clip the gradients to this global norm; 0 switches clipping off."""
     ema: float = 0.0
@@ -240,8 +252,32 @@ class OptimizerConfig:
 class DistributeConfig:
     """Over which devices the run is spread."""
 
-    strategy: Literal["auto", "one_device"] = "auto"
-    """one_device trains on the first GPU, or on the CPU; auto picks it."""
+    strategy: Literal["auto", "one_device", "mirrored", "multi_worker", "horovod"] = "auto"
+    """one_device: the first GPU, or the CPU. mirrored: all GPUs of this process. multi_worker: all
+    GPUs of several processes, by TensorFlow's collectives. horovod: one GPU a process. auto: the
+    one that fits the processes that were started and the GPUs that are there."""
+    devices: int | None = None
+    """Devices of each process for mirrored and multi_worker: so many of its GPUs, or, on a machine
+    without, so many logical CPU devices. Default: all GPUs, or one CPU."""
+    sync_batchnorm: bool = False
+    """Normalise over the images of all workers instead of each worker's own."""
+    compression: Literal["none", "fp16"] = "none"
+    """Send gradients as float16 (horovod)."""
+    port: int | None = None
+    """First port of the run, where the launcher gives none. Default: derived from the job."""
+
+    def __post_init__(self) -> None:
+        """Refuses values that no backend can use."""
+        _require_at_least("distribute", self, 1, "devices", "port")
+        _require(
+            self.port is None or self.port < 65_000,
+            f"distribute.port is {self.port}; expected a value below 65000",
+        )
+        _require(
+            self.compression == "none" or self.strategy in ("auto", "horovod"),
+            f"distribute.compression is {self.compression}, which distribute.strategy "
+            f"{self.strategy} does not have; only horovod has",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,15 +6,26 @@ defect of the program.
 
 
 class DistcnnError(Exception):
-    """The run cannot go on; the message says what was received, what was expected, what to do."""
+    """The run cannot go on; the message says what was received, what was expected, what to do.
+
+    Attributes:
+        exit_code: Exit code of a command that ends with it.
+        on_every_rank: Whether all processes of a run meet it at once, so that one of them speaks.
+    """
 
     exit_code = 1
+    on_every_rank = False
 
 
 class UsageError(DistcnnError):
     """The command line or the configuration is wrong."""
 
     exit_code = 2
+    on_every_rank = True
+
+
+class PeerLostError(DistcnnError):
+    """Another process of the run is gone; the cause is in its own message, which comes first."""
 
 
 class DataError(DistcnnError):

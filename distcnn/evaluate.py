@@ -51,8 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     source = open_source(data)
     _check_classes(source.classes, classifier.note.classes, classifier.model.output_shape[-1])
     split = load_split(data, source, classifier.image_shape, seed, options.split)
+    model = classifier.on_stored_pixels()
     result = evaluate_split(
-        classifier.on_stored_pixels(),
+        lambda images: model.predict(images, verbose=0),
         split,
         source.classes,
         logits=False,

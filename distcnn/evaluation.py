@@ -1,8 +1,8 @@
 """How well a classifier does: accuracy, loss, and the same by class."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 import tensorflow as tf
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -74,7 +74,7 @@ class Evaluation:
 
 
 def evaluate_split(
-    classifier: keras.Model,
+    predict: Callable[[tf.data.Dataset], np.ndarray],
     split: Split,
     classes: tuple[str, ...],
     *,
@@ -84,13 +84,14 @@ def evaluate_split(
     """Runs a classifier of stored pixels over a split, every image once.
 
     Args:
-        classifier: Takes uint8 images, returns `(batch, classes)`.
+        predict: Takes a data set of batches of uint8 images, returns the outputs of all, of shape
+            `(images, classes)`.
         split: The images.
         classes: Class names.
         logits: Whether the classifier returns logits.
         batch_size: Images per step.
     """
     batches = evaluation_dataset(split, len(classes), batch_size)
-    outputs = classifier.predict(batches.map(lambda images, _: images), verbose=0)
+    outputs = predict(batches.map(lambda images, _: images))
     probabilities = tf.nn.softmax(outputs).numpy() if logits else outputs
     return Evaluation(split.labels, np.asarray(probabilities, np.float32), classes)

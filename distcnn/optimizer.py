@@ -1,13 +1,14 @@
 """Optimizers, learning-rate schedules and scaling rules."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Self
 
 import keras
 import tensorflow as tf
 
 from distcnn.config import OptimizerConfig
+from distcnn.lars import Lars
 
 
 def scaled_learning_rate(config: OptimizerConfig, global_batch_size: int) -> float:
@@ -39,6 +40,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         self._steps_per_epoch = steps_per_epoch
         self._total_steps = total_steps
         warmup = config.warmup_epochs * steps_per_epoch
+        self._start = config.lr if warmup and config.lr < peak else 0.0
         self._rise_steps = 0.3 * total_steps if config.schedule == "one_cycle" else warmup
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
@@ -46,7 +48,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         step = tf.cast(step, tf.float32)
         rate = self._peak * self._after_rise(step)
         if self._rise_steps > 0:
-            rising = self._peak * tf.minimum((step + 1) / self._rise_steps, 1.0)
+            risen = tf.minimum((step + 1) / self._rise_steps, 1.0)
+            rising = self._start + (self._peak - self._start) * risen
             rate = tf.where(step < self._rise_steps, rising, rate)
         return rate
 
@@ -90,6 +93,15 @@ def learning_rate(
     return Schedule(config, peak, steps_per_epoch, total_steps)
 
 
+def plain_optimizer(
+    config: OptimizerConfig, rate: float, model: keras.Model
+) -> keras.optimizers.Optimizer:
+    """Builds an optimizer that Keras alone can load with a saved model: SGD stands in for LARS."""
+    if config.name == "lars":
+        config = replace(config, name="sgd")
+    return build_optimizer(config, rate, model, "float32")
+
+
 def build_optimizer(
     config: OptimizerConfig, rate: float | Schedule, model: keras.Model, dtype_policy: str
 ) -> keras.optimizers.Optimizer:
@@ -104,18 +116,22 @@ def build_optimizer(
     Returns:
         A built Keras optimizer.
     """
-    common = {"learning_rate": rate, "global_clipnorm": config.clip_norm or None}
+    common: dict[str, Any] = {"learning_rate": rate, "global_clipnorm": config.clip_norm or None}
     decay = config.weight_decay or None
     if config.name == "adam":
         optimizer = keras.optimizers.Adam(**common)
     elif config.name == "adamw":
         optimizer = keras.optimizers.AdamW(weight_decay=config.weight_decay, **common)
+    elif config.name == "lamb":
+        optimizer = keras.optimizers.Lamb(weight_decay=decay, **common)
+    elif config.name == "lars":
+        optimizer = Lars(momentum=float(config.momentum), weight_decay=decay, **common)
     else:
         nesterov = config.momentum > 0
         optimizer = keras.optimizers.SGD(
             momentum=float(config.momentum), nesterov=nesterov, weight_decay=decay, **common
         )
-    if decay:
+    if decay and config.name != "lars":  # which leaves vectors out by itself
         vectors = [v for v in model.trainable_variables if len(v.shape) < 2]
         optimizer.exclude_from_weight_decay(var_list=vectors)
     if dtype_policy == "mixed_float16":

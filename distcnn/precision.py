@@ -73,8 +73,15 @@ def resolve_precision(config: PrecisionConfig, hardware: Hardware) -> Precision:
     return Precision(policy, policy_reason, xla, xla_reason)
 
 
-def apply_precision(config: PrecisionConfig, precision: Precision) -> None:
+def apply_precision(
+    config: PrecisionConfig, precision: Precision, threads: int | None = None
+) -> None:
     """Sets Keras' dtype policy and TensorFlow's number and thread options for this process.
+
+    Args:
+        config: What was asked for.
+        precision: What was resolved.
+        threads: Threads within one operation where the configuration leaves them open.
 
     Raises:
         DistcnnError: If `config.threads` differs from what a running TensorFlow already uses.
@@ -83,11 +90,12 @@ def apply_precision(config: PrecisionConfig, precision: Precision) -> None:
     tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    if config.threads is None:
-        return
     try:
-        tf.config.threading.set_intra_op_parallelism_threads(config.threads)
+        if config.threads or threads:
+            tf.config.threading.set_intra_op_parallelism_threads(config.threads or threads)
     except RuntimeError:
+        if config.threads is None:
+            return
         raise DistcnnError(
             f"precision.threads is {config.threads}, but TensorFlow already runs in this process; "
             "create the Trainer before anything else uses TensorFlow"

@@ -17,8 +17,13 @@ from distcnn.files import write_json, write_text
 
 log = logging.getLogger("distcnn")
 
-FREE_KEYS = ("recipe", "out", "checkpoint", "logging", "data.cache")
-"""Keys and sections that may differ when a run goes on: they do not change its result."""
+FREE_KEYS = (
+    *("recipe", "out", "checkpoint", "logging", "data.cache", "precision.threads"),
+    *("train.batch_size", "train.global_batch_size", "train.eval_batch_size"),
+    *("distribute.strategy", "distribute.devices", "distribute.port"),
+)
+"""Keys and sections that may differ when a run goes on: they do not change its result, as long as
+the global batch is the same."""
 
 
 class RunDirectory:
@@ -76,7 +81,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._require_same_images(environment)
+            self._require_same_course(environment)
             write_json(self.path / "environment.json", environment)
             write_text(self.path / "config.yaml", config_yaml(config))
         except BlockingIOError:
@@ -90,17 +95,25 @@ class RunDirectory:
                 "another --out"
             ) from None
 
-    def _require_same_images(self, environment: dict[str, Any]) -> None:
+    def _require_same_course(self, environment: dict[str, Any]) -> None:
         file = self.path / "environment.json"
         if not self.begun or not file.exists():
             return
-        before = json.loads(file.read_text())["resolved"]["training_images"]
-        now = environment["resolved"]["training_images"]
-        if before != now:
-            raise DistcnnError(
-                f"{self.path} was begun with {before} training images, now there are {now}; bring "
-                "the images back, choose another --out, or delete it"
-            )
+        resolved = json.loads(file.read_text())["resolved"]
+        for key, what, way_out in (
+            ("training_images", "training images", "bring the images back"),
+            (
+                "global_batch_size",
+                "images in the global batch",
+                "pass that number as --train.global_batch_size",
+            ),
+        ):
+            before, now = resolved[key], environment["resolved"][key]
+            if before != now:
+                raise DistcnnError(
+                    f"{self.path} was begun with {before} {what}, now there are {now}; {way_out}, "
+                    "choose another --out, or delete it"
+                )
 
     def cut_metrics(self, step: int) -> list[dict[str, Any]]:
         """Drops the rows of `metrics.jsonl` after a step, for a run that goes on from there.

@@ -5,9 +5,11 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class StopRequest:
-    """Whether SIGINT or SIGTERM has asked the run to stop.
+    """Whether SIGINT, SIGTERM or SIGUSR1 (Slurm's warning before the time limit) asks to stop.
 
     Attributes:
         name: Name of the signal, or None.
@@ -19,7 +21,7 @@ class StopRequest:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Catches the first signal; a second one ends the process at once, as without it."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in SIGNALS}
 
         def note(number: int, frame: FrameType | None) -> None:
             self.name = signal.Signals(number).name

@@ -38,11 +38,35 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
         "validation, %(test_images)d test",
         resolved,
     )
-    log.info("strategy        %(strategy)s on %(device)s", resolved)
+    log.info("strategy        %s", _describe_strategy(resolved))
     log.info("precision       %(precision)s (%(precision_reason)s)", resolved)
     log.info("xla             %s (%s)", "on" if resolved["xla"] else "off", resolved["xla_reason"])
-    log.info("batch           %(global_batch_size)d, %(steps_per_epoch)d steps an epoch", resolved)
+    log.info(
+        "batch           %s, %d steps an epoch",
+        _describe_batch(resolved),
+        resolved["steps_per_epoch"],
+    )
     log.info("learning rate   %(base_learning_rate)g -> %(learning_rate)g", resolved)
+
+
+def _describe_strategy(resolved: dict[str, Any]) -> str:
+    name = f"{resolved['strategy']} on {resolved['device']} ({resolved['strategy_reason']})"
+    workers, hosts = resolved["world_size"], resolved["hosts"]
+    if workers == 1:
+        return name
+    return (
+        f"{name}: {workers} workers on {', '.join(hosts[:4]) + (', ...' if len(hosts) > 4 else '')}"
+    )
+
+
+def _describe_batch(resolved: dict[str, Any]) -> str:
+    total, workers = resolved["global_batch_size"], resolved["world_size"]
+    parts = [f"{resolved['per_worker_batch_size']:g}"]
+    if resolved["accumulation_steps"] > 1:
+        parts.insert(0, f"{resolved['accumulation_steps']} accumulated")
+    if workers > 1:
+        parts.insert(0, f"{workers} workers")
+    return " x ".join(parts) + (f" = {total}" if len(parts) > 1 else "")
 
 
 def make_summary(
@@ -54,7 +78,7 @@ def make_summary(
     *,
     saved_epoch: int,
 ) -> dict[str, Any]:
-    """Returns what `summary.json` holds, but for the test.
+    """Returns what `summary.json` holds, but for the test and whether the weights agree.
 
     Args:
         recipe: Name of the recipe.
@@ -78,7 +102,6 @@ def make_summary(
         "images_per_second": progress.images / seconds if seconds else None,
         **{key: last.get(key) for key in _FROM_LAST_ROW},
         "weights_sha256": hash_weights(model),
-        "weights_agree": True,
     }
 
 

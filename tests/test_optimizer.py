@@ -1,9 +1,14 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 
 from distcnn.config import OptimizerConfig
+from distcnn.lars import Lars
 from distcnn.optimizer import Schedule, build_optimizer, learning_rate, scaled_learning_rate
+from tests.runs import small_run
 from tests.tiny import tiny
 
 
@@ -32,12 +37,43 @@ def test_cosine_falls_from_the_peak_to_its_final_share():
 
 
 def test_warm_up_rises_linearly_and_reaches_the_peak():
-    found = rates(OptimizerConfig(schedule="cosine", warmup_epochs=2))
+    found = rates(OptimizerConfig(lr=1.0, schedule="cosine", warmup_epochs=2))
     np.testing.assert_allclose(found[:20], np.arange(1, 21) / 20, rtol=1e-6)
     assert found[20] == 1
     assert found[100] == pytest.approx(0, abs=1e-7)
-    constant = rates(OptimizerConfig(warmup_epochs=0.5))
+    constant = rates(OptimizerConfig(lr=1.0, warmup_epochs=0.5))
     np.testing.assert_allclose(constant[:6], [0.2, 0.4, 0.6, 0.8, 1, 1], rtol=1e-6)
+
+
+def test_warm_up_to_a_scaled_rate_begins_at_the_base_rate():
+    """As in Goyal et al. 2017, where 0.25 rises to a rate that is four times that."""
+    found = rates(OptimizerConfig(lr=0.25, warmup_epochs=1))
+    np.testing.assert_allclose(found[:10], 0.25 + 0.075 * np.arange(1, 11), rtol=1e-6)
+    assert found[10] == found[100] == 1
+
+
+def test_lars_scales_the_step_of_each_kernel():
+    kernel, bias = keras.Variable(np.full((2, 2), 3.0)), keras.Variable(np.full(2, 3.0))
+    optimizer = Lars(learning_rate=0.5, momentum=0.9, weight_decay=0.01, trust=0.1)
+    optimizer.build([kernel, bias])
+    gradient = np.full((2, 2), 4.0)
+    optimizer.apply([gradient, np.full(2, 4.0)])
+    # |w| = 6, |g| = 8
+    step = 0.5 * 0.1 * 6 / (8 + 0.01 * 6) * (4 + 0.01 * 3)
+    np.testing.assert_allclose(kernel, 3 - step, rtol=1e-6)
+    np.testing.assert_allclose(bias, 3 - 0.5 * 4, rtol=1e-6)
+    before = np.array(kernel)
+    optimizer.apply([np.zeros((2, 2)), np.zeros(2)])
+    assert (np.array(kernel) < before).all()  # momentum
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_large_batch_optimizers_train_and_are_saved_for_plain_keras(name, tmp_path):
+    run = tmp_path / "run"
+    summary = small_run(run, optimizer__name=name, optimizer__weight_decay=1e-4)
+    assert np.isfinite(summary["loss"])
+    code = "import keras, sys; keras.saving.load_model(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, run / "model.keras"], check=True, cwd="/", env={})
 
 
 def test_one_cycle_rises_over_three_tenths_and_falls():

@@ -8,18 +8,21 @@ import distcnn
 PACKAGE = Path(distcnn.__file__).parent
 
 LAYERS = [
-    {"version", "errors", "startup", "files"},
-    {"config"},
+    {"version", "errors", "startup", "files", "pixels"},
+    {"config", "cluster"},
     {"recipe"},
     {"commandline", "signals"},
     {"precision", "environment"},
+    {"distribute"},
     {"data"},
     {"models"},
     {"averaging"},
-    {"optimizer", "training_model", "model_file", "checkpoint", "run_directory"},
+    {"lars"},
+    {"optimizer", "training_step", "model_file", "checkpoint", "run_directory"},
     {"summary"},
     {"evaluation", "plots", "classifier"},
     {"callbacks", "prediction"},
+    {"loop"},
     {"trainer"},
     {"train", "evaluate", "predict", "records"},
 ]

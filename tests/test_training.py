@@ -57,7 +57,7 @@ def test_fit_is_plain_keras_on_the_same_batches(tmp_path):
         )
     )
     start = trainer.model.get_weights()
-    batches = [(np.array(x), np.array(y)) for x, y in trainer.training_batches(0)]
+    batches = [(np.array(x), np.array(y)) for x, y, _ in trainer.training_batches(0)]
     summary = trainer.fit()
     assert summary is not None
 

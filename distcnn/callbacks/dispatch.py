@@ -1,13 +1,40 @@
-"""How `fit` reaches the callbacks: the user's see the classifier, and only what really happens."""
+"""How the training loop reaches the callbacks: the user's see the classifier."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras.callbacks import CallbackList
 
+WRITERS = (
+    keras.callbacks.BackupAndRestore,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TensorBoard,
+)
+"""Keras' callbacks that write or send, and so work for rank 0 alone."""
+
+
+def callbacks_of_rank(
+    callbacks: list[keras.callbacks.Callback], *, is_chief: bool
+) -> list[keras.callbacks.Callback]:
+    """Returns the user's callbacks that work in this process.
+
+    All of them work in rank 0. In the other ranks those are left out that write: Keras' own by
+    type, the user's by their attribute `chief_only = True`.
+    """
+    if is_chief:
+        return callbacks
+    return [
+        callback
+        for callback in callbacks
+        if not isinstance(callback, WRITERS) and not getattr(callback, "chief_only", False)
+    ]
+
 
 class Dispatch(CallbackList):
-    """Calls callbacks without a host synchronisation a step, and not for steps already done.
+    """Calls callbacks without a host synchronisation a step.
 
     Callbacks that do not override `on_train_batch_end`, or that declare `reads_logs = False`, never
     force the step's metrics to the host.
@@ -15,7 +42,7 @@ class Dispatch(CallbackList):
     Args:
         callbacks: The callbacks.
         model: The classifier that they see as `self.model`.
-        first_batch: Batches of the first epoch before this one were done before a resume.
+        metrics: Brings the metrics of the epoch so far to the host.
         **params: What callbacks see as `self.params` (epochs, steps).
     """
 
@@ -24,35 +51,23 @@ class Dispatch(CallbackList):
         callbacks: list[keras.callbacks.Callback],
         *,
         model: keras.Model,
-        first_batch: int,
+        metrics: Callable[[], dict[str, float]],
         **params: Any,
     ) -> None:
         super().__init__(callbacks, add_history=True, add_progbar=False, model=model, **params)
-        self._first_batch = first_batch
+        self._metrics = metrics
         self._async_train = False
 
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Announces a batch, unless it was done before the resume."""
-        if batch >= self._first_batch:
-            super().on_train_batch_begin(batch, logs)
-
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reports a batch, unless it was done before the resume."""
-        if batch < self._first_batch:
-            return
+        """Reports a batch."""
         numbers: dict[str, float] | None = None
         for callback in self.callbacks:
             if not getattr(callback, "reads_logs", True) or _is_silent(callback):
                 callback.on_train_batch_end(batch, None)
                 continue
             if numbers is None:
-                numbers = {name: float(value) for name, value in (logs or {}).items()}
+                numbers = self._metrics()
             callback.on_train_batch_end(batch, numbers)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reports an epoch."""
-        self._first_batch = 0
-        super().on_epoch_end(epoch, logs)
 
 
 def _is_silent(callback: keras.callbacks.Callback) -> bool:

@@ -5,7 +5,13 @@ from typing import Any
 import keras
 
 from distcnn.errors import DistcnnError
-from distcnn.training_model import TrainingModel
+from distcnn.training_step import TrainingStep
+
+
+class NotFiniteError(DistcnnError):
+    """The loss of a step is NaN or infinite; every rank sees the same."""
+
+    on_every_rank = True
 
 
 class FiniteGuard(keras.callbacks.Callback):
@@ -14,13 +20,13 @@ class FiniteGuard(keras.callbacks.Callback):
     It stands before everything that saves, so a bad state is never saved.
 
     Args:
-        training: The model that `fit` runs.
+        training: The training step.
         every_steps: Steps between questions.
     """
 
     reads_logs = False
 
-    def __init__(self, training: TrainingModel, every_steps: int) -> None:
+    def __init__(self, training: TrainingStep, every_steps: int) -> None:
         super().__init__()
         self._training = training
         self._every_steps = every_steps
@@ -39,7 +45,7 @@ class FiniteGuard(keras.callbacks.Callback):
         require_finite(self._training)
 
 
-def require_finite(training: TrainingModel) -> None:
+def require_finite(training: TrainingStep) -> None:
     """Raises if the loss of a step was not finite.
 
     Raises:
@@ -47,7 +53,7 @@ def require_finite(training: TrainingModel) -> None:
     """
     step = training.first_bad_step
     if step is not None:
-        raise DistcnnError(
+        raise NotFiniteError(
             f"the loss of step {step} is not finite, so the run stopped; the checkpoints are from "
             "before it. Lower --optimizer.lr, or add --optimizer.clip_norm 1 or a warm-up"
         )

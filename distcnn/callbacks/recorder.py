@@ -10,7 +10,7 @@ from typing import Any, Self
 import keras
 
 from distcnn.data.pipeline import EpochOrder
-from distcnn.training_model import TrainingModel
+from distcnn.training_step import TrainingStep
 
 Row = dict[str, Any]
 """One row of `metrics.jsonl`: step, epoch (counted from 1), loss, accuracy, learning_rate,
@@ -25,7 +25,7 @@ class Recorder(keras.callbacks.Callback):
     execution of the process, in which the step is compiled, is left out, and so is validation.
 
     Args:
-        training: The model that `fit` runs.
+        training: The training step.
         order: Tells steps and images.
         every_steps: Steps between rows.
         rate: Tells the present learning rate.
@@ -37,7 +37,7 @@ class Recorder(keras.callbacks.Callback):
 
     def __init__(
         self,
-        training: TrainingModel,
+        training: TrainingStep,
         order: EpochOrder,
         every_steps: int,
         rate: Callable[[], float],
@@ -65,20 +65,20 @@ class Recorder(keras.callbacks.Callback):
         """Makes a row when one is due."""
         training = self._training
         if not self._compiled:
-            training.get_metrics_result()["loss"].numpy()  # wait for the first execution
+            training.metrics()  # wait for the first execution
             self._compiled = True
             self._mark()
         self._advance(training.step)
         if training.just_passed(self._every_steps) and training.step_in_epoch:
-            self._emit(self._row(self._metrics()))
+            self._emit(self._row())
 
     def on_test_begin(self, logs: Row | None = None) -> None:
         """Measures the epoch's last interval before its validation begins."""
-        self._epoch_row = self._row(self._metrics())
+        self._epoch_row = self._row()
 
     def on_epoch_end(self, epoch: int, logs: Row | None = None) -> None:
         """Makes the epoch's last row, with the validation."""
-        row = self._epoch_row or self._row(self._metrics())
+        row = self._epoch_row or self._row()
         self._epoch_row = None
         names = ("val_loss", "val_accuracy")
         self._emit(row | {name: (logs or {}).get(name) for name in names})
@@ -87,15 +87,13 @@ class Recorder(keras.callbacks.Callback):
         """Returns the measured seconds of training and the images seen in them."""
         return self._seconds, self._images
 
-    def _metrics(self) -> dict[str, float]:
-        return {k: float(v) for k, v in self._training.get_metrics_result().items()}
-
     def _mark(self) -> None:
         self._since = time.perf_counter()
         self._since_step = self._training.step
         self._training.take_input_wait()
 
-    def _row(self, metrics: dict[str, float]) -> Row:
+    def _row(self) -> Row:
+        metrics = self._training.metrics()  # waits for the device
         step = self._training.step
         seconds = time.perf_counter() - self._since
         waited = self._training.take_input_wait()

@@ -9,8 +9,9 @@ import numpy as np
 
 from distcnn.callbacks.guard import require_finite
 from distcnn.checkpoint import Checkpoints, Progress, snapshot
+from distcnn.distribute import Backend
 from distcnn.signals import StopRequest
-from distcnn.training_model import TrainingModel
+from distcnn.training_step import TrainingStep
 
 
 class Stopped(BaseException):
@@ -20,15 +21,17 @@ class Stopped(BaseException):
 class Saver(keras.callbacks.Callback):
     """Saves a checkpoint at the end of epochs and when a signal asks to stop.
 
-    It stands after the user's callbacks, so that what they did in an epoch is in its checkpoint.
+    It stands after the user's callbacks, so that what they did in an epoch is in its checkpoint. It
+    works in every process, so that all stop at the same step; only the chief writes.
 
     Args:
-        training: The model that `fit` runs.
-        variables: What to save: lists of variables by group; the group `metrics` is put back once
-            the epoch that was begun goes on.
+        training: The training step.
+        backend: Lets the processes agree.
+        variables: What to save: lists of variables by group.
         checkpoints: Where to save.
         progress: How far the run already is.
         measured: Tells the seconds and images of this process so far.
+        align: Brings the replicas together.
         every_epochs: Epochs between checkpoints.
         patience: Epochs without a better validation loss before the run stops; 0 for never.
         stop: Whether a signal asked to stop.
@@ -38,11 +41,13 @@ class Saver(keras.callbacks.Callback):
 
     def __init__(
         self,
-        training: TrainingModel,
+        training: TrainingStep,
+        backend: Backend,
         variables: dict[str, list[Any]],
         checkpoints: Checkpoints,
         progress: Progress,
         measured: Callable[[], tuple[float, int]],
+        align: Callable[[], None],
         *,
         every_epochs: int,
         patience: int,
@@ -50,32 +55,24 @@ class Saver(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._training = training
+        self._backend = backend
         self._variables = variables
         self._checkpoints = checkpoints
         self._before = progress
         self._measured = measured
+        self._align = align
         self._every_epochs = every_epochs
         self._patience = patience
         self._stop = stop
-        self._epoch_metrics: list[np.ndarray] = []
         self.progress = progress
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Remembers the metrics of an epoch that goes on, before `fit` resets them."""
-        going_on = self._training.step_in_epoch > 0
-        self._epoch_metrics = [
-            np.array(v) if going_on else np.zeros(v.shape) for v in self._variables["metrics"]
-        ]
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Puts them back; `fit` itself does not reset metrics that it has not used yet."""
-        for variable, value in zip(self._variables["metrics"], self._epoch_metrics, strict=False):
-            variable.assign(value)
-        self._epoch_metrics = []
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves and stops when a signal asked for it, except at the end of an epoch."""
-        if self._stop.name and self._training.step_in_epoch:
+        if not self._training.step_in_epoch:
+            return
+        alone = self._backend.size == 1
+        if self._stop.name is not None if alone else self._training.voted_to_stop():
+            self._align()
             self._save(is_best=False)
             raise Stopped
 
@@ -87,10 +84,12 @@ class Saver(keras.callbacks.Callback):
         waited = epoch - self.progress.best_epoch
         if self._patience and self.progress.best_epoch >= 0 and waited >= self._patience:
             self.model.stop_training = True
+        own = np.array([self._stop.name is not None, self.model.stop_training], np.float64)
+        stop, self.model.stop_training = (bool(votes) for votes in self._backend.sum(own))
         last = self.model.stop_training or epoch + 1 == self.params["epochs"]
-        if is_best or last or self._stop.name or (epoch + 1) % self._every_epochs == 0:
+        if is_best or last or stop or (epoch + 1) % self._every_epochs == 0:
             self._save(is_best=is_best)
-        if self._stop.name and not last:
+        if stop and not last:
             raise Stopped
 
     def _save(self, *, is_best: bool) -> None:
@@ -102,4 +101,7 @@ class Saver(keras.callbacks.Callback):
             train_seconds=self._before.train_seconds + seconds,
             images=self._before.images + images,
         )
+        self._backend.on_chief(lambda: self._write(is_best))
+
+    def _write(self, is_best: bool) -> None:
         self._checkpoints.save(snapshot(self._variables), self.progress, is_best=is_best)

@@ -11,7 +11,7 @@ from distcnn.callbacks.recorder import Row
 from distcnn.data.split import Split
 from distcnn.evaluation import evaluate_split
 from distcnn.plots import confusion_figure, mistakes_figure, stretch_contrast, tile, to_pixels
-from distcnn.training_model import TrainingModel
+from distcnn.training_step import EvaluationStep, TrainingStep
 
 
 class TensorBoardScalars:
@@ -49,8 +49,9 @@ class TensorBoardImages(keras.callbacks.Callback):
 
     Args:
         folder: TensorBoard's folder of the run.
-        training: The model that `fit` runs.
+        training: The training step.
         batches: Training batches; the first one is shown.
+        evaluation: Predicts for the examination.
         examined: Images whose confusion matrix and worst mistakes are shown at the end, or None.
         classes: Class names.
         logits: Whether the classifier returns logits.
@@ -62,8 +63,9 @@ class TensorBoardImages(keras.callbacks.Callback):
     def __init__(
         self,
         folder: Path,
-        training: TrainingModel,
+        training: TrainingStep,
         batches: tf.data.Dataset,
+        evaluation: EvaluationStep,
         examined: Split | None,
         classes: tuple[str, ...],
         *,
@@ -75,6 +77,7 @@ class TensorBoardImages(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(str(folder / "images"))
         self._training = training
         self._batch = np.asarray(next(iter(batches.take(1)))[0])
+        self._evaluation = evaluation
         self._examined = examined
         self._classes = classes
         self._logits = logits
@@ -99,7 +102,7 @@ class TensorBoardImages(keras.callbacks.Callback):
             return
         with self._training.evaluated_weights():
             result = evaluate_split(
-                self._training,
+                self._evaluation.predict,
                 self._examined,
                 self._classes,
                 logits=self._logits,
@@ -128,7 +131,7 @@ class TensorBoardImages(keras.callbacks.Callback):
         if kernels.shape[3] not in (1, 3):
             kernels = kernels.mean(axis=3, keepdims=True)
         example = self._batch[:1]
-        maps = keras.Model(self.model.inputs, layer.output)(self._training.scaled(example))
+        maps = keras.Model(self.model.inputs, layer.output)(self._evaluation.scaled(example))
         maps = np.asarray(maps, np.float32)[0].transpose(2, 0, 1)[..., None]
         with self._writer.as_default(self._training.step):
             self._image("first_layer/filters", tile(stretch_contrast(kernels)[:64]))
@@ -147,14 +150,14 @@ class Profiler(keras.callbacks.Callback):
 
     Args:
         folder: TensorBoard's folder of the run.
-        training: The model that `fit` runs.
+        training: The training step.
         first: First global step to profile, counted from 1.
         last: Last global step to profile.
     """
 
     reads_logs = False
 
-    def __init__(self, folder: Path, training: TrainingModel, first: int, last: int) -> None:
+    def __init__(self, folder: Path, training: TrainingStep, first: int, last: int) -> None:
         super().__init__()
         self._folder = str(folder)
         self._training = training

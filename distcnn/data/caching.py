@@ -27,7 +27,7 @@ _NAMED = 3
 _logger = logging.getLogger("distcnn")
 
 
-def load(split: Split, image_shape: Shape, config: DataConfig) -> Split:
+def load(split: Split, image_shape: Shape, config: DataConfig, processes: int = 1) -> Split:
     """Brings a split to a size and keeps its decoded images where `config.cache` says.
 
     Encoded images are all decoded once, here, so that a bad one is found before the training
@@ -38,6 +38,7 @@ def load(split: Split, image_shape: Shape, config: DataConfig) -> Split:
         image_shape: `(height, width, channels)` wanted.
         config: `cache` (auto: memory if the images take less than a quarter of what is available,
             else a file if they fit in half of the free disk, else none) and `on_error`.
+        processes: Processes of this host that each keep the images in a memory of their own.
 
     Returns:
         The split with images of `image_shape`; without its bad images if `on_error` is skip.
@@ -49,7 +50,7 @@ def load(split: Split, image_shape: Shape, config: DataConfig) -> Split:
     resized = split.resized(image_shape)
     if not isinstance(resized, EncodedSplit):
         return resized
-    where = _place(len(split) * int(np.prod(image_shape)), config.cache)
+    where = _place(len(split) * int(np.prod(image_shape)), config.cache, processes)
     loaded: Split = resized
     if where == "memory":
         images = np.zeros((len(split), *image_shape), np.uint8)
@@ -69,8 +70,10 @@ def cache_folder() -> Path:
     return Path(base) / "distcnn" / "decoded"
 
 
-def _place(size: int, cache: str) -> Literal["memory", "disk", "none"]:
-    if cache == "memory" or (cache == "auto" and size < _MEMORY_SHARE * available_memory()):
+def _place(size: int, cache: str, processes: int) -> Literal["memory", "disk", "none"]:
+    if cache == "memory" or (
+        cache == "auto" and size * processes < _MEMORY_SHARE * available_memory()
+    ):
         return "memory"
     if cache == "disk" or (cache == "auto" and size <= _DISK_SHARE * writable_disk(cache_folder())):
         return "disk"

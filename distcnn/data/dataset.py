@@ -43,7 +43,9 @@ def offered_shape(config: DataConfig, source: Source) -> Shape:
     return source.image_shape
 
 
-def load_dataset(config: DataConfig, source: Source, image_shape: Shape, seed: int) -> Dataset:
+def load_dataset(
+    config: DataConfig, source: Source, image_shape: Shape, seed: int, *, processes: int = 1
+) -> Dataset:
     """Splits an opened source and brings its images to one size.
 
     Args:
@@ -51,21 +53,26 @@ def load_dataset(config: DataConfig, source: Source, image_shape: Shape, seed: i
         source: The opened data set.
         image_shape: `(height, width, channels)` that the model takes.
         seed: Seed of the split.
+        processes: Processes of this host that each load the images.
 
     Raises:
         DataError: If there are no training images, or too few to split.
     """
     if source.train is None:
         raise DataError(f"{config.dir} holds no training images; expected {config.dir}/train")
-    train = load(source.train, image_shape, config)
-    test = load(source.test, image_shape, config) if source.test else None
+
+    def loaded(split: Split) -> Split:
+        return load(split, image_shape, config, processes)
+
+    train = loaded(source.train)
+    test = loaded(source.test) if source.test else None
     validation: Split | None = None
     if config.validation == "test":
         validation = test
         if test is None:
             log.warning("warning: there are no test images to validate on, so nothing is validated")
     elif config.validation == "split" and source.validation is not None:
-        validation = load(source.validation, image_shape, config)
+        validation = loaded(source.validation)
     elif config.validation == "split":
         train, validation = split_train_validation(train, config.validation_split, seed)
     return Dataset(train, validation, test, source.classes)

@@ -46,62 +46,161 @@ class EpochOrder:
         return random.permutation(self.examples)
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Which shares of every batch a process computes.
+
+    A batch is divided into `replicas * accumulation_steps` shares of whole images, as even as can
+    be; share `a * replicas + r` is the a-th that replica r computes. What a share holds depends on
+    nothing but its number and the batch, so any number of workers sees the same batch.
+
+    Attributes:
+        own: Numbers of the replicas in this process.
+        replicas: Replicas of the whole run.
+        accumulation_steps: Shares that each replica computes one after the other.
+    """
+
+    own: range = range(1)
+    replicas: int = 1
+    accumulation_steps: int = 1
+
+    @property
+    def count(self) -> int:
+        """Shares of a batch."""
+        return self.replicas * self.accumulation_steps
+
+    def own_share(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns step and share of the index-th element that this process reads, from 0."""
+        per_step = len(self.own) * self.accumulation_steps
+        within = index % per_step
+        replica = self.own.start + within % len(self.own)
+        return index // per_step, within // len(self.own) * self.replicas + replica
+
+    def cut(self, images: tf.Tensor, share: tf.Tensor, together: int) -> tuple[tf.Tensor, ...]:
+        """Cuts a share out of a batch.
+
+        Args:
+            images: Images of the batch, int64 scalar, at least 1.
+            share: Number of the share.
+            together: Images that must not be parted, 2 where pairs are mixed, else 1.
+
+        Returns:
+            First position, end position, and 1.0, or 0.0 for a share without images, which gets
+            the batch's first image as a stand-in: every replica has something to compute.
+        """
+        groups = (images + together - 1) // together
+        first = tf.minimum(groups * share // self.count * together, images)
+        end = tf.minimum(groups * (share + 1) // self.count * together, images)
+        empty = first >= end
+        zero, one = tf.zeros_like(first), tf.ones_like(first)
+        counts = tf.where(empty, 0.0, 1.0)
+        return tf.where(empty, zero, first), tf.where(empty, one, end), counts
+
+
 def training_dataset(
     split: Split,
     num_classes: int,
     order: EpochOrder,
     augmentation: AugmentConfig,
+    shares: Shares,
     *,
     first_step: int,
     last_step: int,
 ) -> tf.data.Dataset:
-    """Returns the training batches of the global steps from `first_step` up to `last_step`.
+    """Returns a process's shares of the training batches from `first_step` up to `last_step`.
 
     Args:
         split: Training images.
         num_classes: Width of the one-hot labels.
         order: Order of the images.
         augmentation: What is done to them.
+        shares: Which part of each batch.
         first_step: Global step of the first batch, counted from 0 at the start of the run.
         last_step: Global step before which the data set ends.
 
     Returns:
-        A data set of `(images, labels)`: uint8 (float32 in [0, 255] when images are mixed) of shape
-        `(batch, height, width, channels)`, and float32 one-hot of shape `(batch, num_classes)`.
+        A data set of `(images, labels, weights)`: uint8 (float32 in [0, 255] when images are mixed)
+        of shape `(count, height, width, channels)`, float32 one-hot of shape `(count, num_classes)`
+        and float32 of shape `(count,)`, 1 / images of the batch or 0 for a stand-in. Each step has
+        `len(shares.own) * shares.accumulation_steps` elements.
     """
     epochs = tf.data.Dataset.range(
         first_step // order.steps_per_epoch, math.ceil(last_step / order.steps_per_epoch)
     )
     labels = _resident(split.labels)
+    together = 2 if augmentation.mixup or augmentation.cutmix else 1
+    per_step = len(shares.own) * shares.accumulation_steps
 
     def steps_of(epoch: tf.Tensor) -> tf.data.Dataset:
         indices = tf.numpy_function(order.permutation, [epoch], tf.int64, stateful=False)
         indices.set_shape([order.examples])
         start = epoch * order.steps_per_epoch
-        steps = tf.data.Dataset.range(
-            tf.maximum(start, first_step), tf.minimum(start + order.steps_per_epoch, last_step)
+        elements = tf.data.Dataset.range(
+            tf.maximum(start, first_step) * per_step,
+            tf.minimum(start + order.steps_per_epoch, last_step) * per_step,
         )
 
-        def batch_of(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def share_of(element: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            step, share = shares.own_share(element)
             first = (step - start) * order.global_batch_size
-            return step, indices[first : first + order.global_batch_size]
+            total = tf.minimum(order.examples - first, order.global_batch_size)
+            begin, end, counts = shares.cut(total, share, together)
+            return step, indices[first + begin : first + end], begin, total, counts
 
-        return steps.map(batch_of)
+        return elements.map(share_of)
 
-    def load(step: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def load(
+        step: tf.Tensor, indices: tf.Tensor, begin: tf.Tensor, total: tf.Tensor, counts: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         count = tf.size(indices)
         random = Randomness(
             seed=tf.stack([tf.cast(order.seed, tf.int64), step]),
-            offset=tf.constant(0),
+            offset=begin,
             count=count,
-            total=count,
+            total=total,
         )
         targets = tf.one_hot(tf.gather(labels, indices), num_classes)
-        return augment(split.gather(indices), targets, augmentation, random)
+        images, targets = augment(split.gather(indices), targets, augmentation, random)
+        return images, targets, tf.fill([count], counts / tf.cast(total, tf.float32))
 
     batches = epochs.flat_map(steps_of)
     batches = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_shares(
+    split: Split, num_classes: int, batch_size: int, shares: Shares
+) -> tuple[tf.data.Dataset, int]:
+    """Returns a process's part of a split, every image exactly once over all processes.
+
+    Args:
+        split: Images to evaluate.
+        num_classes: Width of the one-hot labels.
+        batch_size: Images per replica and step.
+        shares: Which part.
+
+    Returns:
+        A data set of `(images, labels, weights)` as `training_dataset` gives, with weights 1, or 0
+        for a stand-in; and the steps, the same in every process.
+    """
+    labels = _resident(split.labels)
+    steps = math.ceil(math.ceil(len(split) / shares.replicas) / batch_size)
+    one = Shares(shares.own, shares.replicas)
+
+    def load(element: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        step, replica = one.own_share(element)
+        first, end, counts = one.cut(tf.constant(len(split), tf.int64), replica, 1)
+        begin = first + step * batch_size
+        stop = tf.minimum(begin + batch_size, end)
+        empty = begin >= stop
+        begin = tf.where(empty, tf.zeros_like(begin), begin)
+        indices = tf.range(begin, tf.where(empty, tf.ones_like(stop), stop))
+        weights = tf.fill([tf.size(indices)], tf.where(empty, 0.0, counts))
+        return split.gather(indices), tf.one_hot(tf.gather(labels, indices), num_classes), weights
+
+    elements = tf.data.Dataset.range(steps * len(shares.own))
+    batches = elements.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return batches.prefetch(tf.data.AUTOTUNE), steps
 
 
 def evaluation_dataset(split: Split, num_classes: int, batch_size: int) -> tf.data.Dataset:
@@ -116,14 +215,8 @@ def evaluation_dataset(split: Split, num_classes: int, batch_size: int) -> tf.da
         A data set of `(images, labels)`: uint8 of shape `(batch, height, width, channels)`, and
         float32 one-hot of shape `(batch, num_classes)`.
     """
-    labels = _resident(split.labels)
-
-    def load(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return split.gather(indices), tf.one_hot(tf.gather(labels, indices), num_classes)
-
-    indices = tf.data.Dataset.range(len(split)).batch(batch_size)
-    batches = indices.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    batches, _ = evaluation_shares(split, num_classes, batch_size, Shares())
+    return batches.map(lambda images, labels, _: (images, labels))
 
 
 def _resident(labels: np.ndarray) -> tf.Tensor:

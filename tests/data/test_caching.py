@@ -84,11 +84,11 @@ def test_a_second_run_decodes_nothing_until_a_file_changes(image_folder, cache, 
 
 
 def test_auto_takes_what_fits(image_folder, monkeypatch, tmp_path):
-    assert caching._place(1000, "auto") == "memory"
+    assert caching._place(1000, "auto", 1) == "memory"
     monkeypatch.setattr(caching, "available_memory", lambda: 3999)
-    assert caching._place(1000, "auto") == "disk"
+    assert caching._place(1000, "auto", 1) == "disk"
     monkeypatch.setattr(caching, "writable_disk", lambda folder: 1999)
-    assert caching._place(1000, "auto") == "none"
+    assert caching._place(1000, "auto", 1) == "none"
     assert isinstance(load_train(image_folder), ArraySplit | FolderSplit)
 
 

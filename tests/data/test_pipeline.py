@@ -5,7 +5,13 @@ import pytest
 
 from distcnn.config import AugmentConfig
 from distcnn.data.arrays import ArraySplit
-from distcnn.data.pipeline import EpochOrder, evaluation_dataset, training_dataset
+from distcnn.data.pipeline import (
+    EpochOrder,
+    Shares,
+    evaluation_dataset,
+    evaluation_shares,
+    training_dataset,
+)
 
 CLASSES = 5
 
@@ -18,17 +24,25 @@ def split() -> ArraySplit:
     return ArraySplit(images, np.arange(23) % CLASSES)
 
 
-def batches(split, first_step, last_step, augment=None, batch_size=5, seed=3):
+def shares(split, first_step, last_step, augment=None, batch_size=5, seed=3, part=None):
     order = EpochOrder(len(split), batch_size, seed)
     dataset = training_dataset(
         split,
         CLASSES,
         order,
         augment or AugmentConfig(),
+        part or Shares(),
         first_step=first_step,
         last_step=last_step,
     )
     return list(dataset.as_numpy_iterator())
+
+
+def batches(*arguments, **keywords):
+    found = shares(*arguments, **keywords)
+    for images, _, weights in found:
+        np.testing.assert_allclose(weights, 1 / len(images))
+    return [(images, labels) for images, labels, _ in found]
 
 
 def test_each_epoch_sees_every_image_once_in_an_order_of_its_own(split):
@@ -80,3 +94,67 @@ def test_evaluation_sees_every_image_once_in_stored_order(split):
 def test_images_before_a_step():
     order = EpochOrder(23, 5, 0)
     assert [order.images_before(step) for step in (0, 1, 4, 5, 6, 10)] == [0, 5, 20, 23, 28, 46]
+
+
+EVERYTHING = AugmentConfig(
+    flip=True, crop=2, color=0.3, randaugment=1, cutout=3, mixup=0.3, cutmix=1.0
+)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "processes", "accumulation"),
+    [(2, 1, 3, 1), (2, 2, 1, 2), (5, 1, 2, 1), (5, 2, 2, 2), (12, 3, 1, 1), (12, 1, 4, 1)],
+)
+def test_shares_make_up_the_batches_of_one_worker(
+    split, batch_size, devices, processes, accumulation
+):
+    """Whatever the number of workers: the same images, augmented and mixed alike, in order."""
+    whole = batches(split, 2, 9, EVERYTHING, batch_size)
+    replicas = processes * devices
+    parts = []
+    for process in range(processes):
+        own = range(process * devices, (process + 1) * devices)
+        part = Shares(own, replicas, accumulation)
+        found = shares(split, 2, 9, EVERYTHING, batch_size, part=part)
+        assert len(found) == len(whole) * devices * accumulation
+        parts.append(found)
+    for step, (images, labels) in enumerate(whole):
+        in_order = []
+        for turn in range(accumulation):
+            for replica in range(replicas):
+                process, device = divmod(replica, devices)
+                element = (step * accumulation + turn) * devices + device
+                in_order.append(parts[process][element])
+        assert all(len(x) > 0 for x, _, _ in in_order)
+        real = [share for share in in_order if share[2][0] > 0]
+        np.testing.assert_array_equal(np.concatenate([x for x, _, _ in real]), images)
+        np.testing.assert_array_equal(np.concatenate([y for _, y, _ in real]), labels)
+        weights = np.concatenate([w for _, _, w in in_order])
+        np.testing.assert_allclose(weights[weights > 0], 1 / len(images))
+        assert weights.sum() == pytest.approx(1)
+
+
+def test_shares_are_even(split):
+    sizes = [
+        len(shares(split, 0, 1, batch_size=23, part=Shares(range(r, r + 1), 4))[0][0])
+        for r in range(4)
+    ]
+    assert sorted(sizes) == [5, 6, 6, 6]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 5, 40])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_evaluation_sees_every_image_once_over_all_workers(split, replicas, batch_size):
+    seen: list[int] = []
+    steps = set()
+    for replica in range(replicas):
+        part = Shares(range(replica, replica + 1), replicas)
+        dataset, count = evaluation_shares(split, CLASSES, batch_size, part)
+        found = list(dataset.as_numpy_iterator())
+        assert len(found) == count
+        steps.add(count)
+        for images, labels, weights in found:
+            assert len(images) == len(labels) == len(weights) > 0
+            seen += [int(i) for i in images[weights > 0][:, 0, 0, 0]]
+    assert len(steps) == 1
+    assert seen == list(range(23))

@@ -1,0 +1,108 @@
+"""Horovod: a process a device, gradients reduced by grouped, fused allreduce.
+
+Horovod's Keras wrapper runs under Keras 3 and silently does not reduce, so only its operations are
+used. They stand outside XLA, which cannot compile them.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from distcnn.cluster import Cluster
+from distcnn.distribute.base import Backend
+from distcnn.distribute.rendezvous import Rendezvous
+from distcnn.errors import DistcnnError
+
+_WIRE_TYPES = {tf.bfloat16: tf.float32}
+"""Types that Horovod does not have, and those in which they travel."""
+
+
+class Horovod(Backend):
+    """One replica a process.
+
+    Args:
+        cluster: Where this process stands.
+        compression: Whether gradients travel as float16.
+        port: First port of the run, where Horovod's own launcher does not say.
+
+    Raises:
+        DistcnnError: If Horovod is missing, or the processes do not find each other.
+    """
+
+    name = "horovod"
+
+    def __init__(
+        self, cluster: Cluster, compression: Literal["none", "fp16"], port: int | None
+    ) -> None:
+        self._hvd = import_horovod()
+        self._rendezvous = Rendezvous(cluster, port)
+        environment = self._rendezvous.open()
+        os.environ.update(environment)  # the only way to tell Horovod
+        try:
+            self._hvd.init()
+        except Exception as error:
+            raise DistcnnError(
+                f"rank {cluster.rank} cannot join the others by Horovod: {error}"
+            ) from error
+        found = (self._hvd.rank(), self._hvd.size())
+        if found != (cluster.rank, cluster.size):
+            raise DistcnnError(
+                f"{cluster.scheme} says that this is rank {cluster.rank} of {cluster.size}, but "
+                f"Horovod started as {found[0]} of {found[1]}; was it built for this launcher? "
+                "launch/install_horovod.sh --mpi serves mpirun"
+            )
+        self.rank, self.size = found
+        self._compression = compression
+
+    def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
+        """See `Backend.reduce_sum`."""
+        wire = [self._to_wire(tensor, index < compressible) for index, tensor in enumerate(tensors)]
+        sums = self._hvd.grouped_allreduce(wire, op=self._hvd.Sum)
+        return [tf.cast(total, tensor.dtype) for total, tensor in zip(sums, tensors, strict=True)]
+
+    def _to_wire(self, tensor: tf.Tensor, compressible: bool) -> tf.Tensor:
+        compressed = self._compression == "fp16" and compressible and tensor.dtype.is_floating
+        target = tf.float16 if compressed else _WIRE_TYPES.get(tensor.dtype, tensor.dtype)
+        return tf.cast(tensor, target)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """See `Backend.sum`."""
+        tensor = tf.constant(values, tf.float64)
+        return self._hvd.allreduce(tensor, op=self._hvd.Sum, name="distcnn.sum").numpy()
+
+    def broadcast(self, values: np.ndarray) -> np.ndarray:
+        """See `Backend.broadcast`."""
+        tensor = tf.constant(values, tf.float64)
+        return self._hvd.broadcast(tensor, root_rank=0, name="distcnn.broadcast").numpy()
+
+    def is_peer_failure(self, error: BaseException) -> bool:
+        """See `Backend.is_peer_failure`."""
+        from horovod.common.exceptions import HorovodInternalError
+
+        return isinstance(error, HorovodInternalError) or (
+            isinstance(error, tf.errors.OpError) and "Horovod" in str(error)
+        )
+
+
+def import_horovod() -> Any:
+    """Imports Horovod's operations for TensorFlow.
+
+    Raises:
+        DistcnnError: If it is not installed, or was built for another TensorFlow.
+    """
+    try:
+        import horovod.tensorflow as hvd
+    except ImportError as error:
+        raise DistcnnError(
+            f"Horovod cannot be imported ({error}); run launch/install_horovod.sh, or use "
+            "--distribute.strategy multi_worker"
+        ) from error
+    except Exception as error:
+        raise DistcnnError(
+            f"Horovod does not fit TensorFlow {tf.__version__} ({type(error).__name__}); run "
+            "launch/install_horovod.sh, which builds it anew"
+        ) from error
+    return hvd

@@ -1,0 +1,102 @@
+"""What replicas do to a model's layers: other dropout in each, batch statistics over all."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distcnn.distribute.base import Backend
+
+_SPREAD = 0x9E3779B1
+"""An odd number near 2**32 / the golden ratio: multiples of it are spread over all seeds."""
+
+
+def vary_randomness(model: keras.Model, backend: Backend) -> None:
+    """Makes every replica draw other random numbers from seeds whose state is the same everywhere.
+
+    The number of the replica is folded into each seed as it is drawn; replica 0 draws what a single
+    one would.
+
+    Args:
+        model: Built model; its seed generators are changed in place.
+        backend: Tells the number of the replica.
+    """
+    if backend.replicas == 1:
+        return
+    for layer in _layers(model):
+        for generator in getattr(layer, "_seed_generators", ()):
+            generator.next = _folded(generator.next, backend)
+
+
+def _folded(draw: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
+    def next_seed(ordered: bool = True) -> tf.Tensor:
+        seed = tf.convert_to_tensor(draw(ordered))
+        number = tf.cast(backend.replica_number(), seed.dtype)
+        return seed + number * tf.constant([_SPREAD, 0], seed.dtype)
+
+    return next_seed
+
+
+class SynchronisedStatistics:
+    """Batch normalisation over the images of all replicas.
+
+    Attributes:
+        layers: The layers that are synchronised.
+        counts: Inside a step, 1 if this replica's images count, 0 if it only has a stand-in for
+            its empty share of a batch.
+
+    Args:
+        model: Built model; its layers are changed in place.
+        backend: Adds up over the replicas.
+        every_layer: Synchronise all layers, not only those built with `synchronized=True`.
+    """
+
+    def __init__(self, model: keras.Model, backend: Backend, *, every_layer: bool) -> None:
+        self.counts: Any = 1.0
+        self.layers = [
+            layer
+            for layer in _layers(model)
+            if isinstance(layer, keras.layers.BatchNormalization)
+            and (every_layer or layer.synchronized)
+            and backend.replicas > 1
+        ]
+        for layer in self.layers:
+            layer._moments = self._moments_of(layer, backend)
+
+    def _moments_of(
+        self, layer: keras.layers.BatchNormalization, backend: Backend
+    ) -> Callable[[tf.Tensor, Any], tuple[tf.Tensor, tf.Tensor]]:
+        def moments(inputs: tf.Tensor, mask: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            """Returns mean and variance of shape `(channels,)`, from one reduction.
+
+            The sums are taken around the moving mean, which all replicas share, so that little is
+            lost where the variance is small against the mean.
+            """
+            axes = layer._reduction_axes
+            channels = [inputs.shape[layer.axis]]
+            around = tf.stop_gradient(tf.cast(layer.moving_mean.value, inputs.dtype))
+            shape = [1] * len(inputs.shape)
+            shape[layer.axis] = channels[0]
+            centred = inputs - tf.reshape(around, shape)
+            weight = tf.cast(self.counts, inputs.dtype)
+            images = tf.cast(tf.size(inputs), inputs.dtype) / channels[0] * weight
+            sums = tf.concat(
+                [
+                    tf.reduce_sum(centred, axes) * weight,
+                    tf.reduce_sum(tf.square(centred), axes) * weight,
+                    tf.reshape(images, [1]),
+                ],
+                axis=0,
+            )
+            total = backend.reduce_sum([sums])[0]
+            first, second, count = tf.split(total, [channels[0], channels[0], 1])
+            mean = first / count
+            variance = tf.maximum(second / count - tf.square(mean), 0.0)
+            return mean + around, variance
+
+        return moments
+
+
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    return model._flatten_layers(include_self=False)

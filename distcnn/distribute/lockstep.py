@@ -1,0 +1,169 @@
+"""Guard rails: proof that the backend reduces, and that all replicas hold the same state."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from distcnn.distribute.base import Backend
+from distcnn.errors import DistcnnError
+
+
+class LockstepError(DistcnnError):
+    """Replicas that should hold the same do not; every rank finds this."""
+
+    on_every_rank = True
+
+
+def prove_reduction(backend: Backend) -> None:
+    """Reduces values that differ in every replica, in the way a step does, and checks the sum.
+
+    Raises:
+        LockstepError: If the sum is wrong in a replica of this process.
+    """
+    replicas = backend.replicas
+
+    @tf.function
+    def reduce() -> list[tf.Tensor]:
+        def in_replica() -> tf.Tensor:
+            own = tf.cast(backend.replica_number(), tf.float32) + 1.0
+            values = [tf.fill([3], own), tf.fill([2, 2], own * own)]
+            return tf.concat([tf.reshape(v, [-1]) for v in backend.reduce_sum(values)], 0)
+
+        return backend.run(in_replica)
+
+    first, second = (
+        replicas * (replicas + 1) / 2,
+        replicas * (replicas + 1) * (2 * replicas + 1) / 6,
+    )
+    expected = np.array([first] * 3 + [second] * 4)
+    received = [np.asarray(values) for values in reduce()]
+    between = backend.sum(np.array([backend.rank + 1.0]))[0]
+    wrong = sum(not np.allclose(values, expected) for values in received)
+    wrong += between != backend.size * (backend.size + 1) / 2
+    if backend.sum(np.array([float(wrong)]))[0] or wrong:
+        raise LockstepError(
+            f"the strategy {backend.name} does not reduce: {replicas} replicas added up "
+            f"{expected.tolist()} to {received[0].tolist()}; training would drift apart. "
+            "python -m distcnn.doctor looks for the cause"
+        )
+
+
+def average_per_replica(backend: Backend, variables: Sequence[Any]) -> None:
+    """Replaces variables that each replica keeps for itself by their mean over all replicas.
+
+    Such are the moving statistics of batch normalisation. Values that are the same everywhere stay
+    as they are to the bit.
+
+    Args:
+        backend: The backend.
+        variables: Float variables.
+    """
+    if backend.replicas == 1 or not variables:
+        return
+    own = [backend.values_of(variable) for variable in variables]
+    flat = np.stack(
+        [
+            np.concatenate([values[replica].ravel() for values in own]).astype(np.float64)
+            for replica in range(backend.local_replicas)
+        ]
+    )
+    first = backend.broadcast(flat[0])
+    mean = first + backend.sum((flat - first).sum(axis=0)) / backend.replicas
+    _assign(variables, mean)
+
+
+def share_state(backend: Backend, variables: Sequence[Any]) -> None:
+    """Gives every replica the chief's values."""
+    if backend.replicas == 1 or not variables:
+        return
+    flat = np.concatenate([backend.values_of(v)[0].ravel().astype(np.float64) for v in variables])
+    _assign(variables, backend.broadcast(flat))
+
+
+def require_same_state(backend: Backend, groups: Mapping[str, Sequence[Any]], step: int) -> None:
+    """Compares a hash of every variable in all replicas.
+
+    Args:
+        backend: The backend.
+        groups: Variables by the name of their group.
+        step: Global step, for the message.
+
+    Raises:
+        LockstepError: Names the first variable that differs, and the replicas.
+    """
+    if backend.replicas == 1:
+        return
+    names = [
+        f"{group} {getattr(variable, 'path', getattr(variable, 'name', index))}"
+        for group, variables in groups.items()
+        for index, variable in enumerate(variables)
+    ]
+    rows = _digests(backend, [v for variables in groups.values() for v in variables])
+    differs = (rows != rows[0]).any(axis=0)
+    if not differs.any():
+        return
+    first = int(np.flatnonzero(differs)[0])
+    odd = np.flatnonzero(rows[:, first] != rows[0, first]).tolist()
+    kind = "ranks" if backend.local_replicas == 1 else "replicas"
+    raise LockstepError(
+        f"after step {step} the {kind} 0 and {', '.join(map(str, odd))} hold different values of "
+        f"{names[first]} (and {int(differs.sum()) - 1} more variables of {len(names)}); the run "
+        "stopped, its last checkpoint is from before. Look for what one rank does and others do "
+        "not: a callback, random numbers outside Keras, other data"
+    )
+
+
+def same_everywhere(backend: Backend, variables: Sequence[Any]) -> bool:
+    """Tells whether every variable is the same to the bit in all replicas."""
+    rows = _digests(backend, variables)
+    return bool((rows == rows[0]).all())
+
+
+def require_same_content(backend: Backend, contents: Mapping[str, Any]) -> None:
+    """Compares what every process believes about the run.
+
+    Raises:
+        LockstepError: Names what differs, and the ranks.
+    """
+    if backend.size == 1:
+        return
+    own = np.array([_digest(np.frombuffer(str(v).encode(), np.uint8)) for v in contents.values()])
+    rows = backend.gather(own)
+    for column, (name, value) in enumerate(contents.items()):
+        odd = np.flatnonzero(rows[:, column] != rows[0, column]).tolist()
+        if odd:
+            raise LockstepError(
+                f"the ranks 0 and {', '.join(map(str, odd))} differ in {name} (rank "
+                f"{backend.rank} has {value}); start every rank with the same command, code "
+                "and data"
+            )
+
+
+def _digests(backend: Backend, variables: Sequence[Any]) -> np.ndarray:
+    """Returns a digest of every variable in every replica, of shape `(replicas, variables)`."""
+    columns = [[_digest(value) for value in backend.values_of(v)] for v in variables]
+    count = max((len(column) for column in columns), default=1)
+    # A variable that the replicas of a process share stands for each of them.
+    own = np.array([column * (count // len(column)) for column in columns]).T
+    return backend.gather(own).reshape(-1, len(columns))
+
+
+def _digest(values: np.ndarray) -> float:
+    """Returns 52 bits of a hash, which a float64 holds exactly."""
+    digest = hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=8).digest()
+    return float(int.from_bytes(digest, "big") >> 12)
+
+
+def _assign(variables: Sequence[Any], flat: np.ndarray) -> None:
+    start = 0
+    for variable in variables:
+        shape = tuple(variable.shape)
+        count = int(np.prod(shape))
+        values = flat[start : start + count].reshape(shape)
+        variable.assign(
+            values.astype(np.dtype(str(getattr(variable.dtype, "name", variable.dtype))))
+        )
+        start += count

@@ -1,0 +1,149 @@
+"""How Horovod's processes find each other where its own launcher did not start them.
+
+Horovod's Gloo wants a small HTTP store that every process can reach. `horovodrun` runs one; under
+Slurm, Kubernetes, Open MPI or TF_CONFIG the chief runs it here, on the one address that is needed.
+"""
+
+import os
+import socket
+import time
+from typing import Any
+
+from distcnn.cluster import Cluster
+from distcnn.errors import DistcnnError
+
+_PATIENCE_SECONDS = 120
+
+
+class Rendezvous:
+    """The store of one run.
+
+    Args:
+        cluster: Where this process stands.
+        port: First port of the run, or None to derive it from the job.
+    """
+
+    def __init__(self, cluster: Cluster, port: int | None) -> None:
+        self._cluster = cluster
+        self._port = port
+        self._server: Any = None
+
+    def open(self) -> dict[str, str]:
+        """Starts the store if this is the chief, waits for it otherwise.
+
+        Returns:
+            The environment variables that Horovod reads; none if its launcher set them, or MPI
+            serves instead.
+
+        Raises:
+            DistcnnError: If the hosts are unknown, or the store cannot be opened or reached.
+        """
+        if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ or _started_by_mpi(self._cluster):
+            return {}
+        cluster = self._cluster
+        if cluster.size == 1:
+            return {}
+        address, port = self._where()
+        if cluster.is_chief:
+            self._serve(address, port)
+        else:
+            _wait_for(address, port)
+        hosts = cluster.hosts or ()
+        cross = sorted(set(hosts), key=hosts.index)
+        return {
+            "HOROVOD_RANK": str(cluster.rank),
+            "HOROVOD_SIZE": str(cluster.size),
+            "HOROVOD_LOCAL_RANK": str(cluster.local_rank),
+            "HOROVOD_LOCAL_SIZE": str(cluster.local_size),
+            "HOROVOD_CROSS_RANK": str(cross.index(hosts[cluster.rank])),
+            "HOROVOD_CROSS_SIZE": str(len(cross)),
+            "HOROVOD_HOSTNAME": hosts[cluster.rank],
+            "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
+            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+            "HOROVOD_CONTROLLER": "gloo",
+            "HOROVOD_CPU_OPERATIONS": "gloo",
+            "HOROVOD_GLOO_IFACE": _interface_towards(address, port, cluster),
+        }
+
+    def _where(self) -> tuple[str, int]:
+        """Returns the store's address: beside the chief's own port, which multi_worker may use."""
+        chief = self._cluster.worker_addresses(self._port)[0]
+        host, _, port = chief.rpartition(":")
+        try:
+            return socket.gethostbyname(host), int(port) + self._cluster.size
+        except OSError as error:
+            raise DistcnnError(f"the host {host} of rank 0 cannot be found: {error}") from None
+
+    def _serve(self, address: str, port: int) -> None:
+        from horovod.runner.common.util.hosts import SlotInfo
+        from horovod.runner.http import http_server
+
+        cluster = self._cluster
+        server = http_server.RendezvousServer()
+        try:
+            server._httpd = http_server.RendezvousHTTPServer(
+                (address, port), http_server.RendezvousHandler, False
+            )
+        except OSError as error:
+            raise DistcnnError(
+                f"rank 0 cannot listen at {address}:{port}: {error.strerror}; give another "
+                "--distribute.port"
+            ) from None
+        server._listen_thread = http_server.in_thread(target=server._httpd.serve_forever)
+        hosts = cluster.hosts or ()
+        names = sorted(set(hosts), key=hosts.index)
+        server.init(
+            [
+                SlotInfo(
+                    hostname=host,
+                    rank=rank,
+                    local_rank=hosts[:rank].count(host),
+                    cross_rank=names.index(host),
+                    size=cluster.size,
+                    local_size=hosts.count(host),
+                    cross_size=len(names),
+                )
+                for rank, host in enumerate(hosts)
+            ]
+        )
+        self._server = server
+
+
+def _started_by_mpi(cluster: Cluster) -> bool:
+    from horovod.tensorflow import mpi_built
+
+    return cluster.scheme in ("openmpi", "pmi") and bool(mpi_built())
+
+
+def _wait_for(address: str, port: int) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise DistcnnError(
+                    f"rank 0 did not answer at {address}:{port} within {_PATIENCE_SECONDS} s "
+                    f"({error}); did it start, and is the port open between the hosts?"
+                ) from None
+            time.sleep(0.5)
+        else:
+            return
+
+
+def _interface_towards(address: str, port: int, cluster: Cluster) -> str:
+    """Returns the network interface from which the other hosts are reached."""
+    import psutil
+
+    own = address
+    if not cluster.one_host and not cluster.is_chief:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, port))
+            own = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == own for entry in addresses):
+            return name
+    raise DistcnnError(
+        f"no network interface of this host has the address {own}, under which the other hosts "
+        "know it; correct the hosts file or the host list"
+    )

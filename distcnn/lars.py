@@ -1,0 +1,67 @@
+"""LARS, the optimizer for large batches that Keras lacks."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("distcnn")
+class Lars(keras.optimizers.Optimizer):
+    """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017, algorithm 1).
+
+    For a kernel w with gradient g, weight decay b and trust coefficient t, the momentum v becomes
+    `m v + rate * t |w| / (|g| + b |w|) * (g + b w)`, and w becomes `w - v`. Biases and
+    normalisation weights are updated as by SGD with momentum, as usual.
+
+    Args:
+        learning_rate: Rate or schedule.
+        momentum: m, 0 <= m < 1.
+        weight_decay: b, or None.
+        trust: t.
+        **kwargs: See `keras.optimizers.Optimizer`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float | None = None,
+        trust: float = 0.001,
+        name: str = "lars",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.momentum = momentum
+        self.decay = weight_decay or 0.0
+        self.trust = trust
+
+    def build(self, variables: list[Any]) -> None:
+        """Makes the momentum of each variable."""
+        if self.built:
+            return
+        super().build(variables)
+        self._momentums = self.add_optimizer_variables(variables, "momentum")
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Updates one variable."""
+        rate = ops.cast(learning_rate, variable.dtype)
+        gradient = ops.cast(gradient, variable.dtype)
+        if len(variable.shape) > 1:
+            weight_norm, gradient_norm = _norm(variable), _norm(gradient)
+            adapted = self.trust * weight_norm / (gradient_norm + self.decay * weight_norm)
+            usable = ops.logical_and(weight_norm > 0, gradient_norm > 0)
+            rate = rate * ops.where(usable, adapted, 1.0)
+            gradient = gradient + self.decay * variable
+        momentum = self._momentums[self._get_variable_index(variable)]
+        self.assign(momentum, self.momentum * momentum + rate * gradient)
+        self.assign_sub(variable, momentum)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what describes the optimizer, for models that are saved with it."""
+        own = {"momentum": self.momentum, "weight_decay": self.decay, "trust": self.trust}
+        return {**super().get_config(), **own}
+
+
+def _norm(values: Any) -> Any:
+    return ops.sqrt(ops.sum(ops.square(values)))

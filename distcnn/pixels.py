@@ -1,0 +1,26 @@
+"""The range of the pixels that a model sees."""
+
+from typing import Literal
+
+import tensorflow as tf
+
+PIXEL_RANGES: dict[str, tuple[float, float]] = {
+    "unit": (1 / 255, 0.0),
+    "signed": (2 / 255, -1.0),
+    "byte": (1.0, 0.0),
+}
+"""Scale and offset that map stored pixels in [0, 255] to each range."""
+
+
+def scale_pixels(images: tf.Tensor, pixels: Literal["unit", "signed", "byte"]) -> tf.Tensor:
+    """Maps stored pixels to the range that a model expects.
+
+    Args:
+        images: uint8 or float32 tensor, values in [0, 255].
+        pixels: Name of the range.
+
+    Returns:
+        float32 tensor of the same shape.
+    """
+    scale, offset = PIXEL_RANGES[pixels]
+    return tf.cast(images, tf.float32) * scale + offset

@@ -1,0 +1,41 @@
+"""Runs whose weights must not depend on the number of workers, by name."""
+
+from pathlib import Path
+from typing import Any
+
+from distcnn.config import Config
+from tests.runs import small_config
+
+COMMON: dict[str, Any] = {
+    "model__factory": "tests.tiny:plain",
+    "train__global_batch_size": 48,
+    "train__epochs": 4,  # of 5 steps, the last one of 15 images
+    "optimizer__lr": 0.01,
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "adam": {},
+    "sgd": {"optimizer__name": "sgd", "optimizer__lr": 0.05, "optimizer__clip_norm": 0.5},
+    "accumulation": {"train__accumulation_steps": 2},
+    "sync_batchnorm": {
+        "model__factory": "tests.tiny:tiny",
+        "model__args": {"dropout": 0.0},
+        "distribute__sync_batchnorm": True,
+        "optimizer__name": "sgd",
+    },
+    # 207 images in batches of 103: the last step of an epoch has a single one.
+    "uneven": {"train__global_batch_size": 103, "train__epochs": 7, "data__augment__mixup": 0.2},
+    "grouped": {"train__steps_per_execution": 3, "optimizer__ema": 0.9},
+    "float16": {
+        "precision__policy": "mixed_float16",
+        "optimizer__name": "sgd",
+        "optimizer__lr": 0.0002,
+    },
+    "bfloat16": {"precision__policy": "mixed_bfloat16", "optimizer__name": "sgd"},
+    "lars": {"optimizer__name": "lars", "optimizer__lr": 1.0, "optimizer__weight_decay": 1e-4},
+}
+
+
+def case_config(name: str, out: Path, **overrides: Any) -> Config:
+    """Returns the configuration of a case."""
+    return small_config(out, **COMMON | CASES[name] | overrides)

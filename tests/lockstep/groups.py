@@ -1,0 +1,173 @@
+"""Groups of real processes: started by Horovod's launcher, or as a TF_CONFIG cluster."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from tests.conftest import ROOT
+
+BIN = Path(sys.executable).parent
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports that are free on the loopback interface now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@dataclass
+class Group:
+    """Processes that train together.
+
+    Attributes:
+        kind: horovod, multi_worker or mirrored.
+        processes: What was started: Horovod's launcher alone, or every rank.
+        logs: What each of them prints.
+    """
+
+    kind: str
+    processes: list[subprocess.Popen[bytes]]
+    logs: list[Path]
+
+    def wait(self, timeout: float = 400) -> list[int]:
+        """Waits for the end and returns the exit codes."""
+        deadline = time.monotonic() + timeout
+        try:
+            return [p.wait(max(1.0, deadline - time.monotonic())) for p in self.processes]
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the group hangs: {self.output()}") from None
+
+    def kill(self) -> None:
+        """Ends everything at once."""
+        for process in [*self.ranks(), *self.processes]:
+            process.send_signal(signal.SIGKILL)
+
+    def output(self) -> str:
+        """Returns what was printed so far, rank after rank."""
+        return "\n".join(log.read_text(errors="replace") for log in self.logs)
+
+    def ranks(self) -> list[psutil.Process]:
+        """Returns the running Python processes of the ranks, by rank."""
+        found: dict[int, psutil.Process] = {}
+        for started in self.processes:
+            if started.poll() is not None:
+                continue
+            parent = psutil.Process(started.pid)
+            for process in [parent, *parent.children(recursive=True)]:
+                try:
+                    environment = process.environ()
+                    name = process.name()
+                except psutil.Error:
+                    continue
+                if "RANK_OF_TEST" in environment and name.startswith("python"):
+                    found[int(environment["RANK_OF_TEST"])] = process
+                elif "HOROVOD_RANK" in environment and name.startswith("python"):
+                    found[int(environment["HOROVOD_RANK"])] = process
+        return [found[rank] for rank in sorted(found)]
+
+
+def start_group(
+    kind: str, size: int, arguments: Sequence[str], folder: Path, **environment: str
+) -> Group:
+    """Starts `python ARGUMENT...` as each rank of a group.
+
+    Args:
+        kind: horovod, multi_worker, or mirrored (a single process).
+        size: Ranks.
+        arguments: What Python runs.
+        folder: Where the output is kept, and where it runs.
+        **environment: Further variables.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    base = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    base |= environment
+    commands: list[tuple[list[str], dict[str, str]]] = []
+    command = [sys.executable, *arguments]
+    if kind == "horovod":
+        commands.append(([str(BIN / "horovodrun"), "--gloo", "-np", str(size), *command], base))
+    elif kind == "multi_worker":
+        workers = [f"127.0.0.1:{port}" for port in free_ports(size)]
+        for rank in range(size):
+            task = {"type": "worker", "index": rank}
+            config = json.dumps({"cluster": {"worker": workers}, "task": task})
+            commands.append((command, {**base, "TF_CONFIG": config, "RANK_OF_TEST": str(rank)}))
+    else:
+        commands.append((command, base))
+    logs = [folder / f"output-{number}.txt" for number in range(len(commands))]
+    processes = []
+    for (line, variables), log in zip(commands, logs, strict=True):
+        with log.open("wb") as file:
+            processes.append(
+                subprocess.Popen(
+                    line,
+                    env=variables,
+                    cwd=folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return Group(kind, processes, logs)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one case in a group.
+
+    Attributes:
+        results: What each rank reports.
+        folder: Where its run and its weights are.
+    """
+
+    results: list[dict[str, Any]]
+    folder: Path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Rank 0's summary."""
+        assert "summary" in self.results[0], self.results
+        summary: dict[str, Any] = self.results[0]["summary"]
+        return summary
+
+    @property
+    def weights(self) -> list[np.ndarray]:
+        """Rank 0's weights."""
+        assert "summary" in self.results[0], self.results
+        with np.load(self.folder / "weights.npz") as archive:
+            return [archive[name] for name in archive.files]
+
+
+def run_plan(kind: str, size: int, plan: list[dict[str, Any]], folder: Path) -> dict[str, Outcome]:
+    """Trains every entry of a plan in one group of processes; see `tests.lockstep.worker`."""
+    folder.mkdir(parents=True)
+    file = folder / "plan.json"
+    file.write_text(json.dumps(plan))
+    arguments = ["-m", "tests.lockstep.worker", str(file), str(folder)]
+    group = start_group(kind, size, arguments, folder)
+    codes = group.wait()
+    assert not any(codes), group.output()
+    outcomes = {}
+    for entry in plan:
+        files = sorted((folder / entry["name"]).glob("rank-*.json"))
+        results = [json.loads(path.read_text()) for path in files]
+        assert len(results) == (1 if kind in ("mirrored", "alone") else size)
+        outcomes[entry["name"]] = Outcome(results, folder / entry["name"])
+    return outcomes

@@ -1,0 +1,110 @@
+"""N workers hold the weights that one worker makes of the same global batches."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.lockstep.cases import CASES
+from tests.lockstep.groups import Outcome, run_plan
+from tests.lockstep.worker import OVERFLOW_AT
+
+TOLERANCE = 1e-5
+"""Largest difference, relative to the largest weight of a variable (or 0.1, if that is more)."""
+
+HALF_TOLERANCE = {"float16": 1e-5, "bfloat16": 2e-2}
+"""In half precision each share's gradient is rounded by itself: to 11 bits, or to 8. float16 runs
+with a rate at which the weights change little in 20 steps."""
+
+GROUPS: dict[str, tuple[str, int, list[str]]] = {
+    "mirrored x2": ("mirrored", 2, list(CASES)),
+    "multi_worker x2": ("multi_worker", 2, list(CASES)),
+    "horovod x2": ("horovod", 2, list(CASES)),
+    "horovod x3": ("horovod", 3, ["adam", "sgd", "accumulation", "sync_batchnorm", "uneven"]),
+    "horovod x4": ("horovod", 4, ["adam", "sgd", "accumulation", "sync_batchnorm", "uneven"]),
+}
+
+
+def plan_of(kind: str, names: list[str]) -> list[dict[str, Any]]:
+    overrides = {"distribute__strategy": kind}
+    if kind == "mirrored":
+        overrides["distribute__devices"] = 2  # type: ignore[assignment]
+    return [
+        {"name": name, "case": name, "overrides": overrides, "overflow": name == "float16"}
+        for name in names
+    ]
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """Every case, trained by one worker."""
+    plan = plan_of("one_device", list(CASES))
+    return run_plan("alone", 1, plan, tmp_path_factory.mktemp("alone") / "out")
+
+
+@pytest.fixture(scope="session")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Outcome]]:
+    """What every group made, filled as the groups are asked for."""
+    return {}
+
+
+@pytest.fixture
+def outcome(
+    request: pytest.FixtureRequest,
+    groups: dict[str, dict[str, Outcome]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, Outcome]:
+    group, case = request.param
+    if group not in groups:
+        kind, size, names = GROUPS[group]
+        folder = tmp_path_factory.mktemp("group") / "out"
+        groups[group] = run_plan(kind, size, plan_of(kind, names), folder)
+    return case, groups[group][case]
+
+
+def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    """Returns the largest difference of a weight, relative to the scale of its variable."""
+    return max(
+        float(np.abs(a - b).max() / max(np.abs(b).max(), 0.1))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+EVERY = [(group, case) for group, (_, _, cases) in GROUPS.items() for case in cases]
+
+
+@pytest.mark.parametrize("outcome", EVERY, indirect=True, ids=lambda pair: " ".join(pair))
+def test_any_number_of_workers_makes_the_weights_of_one(outcome, alone):
+    case, several = outcome
+    summary, single = several.summary, alone[case].summary
+    assert summary["steps"] == single["steps"] >= 20
+    assert summary["weights_agree"] is True
+    hashes = {result["summary"]["weights_sha256"] for result in several.results}
+    assert hashes == {summary["weights_sha256"]}
+    bound = HALF_TOLERANCE.get(case, TOLERANCE)
+    assert difference(several.weights, alone[case].weights) <= bound
+    for key in ("val_loss", "test_loss", "loss"):
+        assert summary[key] == pytest.approx(single[key], rel=max(bound, 1e-5))
+    for key in ("val_accuracy", "test_accuracy"):
+        assert summary[key] == pytest.approx(
+            single[key], abs=0.05 if case in HALF_TOLERANCE else 1e-6
+        )
+    if case == "float16":
+        # One replica overflowed once: all skipped that step, and halved the scale once.
+        assert [r["iterations"] for r in several.results] == [19] * len(several.results)
+        assert [r["scale"] for r in several.results] == [2.0**14] * len(several.results)
+    assert OVERFLOW_AT < 20
+
+
+def test_the_cases_train(alone):
+    """Else equal weights would say nothing."""
+    for name, outcome in alone.items():
+        assert outcome.results[0]["moved"] > 100 * TOLERANCE, name
+
+
+def test_data_are_not_divided_evenly(alone):
+    """The last batches of an epoch: of 15 images for most cases, of one image for `uneven`."""
+    assert alone["adam"].summary["steps"] == 4 * 5
+    assert alone["uneven"].summary["steps"] == 7 * 3
+    assert Path(alone["uneven"].folder, "run/metrics.jsonl").exists()

@@ -1,0 +1,123 @@
+"""One process of a group: trains a list of cases in turn, so that a group serves many checks.
+
+Usage: python -m tests.lockstep.worker PLAN.json OUT
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distcnn.cluster import find_cluster
+from distcnn.errors import DistcnnError
+from distcnn.trainer import Trainer
+from distcnn.training_step import TrainingStep
+from tests.lockstep.cases import case_config
+
+OVERFLOW_AT = 7
+
+
+class Overflow:
+    """Makes the gradient of one step overflow, in the last replica alone."""
+
+    def __enter__(self) -> None:
+        one_step, compute = TrainingStep._one_step, TrainingStep._forward_backward
+        self._originals = one_step, compute
+
+        def noting_step(training: Any, batches: Any, step: Any, stop: Any) -> Any:
+            training.present = step
+            return one_step(training, batches, step, stop)
+
+        def overflowing(training: Any, *share: Any) -> Any:
+            gradients, sums = compute(training, *share)
+            backend = training._backend
+            last = tf.equal(backend.replica_number(), backend.replicas - 1)
+            hit = last & tf.equal(training.present, OVERFLOW_AT)
+            return [gradients[0] + tf.where(hit, np.inf, 0.0), *gradients[1:]], sums
+
+        TrainingStep._one_step, TrainingStep._forward_backward = noting_step, overflowing  # type: ignore[method-assign, assignment]
+
+    def __exit__(self, *exc_info: object) -> None:
+        TrainingStep._one_step, TrainingStep._forward_backward = self._originals  # type: ignore[method-assign]
+
+
+class WithoutReduction:
+    """Switches the reduction of the gradients off; all else still works."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        backend = trainer.backend
+        reduce_sum = type(backend).reduce_sum
+
+        def own(tensors: Any, *, compressible: int = 0) -> Any:
+            rest = reduce_sum(backend, tensors[compressible:])
+            mine = [backend.replicas * tensor for tensor in tensors[:compressible]]
+            return [*mine, *rest]
+
+        backend.reduce_sum = own  # type: ignore[method-assign]
+
+
+class Drift(keras.callbacks.Callback):
+    """A user's callback that does in one rank what it does not in the others."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch == 2 and find_cluster(os.environ).rank == 1:
+            bias = self.model.layers[1].bias
+            bias.assign(bias + 1e-3)
+
+
+def train(entry: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Trains one case and returns what came of it."""
+    config = case_config(entry["case"], out / "run", **entry.get("overrides", {}))
+    callbacks = [Drift()] if entry.get("drift") else []
+    try:
+        if entry.get("overflow"):
+            with Overflow():
+                trainer = Trainer(config, callbacks)
+                start = trainer.model.get_weights()
+                summary = trainer.fit()
+        else:
+            trainer = Trainer(config, callbacks)
+            start = trainer.model.get_weights()
+            if entry.get("without_reduction"):
+                WithoutReduction(trainer)
+            summary = trainer.fit()
+    except DistcnnError as error:
+        return {"error": str(error)}
+    finally:
+        keras.config.set_dtype_policy("float32")
+    if trainer.backend.is_chief:
+        np.savez(out / "weights.npz", *trainer.model.get_weights())
+    moved = max(
+        float(np.abs(a - b).max()) for a, b in zip(trainer.model.get_weights(), start, strict=True)
+    )
+    scale = getattr(trainer.optimizer, "dynamic_scale", None)
+    return {
+        "summary": summary,
+        "moved": moved,
+        "iterations": int(keras.ops.convert_to_numpy(trainer.optimizer.iterations)),
+        "scale": None if scale is None else float(keras.ops.convert_to_numpy(scale)),
+    }
+
+
+def main(plan: Path, folder: Path) -> None:
+    rank = find_cluster(os.environ).rank
+    for entry in json.loads(plan.read_text()):
+        out = folder / entry["name"]
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            result = train(entry, out)
+        except Exception:
+            result = {"error": traceback.format_exc()}
+        (out / f"rank-{rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
