@@ -6,7 +6,7 @@
 #   launch/install_horovod.sh --mpi        and MPI, to be started by mpirun (needs Open MPI's mpicxx)
 #   launch/install_horovod.sh --dry-run    says what it would do
 #
-# It needs g++ (Debian: apt-get install g++ make patch) and takes about ten minutes on two cores. The
+# It needs g++ (Debian: apt-get install g++ make patch) and takes two to ten minutes on two cores. The
 # wheel is kept in ~/.cache/distcnn/wheels, by the versions and the patch that it was made of, so the
 # next time takes seconds. VENV names another environment than .venv.
 set -euo pipefail
@@ -68,7 +68,7 @@ build() {
   fi
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  echo "building Horovod $version ($variant): about ten minutes on two cores ..." >&2
+  echo "building Horovod $version ($variant): two to ten minutes on two cores ..." >&2
   "$python" -m pip install --quiet --disable-pip-version-check \
     'setuptools<81' wheel packaging cloudpickle psutil pyyaml 'cmake>=3.18' >&2
   echo "horovod==$version --hash=sha256:$checksum" >"$work/requirements.txt"
@@ -83,7 +83,7 @@ if [ "$1" = --build ]; then
   shift 2
   exec "$DISTCNN_CMAKE" --build . --target tensorflow "$@"
 fi
-exec "$DISTCNN_CMAKE" -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O2 -DNDEBUG' "$@"
+exec "$DISTCNN_CMAKE" -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -DNDEBUG -ffile-prefix-map=$1=." "$@"
 CMAKE
   chmod +x "$work/cmake"
   (

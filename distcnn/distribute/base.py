@@ -158,9 +158,9 @@ class Backend(abc.ABC):
         """Returns a variable's value in each own replica."""
         return [np.asarray(variable)]
 
-    def is_peer_failure(self, error: BaseException) -> bool:
-        """Tells whether an error only says that another process is gone."""
-        return False
+    def lost_peer(self, error: BaseException) -> str | None:
+        """Returns which process is gone, if that is all that an error says, else None."""
+        return None
 
 
 @contextlib.contextmanager
@@ -169,8 +169,10 @@ def peers_watched(backend: Backend) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if backend.is_peer_failure(error):
-            raise PeerLostError(
-                f"rank {backend.rank} lost the connection to another rank, which has the cause"
-            ) from error
-        raise
+        peer = backend.lost_peer(error)
+        if peer is None:
+            raise
+        raise PeerLostError(
+            f"the connection to {peer} was lost, which has the cause in its own output, unless it "
+            "was killed (kill -9, out of memory)"
+        ) from error

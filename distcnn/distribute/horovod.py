@@ -78,13 +78,13 @@ class Horovod(Backend):
         tensor = tf.constant(values, tf.float64)
         return self._hvd.broadcast(tensor, root_rank=0, name="distcnn.broadcast").numpy()
 
-    def is_peer_failure(self, error: BaseException) -> bool:
-        """See `Backend.is_peer_failure`."""
+    def lost_peer(self, error: BaseException) -> str | None:
+        """See `Backend.lost_peer`."""
         from horovod.common.exceptions import HorovodInternalError
 
-        return isinstance(error, HorovodInternalError) or (
-            isinstance(error, tf.errors.OpError) and "Horovod" in str(error)
-        )
+        in_graph = isinstance(error, tf.errors.OpError) and "Horovod" in str(error)
+        lost = in_graph or isinstance(error, HorovodInternalError)
+        return "another rank" if lost else None
 
 
 def import_horovod() -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,13 +119,16 @@ class MultiWorker(_Strategy):
             return values
         return self._sum(values.ravel()).numpy().reshape(values.shape)
 
-    def is_peer_failure(self, error: BaseException) -> bool:
-        """See `Backend.is_peer_failure`."""
-        lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError)
-        signs = ("Collective ops is aborted", "unhealthy", "coordination", "Connection reset")
-        return isinstance(error, tf.errors.OpError) and (
-            isinstance(error, lost) or any(sign in str(error) for sign in signs)
-        )
+    def lost_peer(self, error: BaseException) -> str | None:
+        """See `Backend.lost_peer`."""
+        if not isinstance(error, tf.errors.OpError):
+            return None
+        signs = ("Collective ops is aborted", "unhealthy", "Connection reset", "remote target")
+        lost = (tf.errors.UnavailableError, tf.errors.AbortedError)
+        if not isinstance(error, lost) and not any(sign in str(error) for sign in signs):
+            return None
+        named = {int(rank) for rank in re.findall(r"/task:(\d+)", str(error))} - {self.rank}
+        return f"rank {min(named)}" if len(named) == 1 else "another rank"
 
     def _sum_in_graph(self, values: tf.Tensor) -> tf.Tensor:
         def in_replica(values: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,69 @@
+"""The command `python -m distcnn.doctor`: whether training would work here, and how to mend it."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from distcnn.commandline import Parser, run_command, write_json
+from distcnn.health import (
+    Finding,
+    check_cluster,
+    check_hardware,
+    check_horovod,
+    check_reduction,
+    check_storage,
+    check_versions,
+)
+from distcnn.startup import import_tensorflow
+
+_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Examines this machine.
+
+    Args:
+        arguments: The command line, without the program.
+
+    Returns:
+        1 if training would not work, else 0.
+    """
+    parser = Parser("distcnn.doctor", "Says whether training would work here.")
+    parser.add_argument("--json", help="File for the findings.")
+    parser.add_argument(
+        "--quick", action="store_true", help="Leave out the processes that reduce for real."
+    )
+    options = parser.parse_args(list(arguments))
+
+    findings: list[Finding] = []
+    console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def show(found: Finding) -> None:
+        findings.append(found)
+        console.print(f"{found.level:8}", style=_STYLES[found.level], end="")
+        console.print(f"{found.subject:28}{found.text}")
+        if found.fix:
+            console.print(f"{'':36}-> {found.fix}")
+
+    for found in check_versions():
+        show(found)
+    if not any(found.level == "error" for found in findings):
+        import_tensorflow()
+        for check in (check_hardware, check_horovod):
+            for found in check():
+                show(found)
+    for found in (*check_cluster(os.environ), *check_storage()):
+        show(found)
+    if not options.quick and not any(found.level == "error" for found in findings):
+        has_horovod = any(f.subject == "horovod" and f.level == "ok" for f in findings)
+        for strategy in ("horovod", "multi_worker") if has_horovod else ("multi_worker",):
+            for found in check_reduction(strategy):
+                show(found)
+    write_json(options.json, [dataclasses.asdict(found) for found in findings])
+    return int(any(found.level == "error" for found in findings))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Trains on all GPUs of this machine, one worker a GPU.
+#
+#   launch/multi_gpu.sh ARG...                     passes its arguments to distcnn.train
+#   STRATEGY=mirrored launch/multi_gpu.sh ARG...   one process with all GPUs, instead of Horovod's
+#                                                  process a GPU
+#   WORKERS=2 launch/multi_gpu.sh ARG...           so many workers; without a GPU, on the CPU
+#   launch/multi_gpu.sh --dry-run ARG...           prints the command, runs nothing
+#
+# The first run installs what it needs into .venv, Horovod included (about three minutes).
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+dry_run=false
+arguments=()
+for argument in "$@"; do
+  if [[ $argument == --dry-run ]]; then dry_run=true; else arguments+=("$argument"); fi
+done
+
+gpus=0
+if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true; fi
+workers=${WORKERS:-$gpus}
+strategy=${STRATEGY:-horovod}
+if ! [[ $workers =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: there are ${workers} workers: nvidia-smi finds no GPU; WORKERS=2 trains on two CPU workers" >&2
+  exit 1
+fi
+if ((gpus > 0 && workers > gpus)); then
+  echo "error: WORKERS=$workers was asked for, but there are $gpus GPUs" >&2
+  exit 1
+fi
+
+python=$root/.venv/bin/python
+train=("$python" -m distcnn.train --distribute.strategy "$strategy")
+case $strategy in
+  horovod) command=("$root/.venv/bin/horovodrun" --gloo -np "$workers" "${train[@]}") ;;
+  mirrored) command=("${train[@]}" --distribute.devices "$workers") ;;
+  *)
+    echo "error: STRATEGY is $strategy; expected horovod or mirrored" >&2
+    exit 2
+    ;;
+esac
+command+=("${arguments[@]}")
+
+if $dry_run; then
+  printf '%q ' "${command[@]}"
+  echo
+  exit 0
+fi
+if ((gpus > 0)); then "$root/launch/install.sh" cuda; else "$root/launch/install.sh"; fi
+if [[ $strategy == horovod ]]; then
+  if ((gpus > 0)); then "$root/launch/install_horovod.sh" --cuda; else "$root/launch/install_horovod.sh"; fi
+fi
+PATH=$root/.venv/bin:$PATH exec "${command[@]}"

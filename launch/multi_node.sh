@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Trains on several machines over ssh, one worker a slot.
+#
+#   launch/multi_node.sh -H host1:4,host2:4 ARG...     passes its arguments to distcnn.train
+#   launch/multi_node.sh --hostfile FILE ARG...        a line `host slots=4` or `host:4` each
+#   STRATEGY=multi_worker launch/multi_node.sh ...     TensorFlow's collectives instead of Horovod's
+#   launch/multi_node.sh --dry-run -H ...              prints the command, runs nothing
+#
+# To edit, or to set in the environment:
+#   SSH_PORT=22          port of sshd on the hosts
+#   NIC=eth0             network interface to use; by default those that reach every host
+#
+# Every host has this project, installed, at the same path (a shared file system, or a copy each,
+# with launch/install_horovod.sh run on it), and lets this one in by ssh without a password.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+dry_run=false hosts=''
+arguments=()
+while (($# > 0)); do
+  case $1 in
+    --dry-run) dry_run=true ;;
+    -H) hosts=${2:-} && shift ;;
+    --hostfile)
+      if [[ ! -r ${2:-} ]]; then
+        echo "error: the host file ${2:-} cannot be read" >&2
+        exit 2
+      fi
+      hosts=$(sed -E 's/#.*//; s/[[:space:]]+slots=/:/; s/[[:space:]]//g; /^$/d' "$2" | paste -sd,) && shift
+      ;;
+    *) arguments+=("$1") ;;
+  esac
+  shift
+done
+
+workers=0
+if [[ -z $hosts ]]; then
+  echo "error: no hosts were given; expected -H host1:slots,host2:slots or --hostfile FILE" >&2
+  exit 2
+fi
+for entry in ${hosts//,/ }; do
+  if ! [[ $entry =~ ^[^:]+(:[1-9][0-9]*)?$ ]]; then
+    echo "error: the host $entry cannot be read; expected host:slots" >&2
+    exit 2
+  fi
+  if [[ $entry == *:* ]]; then workers=$((workers + ${entry##*:})); else workers=$((workers + 1)); fi
+done
+strategy=${STRATEGY:-horovod}
+if [[ $strategy != horovod && $strategy != multi_worker ]]; then
+  echo "error: STRATEGY is $strategy; expected horovod or multi_worker" >&2
+  exit 2
+fi
+
+# Horovod's launcher starts the workers of either strategy; it ends all when one fails.
+command=("$root/.venv/bin/horovodrun" --gloo -np "$workers" -H "$hosts")
+if [[ -n ${SSH_PORT:-} ]]; then command+=(--ssh-port "$SSH_PORT"); fi
+if [[ -n ${NIC:-} ]]; then command+=(--network-interfaces "$NIC"); fi
+command+=("$root/.venv/bin/python" -m distcnn.train --distribute.strategy "$strategy" "${arguments[@]}")
+
+if $dry_run; then
+  printf 'DISTCNN_HOSTS=%q ' "$hosts"
+  printf '%q ' "${command[@]}"
+  echo
+  exit 0
+fi
+DISTCNN_HOSTS=$hosts PATH=$root/.venv/bin:$PATH exec "${command[@]}"
