@@ -19,7 +19,13 @@ import yaml
 from distcnn.cluster import Cluster, find_cluster
 from distcnn.config import AUGMENT_PRESETS, Config, DataConfig
 from distcnn.errors import DistcnnError, PeerLostError, UsageError
-from distcnn.recipe import config_keys, load_recipe, nearest, settings_of_run
+from distcnn.recipe import (
+    config_keys,
+    load_recipe,
+    nearest,
+    settings_of_run,
+    without_excluded,
+)
 
 EXIT_STOPPED = 75
 """Exit code of a run that a signal stopped after it was saved (EX_TEMPFAIL: try again)."""
@@ -103,7 +109,8 @@ def parse_config(prog: str, description: str, arguments: Sequence[str]) -> Confi
     )
     parser.add_class_arguments(Config)
     parser.hide_section_flags()
-    values = load_recipe(_recipe_of(arguments))
+    given = [argument.partition("=")[0].removeprefix("--") for argument in arguments]
+    values = without_excluded(load_recipe(_recipe_of(arguments)), given)
     recipe = values.pop("recipe")
     if {"-h", "--help"} & set(arguments):
         parser.set_defaults(values)  # shown as defaults; parsing checks them as flags below

@@ -68,7 +68,7 @@ def load_recipe(name: str) -> dict[str, Any]:
     values = _read(path)
     base = values.pop("recipe", None)
     if base is not None and base != name and base in recipe_names():
-        values = load_recipe(base) | values
+        values = without_excluded(load_recipe(base), values) | values
     elif base is not None and base != path.stem and set(config_keys()) - set(values) - {"recipe"}:
         raise UsageError(
             f"{path}: recipe is {base!r}; expected a built-in recipe to start from: "
@@ -76,6 +76,13 @@ def load_recipe(name: str) -> dict[str, Any]:
         )
     label = base if base is not None and path.name == "config.yaml" else path.stem
     return values | {"recipe": label}
+
+
+def without_excluded(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Drops a recipe's global batch size where `keys` set the size per worker instead."""
+    keys = set(keys)
+    excluded = "train.batch_size" in keys and "train.global_batch_size" not in keys
+    return {k: v for k, v in values.items() if not (excluded and k == "train.global_batch_size")}
 
 
 def _read(path: Path) -> dict[str, Any]:

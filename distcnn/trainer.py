@@ -436,21 +436,23 @@ class Trainer:
         log.info("resumed         %s at step %d", origin, progress.step)
         return progress
 
-    def _restore_best(self, progress: Progress) -> int:
-        """Goes back to the best epoch's weights, if the run looks for it; returns that epoch."""
+    def _restore_best(self) -> bool:
+        """Goes back to the best epoch's state, if the run looks for it and there is one."""
         best = self._checkpoints().best
         if not self.config.train.early_stopping or not best.exists():
-            return progress.step // self.order.steps_per_epoch
+            return False
         arrays, _ = read_checkpoint(best)
         restore(self._state(), arrays, str(best))
-        return progress.best_epoch + 1
+        return True
 
     def _finish(
         self, resolved: dict[str, Any], progress: Progress, rows: list[Row]
     ) -> dict[str, Any]:
         config, backend = self.config, self.backend
-        epoch = backend.on_chief(lambda: self._restore_best(progress))
-        share_state(backend, [v for group in self._state().values() for v in group])
+        epoch = progress.step // self.order.steps_per_epoch
+        if backend.on_chief(self._restore_best):
+            share_state(backend, [v for group in self._state().values() for v in group])
+            epoch = progress.best_epoch + 1
         if self.training.average is not None:
             self.training.average.install()
         test = self._evaluate(self.dataset.test) if self.dataset.test else {}

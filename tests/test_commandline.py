@@ -146,3 +146,14 @@ def test_exit_codes_and_one_readable_line(run_module):
     debug = run_module("distcnn.train", "--train.epochs", "x", "--debug")
     assert debug.returncode == 2
     assert "Traceback" in debug.stderr
+
+
+def test_a_batch_per_worker_replaces_the_recipes_global_one(tmp_path):
+    assert parse("--recipe", "quickstart").train.global_batch_size == 32
+    changed = parse("--recipe", "quickstart", "--train.batch_size", "8").train
+    assert (changed.batch_size, changed.global_batch_size) == (8, None)
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: quickstart\ntrain: {batch_size: 8}")
+    assert parse("--recipe", str(file)).train.global_batch_size is None
+    both = parse("--recipe", str(file), "--train.global_batch_size=64").train
+    assert both.global_batch_size == 64

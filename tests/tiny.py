@@ -1,9 +1,12 @@
 """Small classifiers of a user's own, for `--model.factory tests.tiny:NAME`."""
 
+import os
 from typing import Any
 
 import keras
 from keras import layers
+
+from distcnn.cluster import find_cluster
 
 
 def tiny(input_shape: tuple[int, int, int], num_classes: int, dropout: float = 0.3) -> keras.Model:
@@ -115,3 +118,11 @@ def plain(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
     x = layers.Dense(24, activation="tanh", kernel_regularizer="l2")(layers.Flatten()(x))
     outputs = layers.Dense(num_classes, activation="softmax", dtype="float32")(x)
     return keras.Model(inputs, outputs, name="plain")
+
+
+class FailsInRank1(keras.callbacks.Callback):
+    """A user's callback that works in rank 0 only."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if find_cluster(os.environ).rank == 1:
+            raise ValueError("the disk of this host is on fire")

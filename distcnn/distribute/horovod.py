@@ -60,7 +60,12 @@ class Horovod(Backend):
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         """See `Backend.reduce_sum`."""
         wire = [self._to_wire(tensor, index < compressible) for index, tensor in enumerate(tensors)]
-        sums = self._hvd.grouped_allreduce(wire, op=self._hvd.Sum)
+        sums = list(wire)
+        for dtype in dict.fromkeys(tensor.dtype for tensor in wire):  # a group has one type
+            places = [place for place, tensor in enumerate(wire) if tensor.dtype == dtype]
+            group = self._hvd.grouped_allreduce([wire[p] for p in places], op=self._hvd.Sum)
+            for place, total in zip(places, group, strict=True):
+                sums[place] = total
         return [tf.cast(total, tensor.dtype) for total, tensor in zip(sums, tensors, strict=True)]
 
     def _to_wire(self, tensor: tf.Tensor, compressible: bool) -> tf.Tensor:

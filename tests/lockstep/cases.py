@@ -13,6 +13,12 @@ COMMON: dict[str, Any] = {
     "optimizer__lr": 0.01,
 }
 
+ANY_WORKERS = (
+    *("adam", "sgd", "accumulation", "sync_batchnorm", "uneven", "grouped"),
+    *("float16", "bfloat16", "lars"),
+)
+"""The cases that one worker trains as several do."""
+
 CASES: dict[str, dict[str, Any]] = {
     "adam": {},
     "sgd": {"optimizer__name": "sgd", "optimizer__lr": 0.05, "optimizer__clip_norm": 0.5},
@@ -21,6 +27,11 @@ CASES: dict[str, dict[str, Any]] = {
         "model__factory": "tests.tiny:tiny",
         "model__args": {"dropout": 0.0},
         "distribute__sync_batchnorm": True,
+        "optimizer__name": "sgd",
+    },
+    "batchnorm": {
+        "model__factory": "tests.tiny:tiny",
+        "model__args": {"dropout": 0.5},
         "optimizer__name": "sgd",
     },
     # 207 images in batches of 103: the last step of an epoch has a single one.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.lockstep.cases import CASES
+from tests.lockstep.cases import ANY_WORKERS
 from tests.lockstep.groups import Outcome, run_plan
 from tests.lockstep.worker import OVERFLOW_AT
 
@@ -18,9 +18,9 @@ HALF_TOLERANCE = {"float16": 1e-5, "bfloat16": 2e-2}
 with a rate at which the weights change little in 20 steps."""
 
 GROUPS: dict[str, tuple[str, int, list[str]]] = {
-    "mirrored x2": ("mirrored", 2, list(CASES)),
-    "multi_worker x2": ("multi_worker", 2, list(CASES)),
-    "horovod x2": ("horovod", 2, list(CASES)),
+    "mirrored x2": ("mirrored", 2, list(ANY_WORKERS)),
+    "multi_worker x2": ("multi_worker", 2, list(ANY_WORKERS)),
+    "horovod x2": ("horovod", 2, list(ANY_WORKERS)),
     "horovod x3": ("horovod", 3, ["adam", "sgd", "accumulation", "sync_batchnorm", "uneven"]),
     "horovod x4": ("horovod", 4, ["adam", "sgd", "accumulation", "sync_batchnorm", "uneven"]),
 }
@@ -39,7 +39,7 @@ def plan_of(kind: str, names: list[str]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """Every case, trained by one worker."""
-    plan = plan_of("one_device", list(CASES))
+    plan = plan_of("one_device", list(ANY_WORKERS))
     return run_plan("alone", 1, plan, tmp_path_factory.mktemp("alone") / "out")
 
 

@@ -3,10 +3,12 @@
 Usage: python -m tests.lockstep.worker PLAN.json OUT
 """
 
+import contextlib
 import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distcnn import trainer as trainer_module
 from distcnn.cluster import find_cluster
 from distcnn.errors import DistcnnError
 from distcnn.trainer import Trainer
@@ -73,26 +76,41 @@ class Drift(keras.callbacks.Callback):
             bias.assign(bias + 1e-3)
 
 
-def train(entry: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Trains one case and returns what came of it."""
-    config = case_config(entry["case"], out / "run", **entry.get("overrides", {}))
-    callbacks = [Drift()] if entry.get("drift") else []
+@contextlib.contextmanager
+def replacing(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Puts something in the place of a module's or a class's attribute for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
+    """Trains one case and returns what came of it."""
+    overrides = entry.get("overrides", {}) | (entry.get("rank_1", {}) if rank == 1 else {})
+    config = case_config(entry["case"], out / "run", **overrides)
+    callbacks = [Drift()] if entry.get("drift") else []
+    if entry.get("taken") and rank == 0:
+        (out / "run").mkdir()
+        (out / "run" / "thesis.txt").touch()
+    with contextlib.ExitStack() as stack:
+        stack.callback(keras.config.set_dtype_policy, "float32")
         if entry.get("overflow"):
-            with Overflow():
-                trainer = Trainer(config, callbacks)
-                start = trainer.model.get_weights()
-                summary = trainer.fit()
-        else:
+            stack.enter_context(Overflow())
+        if entry.get("without_guard"):
+            stack.enter_context(replacing(trainer_module, "require_same_state", lambda *_: None))
+        if entry.get("same_dropout"):
+            stack.enter_context(replacing(trainer_module, "vary_randomness", lambda *_: None))
+        try:
             trainer = Trainer(config, callbacks)
             start = trainer.model.get_weights()
             if entry.get("without_reduction"):
                 WithoutReduction(trainer)
             summary = trainer.fit()
-    except DistcnnError as error:
-        return {"error": str(error)}
-    finally:
-        keras.config.set_dtype_policy("float32")
+        except DistcnnError as error:
+            return {"error": str(error)}
     if trainer.backend.is_chief:
         np.savez(out / "weights.npz", *trainer.model.get_weights())
     moved = max(
@@ -113,7 +131,7 @@ def main(plan: Path, folder: Path) -> None:
         out = folder / entry["name"]
         out.mkdir(parents=True, exist_ok=True)
         try:
-            result = train(entry, out)
+            result = train(entry, out, rank)
         except Exception:
             result = {"error": traceback.format_exc()}
         (out / f"rank-{rank}.json").write_text(json.dumps(result))
