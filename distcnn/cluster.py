@@ -335,7 +335,7 @@ def _listed_hosts(
 def _parse_hosts(text: str) -> tuple[str, ...]:
     hosts: list[str] = []
     for entry in text.split(","):
-        match = re.fullmatch(r"\s*([^:\s]+)(?::(\d+))?\s*", entry)
+        match = re.fullmatch(r"\s*([^:=\s]+)(?::(\d+))?\s*", entry)
         if match is None:
             raise ClusterError(f"DISTCNN_HOSTS is {text!r}; expected host:slots,host:slots")
         hosts += [match[1]] * int(match[2] or 1)

@@ -8,7 +8,9 @@
 #
 # To edit, or to set in the environment:
 #   SSH_PORT=22          port of sshd on the hosts
-#   NIC=eth0             network interface to use; by default those that reach every host
+#   SSH_KEY=~/.ssh/key   key that lets in
+#   NIC=eth0             network interface that joins the hosts, of the same name on each; by default
+#                        the one by which this host reaches the others
 #
 # Every host has this project, installed, at the same path (a shared file system, or a copy each,
 # with launch/install_horovod.sh run on it), and lets this one in by ssh without a password.
@@ -51,10 +53,21 @@ if [[ $strategy != horovod && $strategy != multi_worker ]]; then
   exit 2
 fi
 
+# Left alone, Horovod may choose the loopback interface, which every host has.
+nic=${NIC:-}
+if [[ -z $nic ]] && command -v ip >/dev/null; then
+  for entry in ${hosts//,/ }; do
+    address=$(getent ahostsv4 "${entry%%:*}" | awk 'NR == 1 { print $1 }') || true
+    device=$(ip -o route get "${address:-127.0.0.1}" 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p') || true
+    if [[ -n $device && $device != lo ]]; then nic=$device; fi
+  done
+fi
+
 # Horovod's launcher starts the workers of either strategy; it ends all when one fails.
 command=("$root/.venv/bin/horovodrun" --gloo -np "$workers" -H "$hosts")
 if [[ -n ${SSH_PORT:-} ]]; then command+=(--ssh-port "$SSH_PORT"); fi
-if [[ -n ${NIC:-} ]]; then command+=(--network-interfaces "$NIC"); fi
+if [[ -n ${SSH_KEY:-} ]]; then command+=(--ssh-identity-file "$SSH_KEY"); fi
+if [[ -n $nic ]]; then command+=(--network-interfaces "$nic"); fi
 command+=("$root/.venv/bin/python" -m distcnn.train --distribute.strategy "$strategy" "${arguments[@]}")
 
 if $dry_run; then

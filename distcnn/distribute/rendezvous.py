@@ -69,10 +69,7 @@ class Rendezvous:
         """Returns the store's address: beside the chief's own port, which multi_worker may use."""
         chief = self._cluster.worker_addresses(self._port)[0]
         host, _, port = chief.rpartition(":")
-        try:
-            return socket.gethostbyname(host), int(port) + self._cluster.size
-        except OSError as error:
-            raise DistcnnError(f"the host {host} of rank 0 cannot be found: {error}") from None
+        return _address_of(host), int(port) + self._cluster.size
 
     def _serve(self, address: str, port: int) -> None:
         from horovod.runner.common.util.hosts import SlotInfo
@@ -113,6 +110,21 @@ def _started_by_mpi(cluster: Cluster) -> bool:
     from horovod.tensorflow import mpi_built
 
     return cluster.scheme in ("openmpi", "pmi") and bool(mpi_built())
+
+
+def _address_of(host: str) -> str:
+    """Looks a host up, which in Kubernetes has a name only once it is there."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return socket.gethostbyname(host)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise DistcnnError(
+                    f"the host {host} of rank 0 cannot be found: {error}; correct the host list, "
+                    "/etc/hosts or DNS"
+                ) from None
+            time.sleep(0.5)
 
 
 def _wait_for(address: str, port: int) -> None:

@@ -1,0 +1,34 @@
+# distcnn for NVIDIA GPUs, Horovod with NCCL built in. From the project's folder:
+#
+#   docker build -f docker/cuda.Dockerfile -t distcnn:0.1.0-cuda .
+#   docker run --rm --gpus all --shm-size=1g -v "$PWD/runs:/runs" distcnn:0.1.0-cuda \
+#     horovodrun --gloo -np 4 python -m distcnn.train --recipe quickstart
+#
+# Written with care, but not yet built or run on a GPU.
+FROM nvidia/cuda:12.9.1-cudnn-devel-ubuntu24.04 AS build
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends g++ make patch python3.12 python3.12-venv python3.12-dev \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /opt/distcnn
+COPY pyproject.toml README.md LICENSE ./
+COPY distcnn distcnn
+COPY launch launch
+ENV XDG_CACHE_HOME=/tmp/cache PYTHON=python3.12
+RUN launch/install.sh cuda && launch/install_horovod.sh --cuda && rm -rf /tmp/cache
+
+# TensorFlow brings CUDA's libraries along; Horovod needs the runtime's NCCL.
+FROM nvidia/cuda:12.9.1-runtime-ubuntu24.04
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends openssh-client openssh-server python3.12 python3.12-venv \
+ && rm -rf /var/lib/apt/lists/* \
+ && userdel --remove ubuntu \
+ && useradd --create-home --uid 1000 distcnn \
+ && install -d -o distcnn -g distcnn /runs /home/distcnn/.ssh /home/distcnn/sshd
+COPY --from=build /opt/distcnn /opt/distcnn
+COPY docker/sshd_config /etc/distcnn/sshd_config
+ENV PATH=/opt/distcnn/.venv/bin:$PATH
+USER distcnn
+RUN ssh-keygen -q -t ed25519 -N '' -f /home/distcnn/sshd/host_key
+WORKDIR /runs
+HEALTHCHECK --interval=5m --timeout=60s --start-period=60s CMD ["python", "-m", "distcnn.doctor", "--quick"]
+CMD ["python", "-m", "distcnn.doctor"]

@@ -1,0 +1,166 @@
+"""A real Slurm of this machine alone, started by hand: sbatch trains, is told to stop, goes on."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.hosts.conftest import SEARCH, require
+from tests.lockstep.groups import free_ports
+
+Submit = Callable[..., str]
+
+
+def call(*command: str, **environment: str) -> str:
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PATH": SEARCH, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
+    """Starts munge and Slurm with a configuration of their own; returns what submits a job."""
+    require("munged", "slurmctld", "slurmd", "sbatch", "srun")
+    folder = tmp_path_factory.mktemp("slurm")
+    folder.chmod(0o755)
+    host = socket.gethostname().split(".")[0]
+    controller, node = free_ports(2)
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    for name in ("state", "spool", "munge"):
+        (folder / name).mkdir(mode=0o755)
+    config = folder / "slurm.conf"
+    config.write_text(
+        f"""ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmctldPort={controller}
+SlurmdPort={node}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=5
+ReturnToService=2
+MpiDefault=none
+MinJobAge=300
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES
+"""
+    )
+    environment = {**os.environ, "PATH": SEARCH, "SLURM_CONF": str(config)}
+    munged = [
+        *("munged", "--foreground", "--force", "--key-file", str(key)),
+        *("--socket", f"{folder}/munge/socket", "--pid-file", f"{folder}/munge/pid"),
+        *("--log-file", f"{folder}/munge/log", "--seed-file", f"{folder}/munge/seed"),
+    ]
+    daemons = []
+    try:
+        for number, command in enumerate((munged, ["slurmctld", "-D"], ["slurmd", "-D"])):
+            log = (folder / f"daemon-{number}.log").open("wb")
+            daemons.append(
+                subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            )
+            time.sleep(1)
+        deadline = time.monotonic() + 60
+        while "idle" not in call("sinfo", "--noheader", "-o", "%T", SLURM_CONF=str(config)):
+            assert time.monotonic() < deadline, (folder / "daemon-1.log").read_text()
+            time.sleep(0.5)
+
+        def run(strategy: str, *arguments: str, signal_at: int | None = None) -> str:
+            """Submits the script, edited for this machine as its header says."""
+            text = (ROOT / "launch/slurm.sbatch").read_text()
+            script = folder / "job.sbatch"
+            edited = text.replace("--nodes=2", "--nodes=1")
+            edited = edited.replace("--ntasks-per-node=4", "--ntasks-per-node=2")
+            edited = edited.replace("#SBATCH --gpus-per-node=4\n", "")
+            edited = edited.replace("--cpus-per-task=8", "--cpus-per-task=1")
+            edited = edited.replace("slurm-%j.log", f"{folder}/%j.log")
+            script.write_text(edited)
+            job = call(
+                *("sbatch", "--parsable", "--chdir", str(ROOT)),
+                *(str(script), *arguments),
+                SLURM_CONF=str(config),
+                STRATEGY=strategy,
+            )
+            return wait_for(job, signal_at)
+
+        def wait_for(job: str, signal_at: int | None) -> str:
+            log = folder / f"{job}.log"
+            deadline = time.monotonic() + 300
+            signalled = False
+            while True:
+                state = call(
+                    *("scontrol", "--oneliner", "show", "job", job), SLURM_CONF=str(config)
+                )
+                fields = dict(f.split("=", 1) for f in state.split() if "=" in f)
+                printed = log.read_text() if log.exists() else ""
+                if fields["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"):
+                    assert fields["JobState"] == "COMPLETED", printed
+                    return printed
+                if signal_at is not None and not signalled and f"step {signal_at:>6}/" in printed:
+                    # As Slurm itself does two minutes before the time limit.
+                    call("scancel", "--signal=USR1", job, SLURM_CONF=str(config))
+                    signalled = True
+                if fields["JobState"] == "PENDING" and "BeginTime" in fields.get("Reason", ""):
+                    # Slurm holds a requeued job back for two minutes.
+                    command = ("scontrol", "update", f"JobId={job}", "StartTime=now")
+                    call(*command, SLURM_CONF=str(config))
+                assert time.monotonic() < deadline, f"{state}\n{printed}"
+                time.sleep(0.5)
+
+        yield run
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait()
+        shutil.rmtree(folder / "spool", ignore_errors=True)
+
+
+def quickstart(out: Path) -> list[str]:
+    return ["--recipe", "quickstart", "--train.epochs", "6", "--out", str(out)]
+
+
+def test_sbatch_trains_by_horovod_and_goes_on_after_the_time_limit(submit, tmp_path):
+    out = tmp_path / "horovod"
+    printed = submit("horovod", *quickstart(out), signal_at=100)
+    assert "horovod on CPU (asked for): 2 workers" in printed
+    assert printed.count("0: stopped by SIGUSR1 after step") == 1
+    assert "stopped after saving; going back into the queue" in printed
+    assert "0: resumed" in printed
+    assert "\n1: " not in printed.replace("\n1: error", "")
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["strategy"], summary["world_size"]) == ("horovod", 2)
+    assert summary["weights_agree"] is True
+    assert summary["test_accuracy"] >= 0.97
+
+
+def test_sbatch_trains_by_multi_worker(submit, tmp_path):
+    out = tmp_path / "multi_worker"
+    printed = submit("multi_worker", *quickstart(out))
+    assert "multi_worker on CPU (asked for): 2 workers" in printed
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["strategy"], summary["weights_agree"]) == ("multi_worker", True)
+    assert summary["test_accuracy"] >= 0.97

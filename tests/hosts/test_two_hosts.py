@@ -1,0 +1,111 @@
+"""Two hosts, as network namespaces with addresses and sshd of their own."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.hosts.conftest import SEARCH, require
+from tests.lockstep.test_equality import TOLERANCE, difference
+from tests.lockstep.test_failures import weights_of
+
+ADDRESSES = {"distcnn-a": "10.77.0.1", "distcnn-b": "10.77.0.2"}
+PORT = "2222"
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, env={**os.environ, "PATH": SEARCH})
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Makes the hosts, joined by a cable; returns the key that lets into both."""
+    require("ip", "sshd", "ssh", "ssh-keygen")
+    folder = tmp_path_factory.mktemp("ssh")
+    for key in ("host", "user"):
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
+    (folder / "authorized").write_bytes((folder / "user.pub").read_bytes())
+    (folder / "authorized").chmod(0o600)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    servers: list[subprocess.Popen[bytes]] = []
+    names = list(ADDRESSES)
+    try:
+        for name in names:
+            run("ip", "netns", "add", name)
+        first, second = names
+        cable = ("link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0")
+        run("ip", *cable, "netns", second)
+        for name, address in ADDRESSES.items():
+            run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+            for device in ("eth0", "lo"):
+                run("ip", "-n", name, "link", "set", device, "up")
+            config = folder / f"{name}.conf"
+            config.write_text(
+                f"Port {PORT}\nListenAddress {address}\nHostKey {folder}/host\nPidFile none\n"
+                f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\n"
+                "PasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+            )
+            sshd = "/usr/sbin/sshd"
+            command = ["ip", "netns", "exec", name, sshd, "-D", "-f", str(config)]
+            servers.append(subprocess.Popen(command, env={**os.environ, "PATH": SEARCH}))
+        time.sleep(1)
+        yield folder / "user"
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait()
+        for name, address in ADDRESSES.items():
+            subprocess.run(["ip", "netns", "del", name], check=False, env={"PATH": SEARCH})
+            known = ["ssh-keygen", "-R", f"[{address}]:{PORT}"]
+            subprocess.run(known, check=False, capture_output=True)
+
+
+def train(key: Path, strategy: str, out: Path) -> subprocess.CompletedProcess[str]:
+    first, second = ADDRESSES.values()
+    return subprocess.run(
+        [
+            *("ip", "netns", "exec", "distcnn-a", str(ROOT / "launch/multi_node.sh")),
+            *("-H", f"{first}:1,{second}:1", "--recipe", "quickstart", "--out", str(out)),
+            *("--train.epochs", "6", "--precision.policy", "float32"),
+        ],
+        env={
+            **os.environ,
+            "PATH": SEARCH,
+            "SSH_PORT": PORT,
+            "SSH_KEY": str(key),
+            "STRATEGY": strategy,
+        },
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(hosts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Quickstart across the hosts, by Horovod and by multi_worker."""
+    folder = tmp_path_factory.mktemp("runs")
+    for strategy in ("horovod", "multi_worker"):
+        done = train(hosts, strategy, folder / strategy)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "2 workers on 10.77.0.1, 10.77.0.2" in done.stdout + done.stderr
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("strategy", ["horovod", "multi_worker"])
+def test_multi_node_trains_across_two_hosts(strategy, runs):
+    summary = json.loads((runs[strategy] / "summary.json").read_text())
+    assert (summary["strategy"], summary["world_size"]) == (strategy, 2)
+    assert summary["weights_agree"] is True
+    assert summary["test_accuracy"] >= 0.97
+
+
+def test_both_strategies_make_the_same_weights(runs):
+    horovod, multi_worker = (weights_of(runs[name]) for name in ("horovod", "multi_worker"))
+    assert difference(horovod, multi_worker) <= TOLERANCE
