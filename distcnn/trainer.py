@@ -98,6 +98,7 @@ class Trainer:
             log.setLevel(logging.ERROR)
         with peers_watched(self.backend):
             prove_reduction(self.backend)
+            self._warn_of_open_ports()
             path, begun = self.backend.on_chief(lambda: _chosen(RunDirectory.choose(config)))
             self.directory = RunDirectory(Path(path), begun)
             keras.utils.set_random_seed(config.train.seed)
@@ -124,6 +125,13 @@ class Trainer:
         self._hardware = find_hardware()
         self.precision = resolve_precision(config.precision, self._hardware)
         apply_precision(config.precision, self.precision, threads)
+
+    def _warn_of_open_ports(self) -> None:
+        if self.backend.name == "multi_worker" and self.backend.size > 1 and self._cluster.one_host:
+            log.warning(
+                "warning: TensorFlow's server for multi_worker listens on all network interfaces; "
+                "on a single host horovod and mirrored keep to this machine"
+            )
 
     def _open_source(self) -> Source:
         """Opens the data; the first process of each host comes first, and downloads alone."""
@@ -250,6 +258,7 @@ class Trainer:
                             stop.name or "a signal to another rank",
                             self.training.step,
                         )
+                        self.backend.close()
                         return None
                     return self._finish(resolved, progress, rows)
             finally:

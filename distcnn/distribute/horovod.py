@@ -83,6 +83,10 @@ class Horovod(Backend):
         tensor = tf.constant(values, tf.float64)
         return self._hvd.broadcast(tensor, root_rank=0, name="distcnn.broadcast").numpy()
 
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._hvd.shutdown()
+
     def lost_peer(self, error: BaseException) -> str | None:
         """See `Backend.lost_peer`."""
         from horovod.common.exceptions import HorovodInternalError

@@ -15,7 +15,7 @@ COMMON: dict[str, Any] = {
 
 ANY_WORKERS = (
     *("adam", "sgd", "accumulation", "sync_batchnorm", "uneven", "grouped"),
-    *("float16", "bfloat16", "lars"),
+    *("float16", "bfloat16", "lars", "xla"),
 )
 """The cases that one worker trains as several do."""
 
@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
         "optimizer__lr": 0.0002,
     },
     "bfloat16": {"precision__policy": "mixed_bfloat16", "optimizer__name": "sgd"},
+    "xla": {"precision__xla": "on", "train__epochs": 5},
     "lars": {"optimizer__name": "lars", "optimizer__lr": 1.0, "optimizer__weight_decay": 1e-4},
 }
 
