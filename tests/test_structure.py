@@ -24,7 +24,8 @@ LAYERS = [
     {"callbacks", "prediction"},
     {"loop"},
     {"trainer"},
-    {"train", "evaluate", "predict", "records"},
+    {"health"},
+    {"train", "evaluate", "predict", "records", "doctor", "probe"},
 ]
 """What may import what: a module imports from its own layer and those before it."""
 
