@@ -18,8 +18,8 @@ from distcnn.callbacks.guard import FiniteGuard
 from distcnn.callbacks.progress import ProgressDisplay
 from distcnn.callbacks.recorder import MetricsFile, Recorder, Row
 from distcnn.callbacks.saver import Saver, Stopped
-from distcnn.callbacks.tensorboard import Profiler, TensorBoardImages, TensorBoardScalars
-from distcnn.checkpoint import Checkpoints, Progress, find_checkpoint, read_checkpoint, restore
+from distcnn.callbacks.tensorboard import TensorBoardScalars, tensorboard_callbacks
+from distcnn.checkpoint import Checkpoints, Progress, find_checkpoint, read_checkpoint
 from distcnn.cluster import Cluster, find_cluster
 from distcnn.config import Config
 from distcnn.data.dataset import Dataset, load_dataset, offered_shape
@@ -29,12 +29,9 @@ from distcnn.data.split import Source, Split
 from distcnn.distribute import build_backend, peers_watched
 from distcnn.distribute.layers import SynchronisedStatistics, vary_randomness
 from distcnn.distribute.lockstep import (
-    average_per_replica,
     prove_reduction,
     require_same_content,
-    require_same_state,
     same_everywhere,
-    share_state,
 )
 from distcnn.distribute.placement import share_cores, visible_gpus
 from distcnn.environment import describe_environment
@@ -51,6 +48,7 @@ from distcnn.optimizer import (
 )
 from distcnn.precision import apply_precision, find_hardware, resolve_precision
 from distcnn.recipe import flatten
+from distcnn.replicated_state import ReplicatedState
 from distcnn.run_directory import RunDirectory
 from distcnn.signals import StopRequest
 from distcnn.summary import log_resolved, log_summary, make_summary
@@ -211,6 +209,7 @@ class Trainer:
             average=average,
             statistics=statistics,
         )
+        self.state = ReplicatedState(backend, self.model, self.optimizer, self.training)
         self.evaluation = EvaluationStep(
             self.model, backend, config.data.pixels, logits=self.logits
         )
@@ -296,12 +295,11 @@ class Trainer:
 
     def _train(self, stop: StopRequest) -> tuple[Progress, list[Row]]:
         config, order, training = self.config, self.order, self.training
-        variables = self._state()
         checkpoints = self._checkpoints()
         progress = Progress(
             **self.backend.on_chief(lambda: dataclasses.asdict(self._restore(checkpoints)))
         )
-        share_state(self.backend, [v for group in variables.values() for v in group])
+        self.state.share()
         training.step = progress.step
         rows: list[Row] = self.backend.on_chief(lambda: self.directory.cut_metrics(progress.step))
         epochs, done_epochs = config.train.epochs, progress.step // order.steps_per_epoch
@@ -324,17 +322,25 @@ class Trainer:
         observers: list[keras.callbacks.Callback] = []
         if config.logging.tensorboard and chief:
             sinks.append(TensorBoardScalars(self.directory.path / "tensorboard"))
-            observers += self._tensorboard_callbacks(progress.step)
+            observers += tensorboard_callbacks(
+                self.directory.path / "tensorboard",
+                config,
+                training,
+                self.evaluation,
+                self.training_batches(progress.step),
+                self.dataset,
+                logits=self.logits,
+            )
         every = config.logging.every_steps
         recorder = Recorder(training, order, every, self._present_rate, sinks, display.advance)
         saver = Saver(
             training,
             self.backend,
-            variables,
+            self.state.variables,
             checkpoints,
             progress,
             recorder.measured,
-            self._align,
+            self.state.align,
             every_epochs=config.checkpoint.every_epochs,
             patience=config.train.early_stopping,
             stop=stop,
@@ -360,32 +366,11 @@ class Trainer:
                 epochs=epochs,
                 steps_per_epoch=order.steps_per_epoch,
                 asked_to_stop=lambda: stop.name is not None,
-                align=self._align,
+                align=self.state.align,
                 validate=self._validate if self.dataset.validation else None,
                 one_process=self.backend.size == 1,
             )
         return saver.progress, rows
-
-    def _tensorboard_callbacks(self, first_step: int) -> list[keras.callbacks.Callback]:
-        config, folder = self.config, self.directory.path / "tensorboard"
-        callbacks: list[keras.callbacks.Callback] = []
-        if config.logging.images:
-            callbacks.append(
-                TensorBoardImages(
-                    folder,
-                    self.training,
-                    self.training_batches(first_step),
-                    self.evaluation,
-                    self.dataset.validation,
-                    self.dataset.classes,
-                    logits=self.logits,
-                    batch_size=config.train.eval_batch_size,
-                )
-            )
-        if config.logging.profile:
-            first, last = map(int, config.logging.profile.split(","))
-            callbacks.append(Profiler(folder, self.training, first, last))
-        return callbacks
 
     def training_batches(self, first_step: int) -> tf.data.Dataset:
         """Returns this process's shares of the batches from a global step to the run's end."""
@@ -411,22 +396,6 @@ class Trainer:
     def _present_rate(self) -> float:
         return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
 
-    def _align(self) -> None:
-        """Averages what each replica keeps for itself, then holds all replicas together."""
-        average = self.training.average
-        own = [w for w in self.model.non_trainable_weights if w.dtype == "float32"]
-        average_per_replica(self.backend, [*own, *(average.statistics if average else ())])
-        require_same_state(self.backend, self._state(), self.training.step)
-
-    def _state(self) -> dict[str, list[Any]]:
-        average = self.training.average
-        return {
-            "model": self.model.variables,
-            "optimizer": self.optimizer.variables,
-            "average": average.variables if average else [],
-            "metrics": self.training.epoch_variables,
-        }
-
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self.directory.path / "checkpoints", self.config.checkpoint.keep)
 
@@ -441,7 +410,7 @@ class Trainer:
         if found is None:
             return Progress()
         arrays, progress = found
-        restore(self._state(), arrays, origin)
+        self.state.restore(arrays, origin)
         log.info("resumed         %s at step %d", origin, progress.step)
         return progress
 
@@ -451,7 +420,7 @@ class Trainer:
         if not self.config.train.early_stopping or not best.exists():
             return False
         arrays, _ = read_checkpoint(best)
-        restore(self._state(), arrays, str(best))
+        self.state.restore(arrays, str(best))
         return True
 
     def _finish(
@@ -460,7 +429,7 @@ class Trainer:
         config, backend = self.config, self.backend
         epoch = progress.step // self.order.steps_per_epoch
         if backend.on_chief(self._restore_best):
-            share_state(backend, [v for group in self._state().values() for v in group])
+            self.state.share()
             epoch = progress.best_epoch + 1
         if self.training.average is not None:
             self.training.average.install()

@@ -19,7 +19,7 @@ LAYERS = [
     {"averaging"},
     {"lars"},
     {"optimizer", "training_step", "model_file", "checkpoint", "run_directory"},
-    {"summary"},
+    {"summary", "replicated_state"},
     {"evaluation", "plots", "classifier"},
     {"callbacks", "prediction"},
     {"loop"},

@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.callbacks.recorder import Row
+from distcnn.config import Config
+from distcnn.data.dataset import Dataset
 from distcnn.data.split import Split
 from distcnn.evaluation import evaluate_split
 from distcnn.plots import confusion_figure, mistakes_figure, stretch_contrast, tile, to_pixels
@@ -42,6 +44,47 @@ class TensorBoardScalars:
                     tf.summary.scalar(name, row[f"val_{name}"])
         for writer in self._writers.values():
             writer.flush()
+
+
+def tensorboard_callbacks(
+    folder: Path,
+    config: Config,
+    training: TrainingStep,
+    evaluation: EvaluationStep,
+    batches: tf.data.Dataset,
+    dataset: Dataset,
+    *,
+    logits: bool,
+) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that the logging section asks for.
+
+    Args:
+        folder: TensorBoard's folder of the run.
+        config: The run.
+        training: The training step.
+        evaluation: Predicts for the examination.
+        batches: Training batches; the first one is shown.
+        dataset: Images and class names.
+        logits: Whether the classifier returns logits.
+    """
+    callbacks: list[keras.callbacks.Callback] = []
+    if config.logging.images:
+        callbacks.append(
+            TensorBoardImages(
+                folder,
+                training,
+                batches,
+                evaluation,
+                dataset.validation,
+                dataset.classes,
+                logits=logits,
+                batch_size=config.train.eval_batch_size,
+            )
+        )
+    if config.logging.profile:
+        first, last = map(int, config.logging.profile.split(","))
+        callbacks.append(Profiler(folder, training, first, last))
+    return callbacks
 
 
 class TensorBoardImages(keras.callbacks.Callback):
