@@ -115,6 +115,12 @@ def find_cluster(environment: Environment) -> Cluster:
         _from_kubernetes,
     ]
     found = [cluster for reader in readers if (cluster := reader(environment)) is not None]
+    if not found and "JOB_COMPLETION_INDEX" in environment and "DISTCNN_HOSTS" not in environment:
+        raise ClusterError(
+            "JOB_COMPLETION_INDEX says that this is a pod of an indexed Job, but nothing says "
+            "which pods train together; set DISTCNN_HOSTS=pod-0.service,pod-1.service (the pod's "
+            "own name alone, if it trains alone) or TF_CONFIG, as in launch/k8s/indexed-job.yaml"
+        )
     # A single task that Slurm started may itself start the processes of the run.
     if len(found) > 1:
         found = [c for c in found if c.scheme != "slurm" or c.size > 1] or found[:1]
@@ -248,18 +254,13 @@ def _from_pmi(environment: Environment) -> Cluster | None:
 
 
 def _from_kubernetes(environment: Environment) -> Cluster | None:
-    if "JOB_COMPLETION_INDEX" not in environment:
-        return None
+    launched = any(key in environment for key in ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK"))
+    if launched or not {"JOB_COMPLETION_INDEX", "DISTCNN_HOSTS"} <= set(environment):
+        return None  # a launcher inside the pod has its own ranks
     rank = _integer(environment, "JOB_COMPLETION_INDEX")
-    if "DISTCNN_HOSTS" not in environment:
-        if "TF_CONFIG" in environment:
-            return None
-        raise ClusterError(
-            "JOB_COMPLETION_INDEX says that this is a pod of an indexed Job, but nothing says "
-            "which pods train together; set DISTCNN_HOSTS=pod-0.service,pod-1.service or "
-            "TF_CONFIG, as in launch/k8s/indexed-job.yaml"
-        )
     hosts = _parse_hosts(environment["DISTCNN_HOSTS"])
+    if len(hosts) == 1:
+        return None
     if rank >= len(hosts):
         raise ClusterError(
             f"JOB_COMPLETION_INDEX is {rank}, but DISTCNN_HOSTS lists {len(hosts)} pods; this pod "

@@ -1,5 +1,6 @@
 """What all commands share: flags to a `Config`, exit codes, one readable line for an error."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 
-from distcnn.cluster import Cluster, find_cluster
+from distcnn.cluster import Cluster, ClusterError, find_cluster
 from distcnn.config import AUGMENT_PRESETS, Config, DataConfig
 from distcnn.errors import DistcnnError, PeerLostError, UsageError
 from distcnn.recipe import (
@@ -115,11 +116,15 @@ def parse_config(prog: str, description: str, arguments: Sequence[str]) -> Confi
     if {"-h", "--help"} & set(arguments):
         parser.set_defaults(values)  # shown as defaults; parsing checks them as flags below
     from_recipe = [f"--{key}={_as_flag(value)}" for key, value in values.items()]
-    namespace = parser.parse_args([*from_recipe, *_expand_augment(arguments)])
-    namespace.recipe = recipe
-    print_config = namespace.pop("print_config")
-    namespace.pop("debug")
-    config = Config(**parser.instantiate(namespace).as_dict())
+    try:
+        namespace = parser.parse_args([*from_recipe, *_expand_augment(arguments)])
+        namespace.recipe = recipe
+        print_config = namespace.pop("print_config")
+        namespace.pop("debug")
+        config = Config(**parser.instantiate(namespace).as_dict())
+    except UsageError as error:
+        error.on_every_rank = True  # all ranks have the same command line
+        raise
     if print_config:
         sys.stdout.write(config_yaml(config))
         return None
@@ -147,8 +152,9 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("distcnn").setLevel(logging.INFO)
     cluster = Cluster()
-    try:
+    with contextlib.suppress(ClusterError):  # which commands that train together will meet again
         cluster = find_cluster(os.environ)
+    try:
         code = command(arguments) or 0
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -257,8 +257,8 @@ class DistributeConfig:
     GPUs of several processes, by TensorFlow's collectives. horovod: one GPU a process. auto: the
     one that fits the processes that were started and the GPUs that are there."""
     devices: int | None = None
-    """Devices of each process for mirrored and multi_worker: so many of its GPUs, or, on a machine
-    without, so many logical CPU devices. Default: all GPUs, or one CPU."""
+    """Devices of each process for mirrored and multi_worker: so many of its GPUs, or, for mirrored
+    on a machine without, so many logical CPU devices. Default: all GPUs, or one CPU."""
     sync_batchnorm: bool = False
     """Normalise over the images of all workers instead of each worker's own."""
     compression: Literal["none", "fp16"] = "none"

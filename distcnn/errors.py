@@ -21,7 +21,6 @@ class UsageError(DistcnnError):
     """The command line or the configuration is wrong."""
 
     exit_code = 2
-    on_every_rank = True
 
 
 class PeerLostError(DistcnnError):

@@ -16,6 +16,7 @@ from typing import Literal
 
 from distcnn.cluster import Cluster, ClusterError, find_cluster
 from distcnn.config import PrecisionConfig
+from distcnn.errors import DistcnnError
 
 Level = Literal["ok", "warning", "error"]
 
@@ -117,8 +118,13 @@ def check_horovod() -> Iterator[Finding]:
         text = f"built for TensorFlow {built_for}, but {present} is installed"
         yield Finding("horovod", "error", text, "launch/install_horovod.sh builds it anew")
         return
-    import horovod.tensorflow as hvd
+    from distcnn.distribute.horovod import import_horovod
 
+    try:
+        hvd = import_horovod()
+    except DistcnnError as error:
+        yield Finding("horovod", "error", str(error), "launch/install_horovod.sh")
+        return
     parts = {"Gloo": hvd.gloo_built(), "NCCL": hvd.nccl_built(), "MPI": hvd.mpi_built()}
     text = (
         f"{metadata.version('horovod')} with {', '.join(n for n, built in parts.items() if built)}"
@@ -130,8 +136,13 @@ def check_horovod() -> Iterator[Finding]:
         yield Finding("horovod", "ok", text)
 
 
-def check_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Looks at the cluster as the environment describes it, its hosts and ports."""
+def check_cluster(environment: Mapping[str, str], *, ports: bool = True) -> Iterator[Finding]:
+    """Looks at the cluster as the environment describes it, and at its hosts.
+
+    Args:
+        environment: Environment variables.
+        ports: Whether to try this process's port too, which a running training holds.
+    """
     try:
         cluster = find_cluster(environment)
     except ClusterError as error:
@@ -142,6 +153,8 @@ def check_cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
         text = f"rank {cluster.rank} of {cluster.size}, as {cluster.scheme} says"
     yield Finding("cluster", "ok", text)
     yield from _check_hosts(cluster)
+    if ports:
+        yield from _check_port(_own_port(cluster))
 
 
 def _check_hosts(cluster: Cluster) -> Iterator[Finding]:
@@ -151,10 +164,13 @@ def _check_hosts(cluster: Cluster) -> Iterator[Finding]:
         except OSError as error:
             fix = "correct the host list, /etc/hosts or DNS"
             yield Finding("hosts", "error", f"{host} cannot be found: {error}", fix)
+
+
+def _own_port(cluster: Cluster) -> int:
+    """Returns the port that this process will listen at, or 0 if any will do."""
     if cluster.size == 1 or cluster.hosts is None or cluster.scheme == "horovod":
-        yield from _check_port(0)
-        return
-    yield from _check_port(int(cluster.worker_addresses(None)[cluster.rank].rpartition(":")[2]))
+        return 0
+    return int(cluster.worker_addresses(None)[cluster.rank].rpartition(":")[2])
 
 
 def _check_port(port: int) -> Iterator[Finding]:

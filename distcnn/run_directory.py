@@ -50,7 +50,7 @@ class RunDirectory:
             DistcnnError: If the folder asked for holds a finished run, an unfinished run of another
                 configuration, or something else.
         """
-        resume = config.checkpoint.resume == "auto"
+        resume = config.checkpoint.resume != "never"
         if config.out is not None:
             path = Path(config.out)
             obstacle = _obstacle(path, config)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def make_summary(
     return {
         "recipe": recipe,
         **{key: resolved[key] for key in _FROM_RESOLVED},
-        "epochs": progress.step // resolved["steps_per_epoch"],
+        "epochs": math.ceil(progress.step / resolved["steps_per_epoch"]),
         "saved_epoch": saved_epoch,
         "steps": progress.step,
         "train_seconds": seconds,

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from distcnn.data.dataset import Dataset, load_dataset, offered_shape
 from distcnn.data.pipeline import EpochOrder, Shares, evaluation_shares, training_dataset
 from distcnn.data.sources import open_source
 from distcnn.data.split import Source, Split
-from distcnn.distribute import build_backend, peers_watched
+from distcnn.distribute import build_backend, choose_strategy, peers_watched
 from distcnn.distribute.layers import SynchronisedStatistics, vary_randomness
 from distcnn.distribute.lockstep import (
     prove_reduction,
@@ -117,7 +118,8 @@ class Trainer:
         config, cluster = self.config, self._cluster
         threads = share_cores(cluster)
         gpus = tf.config.list_physical_devices("GPU")
-        own = visible_gpus(cluster, config.distribute.strategy, len(gpus))
+        strategy, _ = choose_strategy(config.distribute, cluster, gpus=len(gpus))
+        own = visible_gpus(cluster, strategy, len(gpus))
         if own is not None:
             tf.config.set_visible_devices([gpus[index] for index in own], "GPU")
         self._hardware = find_hardware()
@@ -215,13 +217,20 @@ class Trainer:
         )
 
     def _require_agreement(self) -> None:
-        train = self.dataset.train
+        splits = {
+            "training": self.dataset.train,
+            "validation": self.dataset.validation,
+            "test": self.dataset.test,
+        }
         require_same_content(
             self.backend,
             {
                 **flatten(dataclasses.asdict(self.config)),
-                "the number of training images": len(train),
-                "the training labels (CRC-32)": zlib.crc32(train.labels.tobytes()),
+                **{f"the number of {name} images": len(s or ()) for name, s in splits.items()},
+                **{
+                    f"the {name} labels (CRC-32)": zlib.crc32(s.labels.tobytes()) if s else 0
+                    for name, s in splits.items()
+                },
                 "the classes": self.dataset.classes,
                 "the number of parameters": self.model.count_params(),
                 "the precision": self.precision.policy,
@@ -427,7 +436,7 @@ class Trainer:
         self, resolved: dict[str, Any], progress: Progress, rows: list[Row]
     ) -> dict[str, Any]:
         config, backend = self.config, self.backend
-        epoch = progress.step // self.order.steps_per_epoch
+        epoch = math.ceil(progress.step / self.order.steps_per_epoch)
         if backend.on_chief(self._restore_best):
             self.state.share()
             epoch = progress.best_epoch + 1

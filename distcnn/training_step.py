@@ -202,7 +202,7 @@ class TrainingStep:
         """Returns the gradients of this share, and the sums of its loss, hits and images."""
         counts = tf.cast(weights > 0, tf.float32)
         if self._statistics is not None:
-            self._statistics.counts = counts[0]
+            self._statistics.count_images(counts[0])
         with tf.GradientTape() as tape:
             outputs = self.model(scale_pixels(images, self._pixels), training=True)
             outputs = tf.cast(outputs, tf.float32)

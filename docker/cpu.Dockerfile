@@ -1,7 +1,7 @@
 # distcnn for CPUs, Horovod built in. From the project's folder:
 #
 #   docker build -f docker/cpu.Dockerfile -t distcnn:0.1.0-cpu .
-#   docker run --rm -v "$PWD/runs:/runs" distcnn:0.1.0-cpu python -m distcnn.train --recipe quickstart
+#   docker run --rm distcnn:0.1.0-cpu        examines itself; docker/README.md has more
 FROM python:3.11.14-slim-bookworm AS build
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ make patch \
@@ -22,7 +22,7 @@ RUN apt-get update \
  && install -d -o distcnn -g distcnn /runs /home/distcnn/.ssh /home/distcnn/sshd
 COPY --from=build /opt/distcnn /opt/distcnn
 COPY docker/sshd_config /etc/distcnn/sshd_config
-ENV PATH=/opt/distcnn/.venv/bin:$PATH
+ENV PATH=/opt/distcnn/.venv/bin:$PATH XDG_CACHE_HOME=/tmp/.cache KERAS_HOME=/tmp/.keras
 USER distcnn
 RUN ssh-keygen -q -t ed25519 -N '' -f /home/distcnn/sshd/host_key
 WORKDIR /runs

@@ -1,8 +1,9 @@
 # distcnn for NVIDIA GPUs, Horovod with NCCL built in. From the project's folder:
 #
 #   docker build -f docker/cuda.Dockerfile -t distcnn:0.1.0-cuda .
-#   docker run --rm --gpus all --shm-size=1g -v "$PWD/runs:/runs" distcnn:0.1.0-cuda \
-#     horovodrun --gloo -np 4 python -m distcnn.train --recipe quickstart
+#   mkdir -p runs
+#   docker run --rm --gpus all --shm-size=1g --user "$(id -u):$(id -g)" -v "$PWD/runs:/runs" \
+#     distcnn:0.1.0-cuda horovodrun --gloo -np 4 python -m distcnn.train --out /runs/article
 #
 # Written with care, but not yet built or run on a GPU.
 FROM nvidia/cuda:12.9.1-cudnn-devel-ubuntu24.04 AS build
@@ -26,7 +27,7 @@ RUN apt-get update \
  && install -d -o distcnn -g distcnn /runs /home/distcnn/.ssh /home/distcnn/sshd
 COPY --from=build /opt/distcnn /opt/distcnn
 COPY docker/sshd_config /etc/distcnn/sshd_config
-ENV PATH=/opt/distcnn/.venv/bin:$PATH
+ENV PATH=/opt/distcnn/.venv/bin:$PATH XDG_CACHE_HOME=/tmp/.cache KERAS_HOME=/tmp/.keras
 USER distcnn
 RUN ssh-keygen -q -t ed25519 -N '' -f /home/distcnn/sshd/host_key
 WORKDIR /runs

@@ -18,7 +18,7 @@ done
 if ((${#arguments[@]} == 0)); then arguments=(--recipe quickstart); fi
 
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-  extra=cuda gpu=${GPU-0}
+  extra=cuda gpu=${GPU-${CUDA_VISIBLE_DEVICES-0}}
 else
   extra='' gpu=''
   if [[ -n ${GPU:-} ]]; then

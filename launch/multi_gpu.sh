@@ -5,6 +5,7 @@
 #   STRATEGY=mirrored launch/multi_gpu.sh ARG...   one process with all GPUs, instead of Horovod's
 #                                                  process a GPU
 #   WORKERS=2 launch/multi_gpu.sh ARG...           so many workers; without a GPU, on the CPU
+#   CUDA_VISIBLE_DEVICES=0,2 launch/multi_gpu.sh   only these GPUs
 #   launch/multi_gpu.sh --dry-run ARG...           prints the command, runs nothing
 #
 # The first run installs what it needs into .venv, Horovod included (about three minutes).
@@ -19,6 +20,9 @@ done
 
 gpus=0
 if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true; fi
+if ((gpus > 0)) && [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+  gpus=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .) || true
+fi
 workers=${WORKERS:-$gpus}
 strategy=${STRATEGY:-horovod}
 if ! [[ $workers =~ ^[1-9][0-9]*$ ]]; then

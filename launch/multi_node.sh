@@ -22,7 +22,7 @@ arguments=()
 while (($# > 0)); do
   case $1 in
     --dry-run) dry_run=true ;;
-    -H) hosts=${2:-} && shift ;;
+    -H) hosts=${2:-} && shift $(($# > 1)) ;;
     --hostfile)
       if [[ ! -r ${2:-} ]]; then
         echo "error: the host file ${2:-} cannot be read" >&2
@@ -35,7 +35,7 @@ while (($# > 0)); do
   shift
 done
 
-workers=0
+workers=0 slots=''
 if [[ -z $hosts ]]; then
   echo "error: no hosts were given; expected -H host1:slots,host2:slots or --hostfile FILE" >&2
   exit 2
@@ -45,8 +45,10 @@ for entry in ${hosts//,/ }; do
     echo "error: the host $entry cannot be read; expected host:slots" >&2
     exit 2
   fi
-  if [[ $entry == *:* ]]; then workers=$((workers + ${entry##*:})); else workers=$((workers + 1)); fi
+  if [[ $entry != *:* ]]; then entry+=:1; fi
+  workers=$((workers + ${entry##*:})) slots+=${slots:+,}$entry
 done
+hosts=$slots
 strategy=${STRATEGY:-horovod}
 if [[ $strategy != horovod && $strategy != multi_worker ]]; then
   echo "error: STRATEGY is $strategy; expected horovod or multi_worker" >&2

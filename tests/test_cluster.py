@@ -87,6 +87,8 @@ def test_every_launcher(environment, scheme, place, hosts):
         (tf_config(2, ("a:1", "b:1", "c:1", "d:1")) | slurm(), "tf_config"),
         (slurm() | {"PMI_RANK": "2", "PMI_SIZE": "4"}, "slurm"),
         (openmpi() | {"PMI_RANK": "1", "PMI_SIZE": "4"}, "openmpi"),
+        (horovod() | {"JOB_COMPLETION_INDEX": "0"}, "horovod"),  # within a pod
+        ({"JOB_COMPLETION_INDEX": "3", "DISTCNN_HOSTS": "localhost"}, "alone"),
     ],
 )
 def test_the_first_of_several_that_agree_decides(environment, scheme):

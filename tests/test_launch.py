@@ -71,6 +71,7 @@ def launch(project: Path, tmp_path: Path) -> Launch:
         (False, {"GPU": ""}, ""),
         (True, {}, "0"),
         (True, {"GPU": "1"}, "1"),
+        (True, {"CUDA_VISIBLE_DEVICES": "3"}, "3"),
         (True, {"GPU": ""}, ""),
     ],
 )

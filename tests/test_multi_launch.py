@@ -51,6 +51,8 @@ def test_multi_gpu_starts_a_worker_a_gpu(gpus):
     mirrored = [*TRAIN, "mirrored", "--distribute.devices", "4", *arguments]
     assert dry("multi_gpu.sh", *arguments, STRATEGY="mirrored", **gpus) == mirrored
     assert dry("multi_gpu.sh", WORKERS="2", **gpus)[:4] == [*workers[:3], "2"]
+    some = dry("multi_gpu.sh", CUDA_VISIBLE_DEVICES="1,3", **gpus)
+    assert some[:4] == [*workers[:3], "2"]
     assert dry("multi_gpu.sh", WORKERS="2")[:4] == [*workers[:3], "2"]
 
 
@@ -58,8 +60,8 @@ def test_multi_node_starts_a_worker_a_slot(tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text("# the cluster\n127.0.0.1 slots=2\nnode-b:1  # the small one\n\nnode-c\n")
     expected = [
-        *("DISTCNN_HOSTS=127.0.0.1:2,node-b:1,node-c", HOROVODRUN, "--gloo", "-np", "4"),
-        *("-H", "127.0.0.1:2,node-b:1,node-c", "--ssh-port", "2222"),
+        *("DISTCNN_HOSTS=127.0.0.1:2,node-b:1,node-c:1", HOROVODRUN, "--gloo", "-np", "4"),
+        *("-H", "127.0.0.1:2,node-b:1,node-c:1", "--ssh-port", "2222"),
         *("--ssh-identity-file", "key", "--network-interfaces", "ib0"),
         *(*TRAIN, "multi_worker", "--recipe", "article"),
     ]
@@ -93,6 +95,7 @@ def test_horovod_is_kept_by_what_it_was_made_of():
         ("multi_gpu.sh", [], {"WORKERS": "x"}, 1, "there are x workers"),
         ("multi_gpu.sh", [], {"WORKERS": "2", "STRATEGY": "ps"}, 2, "expected horovod or mirrored"),
         ("multi_node.sh", [], {}, 2, "no hosts were given; expected -H host1:slots"),
+        ("multi_node.sh", ["-H"], {}, 2, "no hosts were given"),
         ("multi_node.sh", ["-H", "a:x"], {}, 2, "the host a:x cannot be read"),
         ("multi_node.sh", ["--hostfile", "no"], {}, 2, "the host file no cannot be read"),
         ("multi_node.sh", ["-H", "a"], {"STRATEGY": "ps"}, 2, "expected horovod or multi_worker"),

@@ -161,7 +161,11 @@ def test_user_callbacks_see_the_classifier(tmp_path):
 
 def test_keras_callbacks_work_unchanged(tmp_path):
     saved = tmp_path / "saved.keras"
+    losses: list[float] = []
     callbacks = [
+        keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: losses.append(logs["loss"])
+        ),
         keras.callbacks.ModelCheckpoint(saved),
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.5 * rate),
         keras.callbacks.EarlyStopping(monitor="val_loss", min_delta=1e9, patience=1),
@@ -171,6 +175,7 @@ def test_keras_callbacks_work_unchanged(tmp_path):
     assert summary is not None
     assert summary["epochs"] == 2
     assert rows(tmp_path / "run")[-1]["learning_rate"] == pytest.approx(2.5e-4)
+    assert len(losses) == 14
     model = keras.saving.load_model(saved)
     assert model.name == "tiny"
     assert hash_weights(model) == summary["weights_sha256"]

@@ -6,8 +6,9 @@ from typing import Any
 import keras
 from keras.callbacks import CallbackList
 
+from distcnn.errors import UsageError
+
 WRITERS = (
-    keras.callbacks.BackupAndRestore,
     keras.callbacks.CSVLogger,
     keras.callbacks.ModelCheckpoint,
     keras.callbacks.RemoteMonitor,
@@ -23,7 +24,15 @@ def callbacks_of_rank(
 
     All of them work in rank 0. In the other ranks those are left out that write: Keras' own by
     type, the user's by their attribute `chief_only = True`.
+
+    Raises:
+        UsageError: If one would restore a state of its own over the one that is resumed.
     """
+    if any(isinstance(callback, keras.callbacks.BackupAndRestore) for callback in callbacks):
+        raise UsageError(
+            "keras.callbacks.BackupAndRestore would restore its state over the run's own; leave it "
+            "out: the same command goes on by itself"
+        )
     if is_chief:
         return callbacks
     return [
@@ -72,8 +81,6 @@ class Dispatch(CallbackList):
 
 def _is_silent(callback: keras.callbacks.Callback) -> bool:
     base = keras.callbacks.Callback
-    overridden = type(callback)
-    return (
-        overridden.on_train_batch_end is base.on_train_batch_end
-        and overridden.on_batch_end is base.on_batch_end
-    )
+    ends = {"on_train_batch_end": base.on_train_batch_end, "on_batch_end": base.on_batch_end}
+    # By instance, since LambdaCallback sets its functions on itself.
+    return all(getattr(getattr(callback, k), "__func__", None) is v for k, v in ends.items())

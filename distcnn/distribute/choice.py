@@ -13,15 +13,15 @@ from distcnn.errors import UsageError
 
 
 def choose_strategy(
-    config: DistributeConfig, cluster: Cluster, *, gpus: int, has_horovod: bool
+    config: DistributeConfig, cluster: Cluster, *, gpus: int, has_horovod: bool | None = None
 ) -> tuple[str, str]:
-    """Resolves the strategy `auto`, a pure function, and refuses what would not train together.
+    """Resolves the strategy `auto`, and refuses what would not train together.
 
     Args:
         config: What was asked for.
         cluster: Where this process stands.
         gpus: GPUs that this process sees.
-        has_horovod: Whether Horovod is installed.
+        has_horovod: Whether Horovod is installed; by default it is looked for.
 
     Returns:
         The name of the strategy, and the reason.
@@ -48,6 +48,8 @@ def choose_strategy(
         )
     if asked:
         return strategy, "asked for"
+    if has_horovod is None:
+        has_horovod = importlib.util.find_spec("horovod") is not None
     if cluster.size > 1:
         if cluster.scheme != "tf_config" and has_horovod:
             return "horovod", started
@@ -68,12 +70,7 @@ def build_backend(config: DistributeConfig, cluster: Cluster) -> tuple[Backend, 
     Raises:
         DistcnnError: If it cannot be built, or does not fit the processes that were started.
     """
-    name, reason = choose_strategy(
-        config,
-        cluster,
-        gpus=len(tf.config.get_visible_devices("GPU")),
-        has_horovod=importlib.util.find_spec("horovod") is not None,
-    )
+    name, reason = choose_strategy(config, cluster, gpus=len(tf.config.get_visible_devices("GPU")))
     if name == "horovod":
         return Horovod(cluster, config.compression, config.port), reason
     if name == "multi_worker":

@@ -91,9 +91,12 @@ class Horovod(Backend):
         """See `Backend.lost_peer`."""
         from horovod.common.exceptions import HorovodInternalError
 
-        in_graph = isinstance(error, tf.errors.OpError) and "Horovod" in str(error)
-        lost = in_graph or isinstance(error, HorovodInternalError)
-        return "another rank" if lost else None
+        # Shapes that differ, NCCL and memory are errors of this rank, whose text it must show.
+        signs = ("has been shut down", "Connection", "connection", "timed out", "Broken pipe")
+        kinds = (HorovodInternalError, tf.errors.UnknownError, tf.errors.AbortedError)
+        if isinstance(error, kinds) and any(sign in str(error) for sign in signs):
+            return "another rank"
+        return None
 
 
 def import_horovod() -> Any:

@@ -1,5 +1,6 @@
 """What replicas do to a model's layers: other dropout in each, batch statistics over all."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,8 +44,6 @@ class SynchronisedStatistics:
 
     Attributes:
         layers: The layers that are synchronised.
-        counts: Inside a step, 1 if this replica's images count, 0 if it only has a stand-in for
-            its empty share of a batch.
 
     Args:
         model: Built model; its layers are changed in place.
@@ -53,7 +52,9 @@ class SynchronisedStatistics:
     """
 
     def __init__(self, model: keras.Model, backend: Backend, *, every_layer: bool) -> None:
-        self.counts: Any = 1.0
+        self._own = (
+            threading.local()
+        )  # replicas of one process are traced in threads that alternate
         self.layers = [
             layer
             for layer in _layers(model)
@@ -63,6 +64,10 @@ class SynchronisedStatistics:
         ]
         for layer in self.layers:
             layer._moments = self._moments_of(layer, backend)
+
+    def count_images(self, counts: tf.Tensor) -> None:
+        """Says whether this replica's images count (1), or only stand in for an empty share (0)."""
+        self._own.counts = counts
 
     def _moments_of(
         self, layer: keras.layers.BatchNormalization, backend: Backend
@@ -79,7 +84,7 @@ class SynchronisedStatistics:
             shape = [1] * len(inputs.shape)
             shape[layer.axis] = channels[0]
             centred = inputs - tf.reshape(around, shape)
-            weight = tf.cast(self.counts, inputs.dtype)
+            weight = tf.cast(self._own.counts, inputs.dtype)
             images = tf.cast(tf.size(inputs), inputs.dtype) / channels[0] * weight
             sums = tf.concat(
                 [

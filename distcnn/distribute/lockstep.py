@@ -1,7 +1,7 @@
 """Guard rails: proof that the backend reduces, and that all replicas hold the same state."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.errors import DistcnnError
+
+_CHUNK_ELEMENTS = 2**22
 
 
 class LockstepError(DistcnnError):
@@ -77,10 +79,11 @@ def average_per_replica(backend: Backend, variables: Sequence[Any]) -> None:
 
 def share_state(backend: Backend, variables: Sequence[Any]) -> None:
     """Gives every replica the chief's values."""
-    if backend.replicas == 1 or not variables:
+    if backend.replicas == 1:
         return
-    flat = np.concatenate([backend.values_of(v)[0].ravel().astype(np.float64) for v in variables])
-    _assign(variables, backend.broadcast(flat))
+    for chunk in _chunks(variables):
+        flat = np.concatenate([backend.values_of(v)[0].ravel().astype(np.float64) for v in chunk])
+        _assign(chunk, backend.broadcast(flat))
 
 
 def require_same_state(backend: Backend, groups: Mapping[str, Sequence[Any]], step: int) -> None:
@@ -140,6 +143,18 @@ def require_same_content(backend: Backend, contents: Mapping[str, Any]) -> None:
                 f"{backend.rank} has {value}); start every rank with the same command, code "
                 "and data"
             )
+
+
+def _chunks(variables: Sequence[Any]) -> Iterator[list[Any]]:
+    """Divides variables into parts that take little memory as float64."""
+    chunk: list[Any] = []
+    for variable in variables:
+        chunk.append(variable)
+        if sum(int(np.prod(v.shape)) for v in chunk) >= _CHUNK_ELEMENTS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def _digests(backend: Backend, variables: Sequence[Any]) -> np.ndarray:

@@ -6,7 +6,7 @@ from distcnn.cluster import Cluster
 
 
 def share_cores(cluster: Cluster) -> int | None:
-    """Binds this process to its share of the host's cores; call it before TensorFlow is imported.
+    """Binds this process to its share of the host's cores, before TensorFlow's threads start.
 
     Processes that a launcher has bound already (Slurm, Open MPI) keep what they have.
 

@@ -7,12 +7,20 @@ Slurm, Kubernetes, Open MPI or TF_CONFIG the chief runs it here, on the one addr
 import os
 import socket
 import time
+import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 from distcnn.cluster import Cluster
 from distcnn.errors import DistcnnError
 
-_PATIENCE_SECONDS = 120
+_PATIENCE_SECONDS = 300
+"""How long the first process waits for the last one. Once they begin to connect, Horovod gives them
+30 s, too few where one starts much later."""
+
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Reaches the other hosts without a proxy."""
 
 
 class Rendezvous:
@@ -46,10 +54,9 @@ class Rendezvous:
         address, port = self._where()
         if cluster.is_chief:
             self._serve(address, port)
-        else:
-            _wait_for(address, port)
+        _wait_for_all(f"http://{address}:{port}/started", cluster)
         hosts = cluster.hosts or ()
-        cross = sorted(set(hosts), key=hosts.index)
+        cross = _hosts_with(hosts, cluster.local_rank)
         return {
             "HOROVOD_RANK": str(cluster.rank),
             "HOROVOD_SIZE": str(cluster.size),
@@ -86,24 +93,30 @@ class Rendezvous:
                 f"rank 0 cannot listen at {address}:{port}: {error.strerror}; give another "
                 "--distribute.port"
             ) from None
-        server._listen_thread = http_server.in_thread(target=server._httpd.serve_forever)
         hosts = cluster.hosts or ()
-        names = sorted(set(hosts), key=hosts.index)
-        server.init(
-            [
+        plan = []
+        for rank, host in enumerate(hosts):
+            local_rank = hosts[:rank].count(host)
+            cross = _hosts_with(hosts, local_rank)
+            plan.append(
                 SlotInfo(
                     hostname=host,
                     rank=rank,
-                    local_rank=hosts[:rank].count(host),
-                    cross_rank=names.index(host),
+                    local_rank=local_rank,
+                    cross_rank=cross.index(host),
                     size=cluster.size,
                     local_size=hosts.count(host),
-                    cross_size=len(names),
+                    cross_size=len(cross),
                 )
-                for rank, host in enumerate(hosts)
-            ]
-        )
+            )
+        server.init(plan)  # before the first report, since it clears the store
+        server._listen_thread = http_server.in_thread(target=server._httpd.serve_forever)
         self._server = server
+
+
+def _hosts_with(hosts: Sequence[str], local_rank: int) -> list[str]:
+    """Returns the hosts that have a process of some local rank: Horovod's cross communicator."""
+    return [host for host in dict.fromkeys(hosts) if hosts.count(host) > local_rank]
 
 
 def _started_by_mpi(cluster: Cluster) -> bool:
@@ -127,20 +140,28 @@ def _address_of(host: str) -> str:
             time.sleep(0.5)
 
 
-def _wait_for(address: str, port: int) -> None:
+def _wait_for_all(url: str, cluster: Cluster) -> None:
+    """Reports this process at the store, then waits until every other one is there."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
+    own = urllib.request.Request(f"{url}/{cluster.rank}", data=b"1", method="PUT")
+    _answer(own, deadline, "rank 0 did not answer", url)
+    for rank in range(cluster.size):
+        other = urllib.request.Request(f"{url}/{rank}")
+        _answer(other, deadline, f"rank {rank} did not come", url)
+
+
+def _answer(request: urllib.request.Request, deadline: float, complaint: str, url: str) -> None:
     while True:
         try:
-            socket.create_connection((address, port), timeout=5).close()
+            with _DIRECT.open(request, timeout=5):
+                return
         except OSError as error:
             if time.monotonic() > deadline:
                 raise DistcnnError(
-                    f"rank 0 did not answer at {address}:{port} within {_PATIENCE_SECONDS} s "
-                    f"({error}); did it start, and is the port open between the hosts?"
+                    f"{complaint} at {url.split('/')[2]} within {_PATIENCE_SECONDS} s ({error}); "
+                    "did it start, and is the port open between the hosts?"
                 ) from None
-            time.sleep(0.5)
-        else:
-            return
+            time.sleep(0.2)
 
 
 def _interface_towards(address: str, port: int, cluster: Cluster) -> str:

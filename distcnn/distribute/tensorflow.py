@@ -98,9 +98,14 @@ class MultiWorker(_Strategy):
     name = "multi_worker"
 
     def __init__(self, cluster: Cluster, addresses: Sequence[str], devices: int | None) -> None:
-        _local_devices(devices)
+        gpus = sum(device.startswith("GPU") for device in _local_devices(devices))
+        if gpus == 0 and (devices or 1) > 1:
+            raise UsageError(
+                f"distribute.devices is {devices}, but multi_worker has one CPU device a process; "
+                "start more processes"
+            )
         try:
-            strategy = _multi_worker(tuple(addresses), cluster.rank)
+            strategy = _multi_worker(tuple(addresses), cluster.rank, gpus)
         except tf.errors.OpError as error:
             raise DistcnnError(
                 f"rank {cluster.rank} cannot join the others at {', '.join(addresses)}: "
@@ -149,11 +154,12 @@ def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
 
 
 @functools.cache
-def _multi_worker(addresses: tuple[str, ...], rank: int) -> tf.distribute.Strategy:
+def _multi_worker(addresses: tuple[str, ...], rank: int, gpus: int) -> tf.distribute.Strategy:
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(addresses)}),
         task_type="worker",
         task_id=rank,
+        num_accelerators={"GPU": gpus},  # left out, TensorFlow would take the CPU
         rpc_layer="grpc",
     )
     return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)

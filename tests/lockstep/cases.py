@@ -14,7 +14,7 @@ COMMON: dict[str, Any] = {
 }
 
 ANY_WORKERS = (
-    *("adam", "sgd", "accumulation", "sync_batchnorm", "uneven", "grouped"),
+    *("adam", "sgd", "accumulation", "sync_batchnorm", "sync_empty", "uneven", "grouped"),
     *("float16", "bfloat16", "lars", "xla"),
 )
 """The cases that one worker trains as several do."""
@@ -27,6 +27,14 @@ CASES: dict[str, dict[str, Any]] = {
         "model__factory": "tests.tiny:tiny",
         "model__args": {"dropout": 0.0},
         "distribute__sync_batchnorm": True,
+        "optimizer__name": "sgd",
+    },
+    "sync_empty": {
+        "model__factory": "tests.tiny:tiny",
+        "model__args": {"dropout": 0.0},
+        "distribute__sync_batchnorm": True,
+        "train__global_batch_size": 103,
+        "train__epochs": 7,
         "optimizer__name": "sgd",
     },
     "batchnorm": {

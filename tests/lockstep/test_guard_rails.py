@@ -14,6 +14,7 @@ from distcnn.distribute.lockstep import (
     require_same_state,
 )
 from distcnn.distribute.tensorflow import OneDevice
+from distcnn.errors import UsageError
 from tests.lockstep.groups import Outcome, run_plan
 from tests.lockstep.test_equality import TOLERANCE, difference
 
@@ -166,3 +167,5 @@ def test_keras_writers_work_in_rank_0_alone():
     mine = [stopping, csv, Mine()]
     assert callbacks_of_rank(mine, is_chief=True) == mine
     assert callbacks_of_rank(mine, is_chief=False) == [stopping]
+    with pytest.raises(UsageError, match="BackupAndRestore would restore its state over"):
+        callbacks_of_rank([keras.callbacks.BackupAndRestore("x")], is_chief=True)
