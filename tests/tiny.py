@@ -9,13 +9,21 @@ from keras import layers
 from distcnn.cluster import find_cluster
 
 
-def tiny(input_shape: tuple[int, int, int], num_classes: int, dropout: float = 0.3) -> keras.Model:
+def tiny(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    dropout: float = 0.3,
+    activation: str = "relu",
+    norms: int = 1,
+) -> keras.Model:
     """A functional model with batch normalisation and dropout."""
     inputs = keras.Input(input_shape)
     x = layers.Conv2D(8, 3, strides=4, padding="same")(inputs)
     x = layers.BatchNormalization()(x)
-    x = layers.Activation("relu")(x)
+    x = layers.Activation(activation)(x)
     x = layers.Dropout(dropout)(layers.Flatten()(x))
+    for _ in range(norms - 1):
+        x = layers.BatchNormalization()(layers.Dense(16, activation=activation)(x))
     outputs = layers.Dense(num_classes, activation="softmax", dtype="float32")(x)
     return keras.Model(inputs, outputs, name="tiny")
 

@@ -52,9 +52,8 @@ class SynchronisedStatistics:
     """
 
     def __init__(self, model: keras.Model, backend: Backend, *, every_layer: bool) -> None:
-        self._own = (
-            threading.local()
-        )  # replicas of one process are traced in threads that alternate
+        # The replicas of one process are traced in threads that take turns at every reduction.
+        self._own = threading.local()
         self.layers = [
             layer
             for layer in _layers(model)
