@@ -94,6 +94,14 @@ def test_the_cluster_as_seen():
     assert "HOROVOD_SIZE is not set" in broken["cluster"][1]
 
 
+def test_a_contradiction_does_not_keep_the_doctor_away(run_module, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{")
+    done = run_module("distcnn.doctor", "--quick")
+    assert done.returncode == 1
+    assert "error   cluster                     TF_CONFIG cannot be read" in done.stdout
+    assert "ok      disk for runs" in done.stdout
+
+
 def test_hosts_and_ports():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

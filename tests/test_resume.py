@@ -228,6 +228,9 @@ def test_a_new_run_may_start_from_the_state_of_another(tmp_path):
     second = small_run(tmp_path / "second", train__epochs=4, checkpoint__resume=str(first))
     whole = small_run(tmp_path / "whole", train__epochs=4)
     assert second["weights_sha256"] == whole["weights_sha256"]
+    other = {"train__epochs": 4, "checkpoint__resume": str(first)}
+    stopped = interrupted_run(tmp_path / "stopped", [3], **other)
+    assert stopped["weights_sha256"] == whole["weights_sha256"]
     file = Checkpoints(first / "checkpoints", keep=1).newest_first()[0]
     third = small_run(tmp_path / "third", train__epochs=4, checkpoint__resume=str(file))
     assert third["weights_sha256"] == whole["weights_sha256"]

@@ -38,6 +38,7 @@ def plan(kind: str) -> list[dict[str, Any]]:
             {"name": "drift", "case": "adam", "drift": True},
             {"name": "other rate", "case": "adam", "rank_1": {"optimizer__lr": 0.5}},
             {"name": "taken", "case": "adam", "taken": True},
+            {"name": "own start", "case": "sgd", "own_start": True},
         ]
     if kind == "horovod":
         fp16 = {"distribute__compression": "fp16"}
@@ -97,6 +98,12 @@ def test_ranks_with_different_settings_do_not_start(made):
 def test_what_stops_rank_0_stops_all_with_the_same_message(made):
     for result in made["taken"].results:
         assert "holds files that are not a run" in result["error"]
+
+
+@pytest.mark.parametrize("made", ["horovod", "multi_worker"], indirect=True)
+def test_all_ranks_begin_with_the_weights_of_rank_0(made):
+    for ours, theirs in zip(made["own start"].weights, made["reduced"].weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("made", ["horovod"], indirect=True)

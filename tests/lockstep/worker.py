@@ -107,6 +107,8 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
         try:
             trainer = Trainer(config, callbacks)
             start = trainer.model.get_weights()
+            if entry.get("own_start") and rank == 1:
+                trainer.model.set_weights([0 * weight for weight in start])
             if entry.get("without_reduction"):
                 WithoutReduction(trainer)
             summary = trainer.fit()
