@@ -130,7 +130,8 @@ class Trainer:
         if self.backend.name == "multi_worker" and self.backend.size > 1 and self._cluster.one_host:
             log.warning(
                 "warning: TensorFlow's server for multi_worker listens on all network interfaces; "
-                "on a single host horovod and mirrored keep to this machine"
+                "horovod and mirrored keep to this machine, and docs/troubleshooting.md says how "
+                "multi_worker can"
             )
 
     def _open_source(self) -> Source:
