@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import math
 import os
+import socket
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,7 +128,9 @@ class Trainer:
         apply_precision(config.precision, self.precision, threads)
 
     def _warn_of_open_ports(self) -> None:
-        if self.backend.name == "multi_worker" and self.backend.size > 1 and self._cluster.one_host:
+        one_host = self.backend.size > 1 and self._cluster.one_host
+        reachable = any(name != "lo" for _, name in socket.if_nameindex())
+        if self.backend.name == "multi_worker" and one_host and reachable:
             log.warning(
                 "warning: TensorFlow's server for multi_worker listens on all network interfaces; "
                 "horovod and mirrored keep to this machine, and docs/troubleshooting.md says how "

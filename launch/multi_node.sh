@@ -11,6 +11,9 @@
 #   SSH_KEY=~/.ssh/key   key that lets in
 #   NIC=eth0             network interface that joins the hosts, of the same name on each; by default
 #                        the one by which this host reaches the others
+#   PRIVATE=no           with multi_worker on this host alone: let TensorFlow's server listen on all
+#                        interfaces, instead of giving the run a network of its own (which has only
+#                        loopback, so that nothing can be downloaded) where the system allows that
 #
 # Every host has this project, installed, at the same path (a shared file system, or a copy each,
 # with launch/install_horovod.sh run on it), and lets this one in by ssh without a password.
@@ -71,6 +74,11 @@ if [[ -n ${SSH_PORT:-} ]]; then command+=(--ssh-port "$SSH_PORT"); fi
 if [[ -n ${SSH_KEY:-} ]]; then command+=(--ssh-identity-file "$SSH_KEY"); fi
 if [[ -n $nic ]]; then command+=(--network-interfaces "$nic"); fi
 command+=("$root/.venv/bin/python" -m distcnn.train --distribute.strategy "$strategy" "${arguments[@]}")
+
+if [[ $strategy == multi_worker && -z $nic && ${PRIVATE:-yes} == yes ]]; then
+  own=(unshare --map-root-user --net sh -c 'ip link set lo up && exec "$@"' sh)
+  if "${own[@]}" true 2>/dev/null; then command=("${own[@]}" "${command[@]}"); fi
+fi
 
 if $dry_run; then
   printf 'DISTCNN_HOSTS=%q ' "$hosts"

@@ -71,6 +71,17 @@ def test_multi_node_starts_a_worker_a_slot(tmp_path):
     assert dry("multi_node.sh", "-H", "127.0.0.1:2,node-b:1,node-c", *rest, **own) == expected
 
 
+def test_multi_worker_on_this_host_alone_has_a_network_of_its_own():
+    """Since TensorFlow's server listens on all interfaces."""
+    allowed = subprocess.run(
+        "unshare --map-root-user --net ip link set lo up 2>/dev/null", shell=True, check=False
+    )
+    own = dry("multi_node.sh", "-H", "localhost:2", STRATEGY="multi_worker")
+    assert ("unshare" in own) == (allowed.returncode == 0)
+    for environment in ({"STRATEGY": "horovod"}, {"STRATEGY": "multi_worker", "PRIVATE": "no"}):
+        assert "unshare" not in dry("multi_node.sh", "-H", "localhost:2", **environment)
+
+
 def test_slurm_starts_a_worker_a_task():
     command = dry("slurm.sbatch", "--recipe", "article", SLURM_SUBMIT_DIR=str(ROOT))
     assert command[0] == "srun"
