@@ -79,12 +79,18 @@ def test_bad_values_are_refused(keys, message):
         (2, 4, "horovod", 4, [2]),
         (3, 4, "auto", 1, [0]),  # Slurm shows each task its own GPU only
         (1, 2, "multi_worker", 4, [2, 3]),
-        (1, 4, "multi_worker", 2, [1]),
     ],
 )
 def test_each_process_takes_its_own_gpus(local_rank, local_size, strategy, gpus, taken):
     cluster = Cluster(size=local_size, local_rank=local_rank, local_size=local_size)
     assert visible_gpus(cluster, strategy, gpus) == taken
+
+
+@pytest.mark.parametrize("strategy", ["horovod", "multi_worker"])
+def test_processes_do_not_share_gpus(strategy):
+    cluster = Cluster(size=4, local_rank=1, local_size=4)
+    with pytest.raises(UsageError, match="4 processes on this host, but 2 GPUs; start one"):
+        visible_gpus(cluster, strategy, 2)
 
 
 @pytest.mark.parametrize(

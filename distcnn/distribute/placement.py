@@ -3,6 +3,7 @@
 import os
 
 from distcnn.cluster import Cluster
+from distcnn.errors import UsageError
 
 
 def share_cores(cluster: Cluster) -> int | None:
@@ -35,14 +36,22 @@ def visible_gpus(cluster: Cluster, strategy: str, gpus: int) -> list[int] | None
 
     Args:
         cluster: Where this process stands.
-        strategy: Strategy asked for; Horovod takes one GPU even in a single process.
-        gpus: GPUs that it sees.
+        strategy: Name of the strategy; Horovod takes one GPU even in a single process.
+        gpus: GPUs that it sees; a single one may be its own, as Slurm can show each task.
+
+    Raises:
+        UsageError: If processes would share GPUs, which NCCL refuses.
     """
     if gpus == 0 or (cluster.local_size == 1 and strategy not in ("horovod", "one_device")):
         return None
     if cluster.local_size == 1 or gpus == 1:
         return [0]
     share = gpus // cluster.local_size
-    if share == 0 or strategy != "multi_worker":
-        return [cluster.local_rank % gpus]
+    if share == 0:
+        raise UsageError(
+            f"there are {cluster.local_size} processes on this host, but {gpus} GPUs; start one "
+            "process a GPU, or set CUDA_VISIBLE_DEVICES= for the CPU"
+        )
+    if strategy != "multi_worker":
+        return [cluster.local_rank]
     return list(range(cluster.local_rank * share, (cluster.local_rank + 1) * share))

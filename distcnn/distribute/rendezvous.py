@@ -4,15 +4,18 @@ Horovod's Gloo wants a small HTTP store that every process can reach. `horovodru
 Slurm, Kubernetes, Open MPI or TF_CONFIG the chief runs it here, on the one address that is needed.
 """
 
+import functools
 import os
 import socket
 import time
 import urllib.request
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from distcnn.cluster import Cluster
 from distcnn.errors import DistcnnError
+
+_T = TypeVar("_T")
 
 _PATIENCE_SECONDS = 300
 """How long the first process waits for the last one. Once they begin to connect, Horovod gives them
@@ -128,39 +131,41 @@ def _started_by_mpi(cluster: Cluster) -> bool:
 def _address_of(host: str) -> str:
     """Looks a host up, which in Kubernetes has a name only once it is there."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return socket.gethostbyname(host)
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise DistcnnError(
-                    f"the host {host} of rank 0 cannot be found: {error}; correct the host list, "
-                    "/etc/hosts or DNS"
-                ) from None
-            time.sleep(0.5)
+    return _patiently(
+        lambda: socket.gethostbyname(host),
+        deadline,
+        f"the host {host} of rank 0 cannot be found; correct the host list, /etc/hosts or DNS",
+    )
 
 
 def _wait_for_all(url: str, cluster: Cluster) -> None:
     """Reports this process at the store, then waits until every other one is there."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
+    where = f"at {url.split('/')[2]}; did it start, and is the port open between the hosts?"
     own = urllib.request.Request(f"{url}/{cluster.rank}", data=b"1", method="PUT")
-    _answer(own, deadline, "rank 0 did not answer", url)
+    _patiently(lambda: _ask(own), deadline, f"rank 0 did not answer {where}")
     for rank in range(cluster.size):
         other = urllib.request.Request(f"{url}/{rank}")
-        _answer(other, deadline, f"rank {rank} did not come", url)
+        _patiently(functools.partial(_ask, other), deadline, f"rank {rank} did not come {where}")
 
 
-def _answer(request: urllib.request.Request, deadline: float, complaint: str, url: str) -> None:
+def _ask(request: urllib.request.Request) -> None:
+    with _DIRECT.open(request, timeout=5):
+        pass
+
+
+def _patiently(attempt: Callable[[], _T], deadline: float, complaint: str) -> _T:
+    """Tries again until it works.
+
+    Raises:
+        DistcnnError: The complaint, with the last cause, when the deadline has passed.
+    """
     while True:
         try:
-            with _DIRECT.open(request, timeout=5):
-                return
+            return attempt()
         except OSError as error:
             if time.monotonic() > deadline:
-                raise DistcnnError(
-                    f"{complaint} at {url.split('/')[2]} within {_PATIENCE_SECONDS} s ({error}); "
-                    "did it start, and is the port open between the hosts?"
-                ) from None
+                raise DistcnnError(f"{complaint} ({error})") from None
             time.sleep(0.2)
 
 

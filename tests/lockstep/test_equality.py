@@ -8,7 +8,6 @@ import pytest
 
 from tests.lockstep.cases import ANY_WORKERS
 from tests.lockstep.groups import Outcome, run_plan
-from tests.lockstep.worker import OVERFLOW_AT
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest weight of a variable (or 0.1, if that is more)."""
@@ -95,7 +94,6 @@ def test_any_number_of_workers_makes_the_weights_of_one(outcome, alone):
         # One replica overflowed once: all skipped that step, and halved the scale once.
         assert [r["iterations"] for r in several.results] == [19] * len(several.results)
         assert [r["scale"] for r in several.results] == [2.0**14] * len(several.results)
-    assert OVERFLOW_AT < 20
 
 
 def test_the_cases_train(alone):

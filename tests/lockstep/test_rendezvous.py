@@ -8,13 +8,44 @@ import time
 
 import pytest
 
-from distcnn.distribute.rendezvous import _hosts_with
+from distcnn.cluster import Cluster
+from distcnn.distribute import rendezvous
+from distcnn.errors import DistcnnError
 from tests.lockstep.groups import free_ports
 
 
 def test_horovods_cross_communicator_has_the_hosts_with_that_local_rank():
     hosts = ("a", "a", "b", "c", "c", "c")
-    assert [_hosts_with(hosts, rank) for rank in range(3)] == [["a", "b", "c"], ["a", "c"], ["c"]]
+    assert [rendezvous._hosts_with(hosts, rank) for rank in range(3)] == [
+        ["a", "b", "c"],
+        ["a", "c"],
+        ["c"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rank", "complaint"),
+    [(0, "rank 1 did not come at 127.0.0.1"), (1, "rank 0 did not answer at 127.0.0.1")],
+)
+def test_a_rank_that_does_not_come_is_named(rank, complaint, monkeypatch):
+    monkeypatch.setattr(rendezvous, "_PATIENCE_SECONDS", 0.5)
+    workers = tuple(f"127.0.0.1:{port}" for port in free_ports(2))
+    cluster = Cluster(
+        scheme="tf_config",
+        rank=rank,
+        size=2,
+        local_rank=rank,
+        local_size=2,
+        hosts=("127.0.0.1",) * 2,
+        addresses=workers,
+    )
+    store = rendezvous.Rendezvous(cluster, None)
+    with pytest.raises(DistcnnError) as error:
+        store.open()
+    if store._server is not None:
+        store._server.stop()
+        store._server._httpd.server_close()
+    assert complaint in str(error.value)
 
 
 @pytest.mark.parametrize("strategy", ["horovod", "multi_worker"])
