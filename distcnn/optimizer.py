@@ -7,6 +7,7 @@ from typing import Any, Self
 import keras
 import tensorflow as tf
 
+from distcnn import fused_optimizers
 from distcnn.config import OptimizerConfig
 from distcnn.lars import Lars
 
@@ -99,11 +100,16 @@ def plain_optimizer(
     """Builds an optimizer that Keras alone can load with a saved model: SGD stands in for LARS."""
     if config.name == "lars":
         config = replace(config, name="sgd")
-    return build_optimizer(config, rate, model, "float32")
+    return build_optimizer(config, rate, model, "float32", fused=False)
 
 
 def build_optimizer(
-    config: OptimizerConfig, rate: float | Schedule, model: keras.Model, dtype_policy: str
+    config: OptimizerConfig,
+    rate: float | Schedule,
+    model: keras.Model,
+    dtype_policy: str,
+    *,
+    fused: bool = True,
 ) -> keras.optimizers.Optimizer:
     """Builds the optimizer with its variables.
 
@@ -112,23 +118,25 @@ def build_optimizer(
         rate: Learning rate or schedule.
         model: Built model whose trainable variables it will update.
         dtype_policy: Keras dtype policy; mixed_float16 adds dynamic loss scaling.
+        fused: Whether adam, adamw and sgd update each variable in one operation.
 
     Returns:
         A built Keras optimizer.
     """
+    family: Any = fused_optimizers if fused else keras.optimizers
     common: dict[str, Any] = {"learning_rate": rate, "global_clipnorm": config.clip_norm or None}
     decay = config.weight_decay or None
     if config.name == "adam":
-        optimizer = keras.optimizers.Adam(**common)
+        optimizer = family.Adam(**common)
     elif config.name == "adamw":
-        optimizer = keras.optimizers.AdamW(weight_decay=config.weight_decay, **common)
+        optimizer = family.AdamW(weight_decay=config.weight_decay, **common)
     elif config.name == "lamb":
         optimizer = keras.optimizers.Lamb(weight_decay=decay, **common)
     elif config.name == "lars":
         optimizer = Lars(momentum=float(config.momentum), weight_decay=decay, **common)
     else:
         nesterov = config.momentum > 0
-        optimizer = keras.optimizers.SGD(
+        optimizer = family.SGD(
             momentum=float(config.momentum), nesterov=nesterov, weight_decay=decay, **common
         )
     if decay and config.name != "lars":  # which leaves vectors out by itself

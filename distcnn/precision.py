@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from distcnn.config import PrecisionConfig
+from distcnn.config import PrecisionConfig, TrainConfig
 from distcnn.errors import DistcnnError
 
 
@@ -71,6 +71,13 @@ def resolve_precision(config: PrecisionConfig, hardware: Hardware) -> Precision:
         xla = hardware.gpu is not None
         xla_reason = "a GPU gains from fusion" if xla else "XLA is many times slower on a CPU"
     return Precision(policy, policy_reason, xla, xla_reason)
+
+
+def resolve_fast_path(config: TrainConfig, *, xla: bool) -> tuple[bool, str]:
+    """Chooses whether the model's fast form is computed, and says why."""
+    if config.fast_path != "auto":
+        return config.fast_path == "on", "asked for"
+    return not xla, "XLA fuses the step" if xla else "the same in fewer passes over memory"
 
 
 def apply_precision(

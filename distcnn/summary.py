@@ -18,6 +18,7 @@ _FROM_RESOLVED = (
     "world_size",
     "precision",
     "xla",
+    "fast_path",
     "parameters",
     "global_batch_size",
     "learning_rate",
@@ -42,6 +43,8 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
     log.info("strategy        %s", _describe_strategy(resolved))
     log.info("precision       %(precision)s (%(precision_reason)s)", resolved)
     log.info("xla             %s (%s)", "on" if resolved["xla"] else "off", resolved["xla_reason"])
+    fast = "on" if resolved["fast_path"] else "off"
+    log.info("fast path       %s (%s)", fast, resolved["fast_path_reason"])
     log.info(
         "batch           %s, %d steps an epoch",
         _describe_batch(resolved),

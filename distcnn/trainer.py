@@ -38,6 +38,7 @@ from distcnn.distribute.lockstep import (
 from distcnn.distribute.placement import share_cores, visible_gpus
 from distcnn.environment import describe_environment
 from distcnn.errors import DataError, UsageError
+from distcnn.fast import fast_model
 from distcnn.files import write_json
 from distcnn.loop import run_epochs
 from distcnn.model_file import ModelNote, save_model
@@ -48,7 +49,12 @@ from distcnn.optimizer import (
     plain_optimizer,
     scaled_learning_rate,
 )
-from distcnn.precision import apply_precision, find_hardware, resolve_precision
+from distcnn.precision import (
+    apply_precision,
+    find_hardware,
+    resolve_fast_path,
+    resolve_precision,
+)
 from distcnn.recipe import flatten
 from distcnn.replicated_state import ReplicatedState
 from distcnn.run_directory import RunDirectory
@@ -192,11 +198,13 @@ class Trainer:
                 )
             reason = "batch statistics are reduced inside the step"
             self.precision = dataclasses.replace(self.precision, xla=False, xla_reason=reason)
+        self._fast, self._fast_reason = resolve_fast_path(config.train, xla=self.precision.xla)
         ema = config.optimizer.ema
         with backend.scope():
             self.optimizer = build_optimizer(
-                config.optimizer, rate, self.model, self.precision.policy
+                config.optimizer, rate, self.model, self.precision.policy, fused=self._fast
             )
+            network = fast_model(self.model, statistics.layers) if self._fast else self.model
             average = WeightAverage(self.model, ema) if ema else None
             self.model.compile(
                 optimizer=self.optimizer, auto_scale_loss=False, **compile_arguments(self.logits)
@@ -204,6 +212,7 @@ class Trainer:
         backend.adopt(self.optimizer)
         self.training = TrainingStep(
             self.model,
+            network,
             self.optimizer,
             backend,
             config.data.pixels,
@@ -216,9 +225,7 @@ class Trainer:
             statistics=statistics,
         )
         self.state = ReplicatedState(backend, self.model, self.optimizer, self.training)
-        self.evaluation = EvaluationStep(
-            self.model, backend, config.data.pixels, logits=self.logits
-        )
+        self.evaluation = EvaluationStep(network, backend, config.data.pixels, logits=self.logits)
 
     def _require_agreement(self) -> None:
         splits = {
@@ -293,6 +300,8 @@ class Trainer:
             "precision_reason": precision.policy_reason,
             "xla": precision.xla,
             "xla_reason": precision.xla_reason,
+            "fast_path": self._fast,
+            "fast_path_reason": self._fast_reason,
             "per_worker_batch_size": order.global_batch_size / self.shares.count,
             "accumulation_steps": self.shares.accumulation_steps,
             "global_batch_size": order.global_batch_size,

@@ -32,7 +32,8 @@ class TrainingStep:
     float16 overflowed.
 
     Args:
-        model: The built classifier.
+        model: The built classifier, whose weights are trained.
+        network: What computes its outputs: the classifier itself, or its fast form.
         optimizer: Its built optimizer.
         backend: Over which devices it is spread.
         pixels: Range of the pixels that the classifier expects.
@@ -52,6 +53,7 @@ class TrainingStep:
     def __init__(
         self,
         model: keras.Model,
+        network: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         backend: Backend,
         pixels: Literal["unit", "signed", "byte"],
@@ -65,6 +67,7 @@ class TrainingStep:
         statistics: SynchronisedStatistics | None = None,
     ) -> None:
         self.model = model
+        self._network = network
         self.average = average
         self.step = 0
         self._optimizer = optimizer
@@ -204,13 +207,13 @@ class TrainingStep:
         if self._statistics is not None:
             self._statistics.count_images(counts[0])
         with tf.GradientTape() as tape:
-            outputs = self.model(scale_pixels(images, self._pixels), training=True)
+            outputs = self._network(scale_pixels(images, self._pixels), training=True)
             outputs = tf.cast(outputs, tf.float32)
             losses = keras.losses.categorical_crossentropy(
                 labels, outputs, from_logits=self._logits
             )
             parts = self._backend.replicas * self._accumulation_steps
-            penalty = [tf.cast(loss, tf.float32) / parts for loss in self.model.losses]
+            penalty = [tf.cast(loss, tf.float32) / parts for loss in self._network.losses]
             loss = tf.add_n([tf.reduce_sum(weights * losses), *penalty])
             scaled = self._optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self.model.trainable_variables)
@@ -224,7 +227,7 @@ class EvaluationStep:
     """Adds up loss, hits and images of a classifier over all replicas, every image once.
 
     Args:
-        model: The built classifier.
+        network: The built classifier, or its fast form.
         backend: Over which devices it is spread.
         pixels: Range of the pixels that the classifier expects.
         logits: Whether the classifier returns logits.
@@ -232,13 +235,13 @@ class EvaluationStep:
 
     def __init__(
         self,
-        model: keras.Model,
+        network: keras.Model,
         backend: Backend,
         pixels: Literal["unit", "signed", "byte"],
         *,
         logits: bool,
     ) -> None:
-        self._model = model
+        self._network = network
         self._backend = backend
         self._pixels = pixels
         self._logits = logits
@@ -271,7 +274,7 @@ class EvaluationStep:
         return scale_pixels(images, self._pixels)
 
     def _outputs_of(self, images: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._model(self.scaled(images), training=False), tf.float32)
+        return tf.cast(self._network(self.scaled(images), training=False), tf.float32)
 
     def _sums_of(self, iterator: Any) -> tf.Tensor:
         return tf.add_n(self._backend.run(self._in_replica, iterator.get_next()))

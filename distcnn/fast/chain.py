@@ -1,0 +1,198 @@
+"""A chain of layers as one layer, which does the same in fewer passes over memory."""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distcnn.fast.operations import (
+    keep_mask,
+    masked_relu,
+    normalise_batch,
+    normalise_by,
+)
+
+
+class Kind(enum.Enum):
+    """What a stage of a chain does."""
+
+    LINEAR = enum.auto()
+    BIAS = enum.auto()
+    RELU = enum.auto()
+    ACTIVATION = enum.auto()
+    MAX_POOL = enum.auto()
+    DROPOUT = enum.auto()
+    NORM = enum.auto()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: what it does, and the layer whose settings and variables it takes."""
+
+    kind: Kind
+    layer: keras.layers.Layer
+
+
+def stages_of(layer: keras.layers.Layer) -> list[Stage] | None:
+    """Takes a layer apart.
+
+    Returns:
+        Its stages in order, or None for a layer that the fast path leaves alone: any that is not
+        exactly one of Keras' own known ones, as a subclass may do something else.
+    """
+    taken = _taken_apart(layer)
+    if taken is None or layer.activity_regularizer is not None:
+        return None
+    return taken if layer.compute_dtype in ("float32", "bfloat16", "float16") else None
+
+
+def _taken_apart(layer: keras.layers.Layer) -> list[Stage] | None:
+    kind = type(layer)
+    if kind in (keras.layers.Conv2D, keras.layers.Dense):
+        known = not layer.lora_enabled and layer.quantization_mode is None
+        if kind is keras.layers.Conv2D:
+            known = known and layer.data_format == "channels_last"
+        if not known:
+            return None
+        bias = [Stage(Kind.BIAS, layer)] if layer.use_bias else []
+        return [Stage(Kind.LINEAR, layer), *bias, *_activation(layer)]
+    if kind is keras.layers.Activation:
+        return _activation(layer)
+    if kind is keras.layers.ReLU:
+        plain = not layer.negative_slope and layer.max_value is None and not layer.threshold
+        return [Stage(Kind.RELU, layer)] if plain else None
+    if kind is keras.layers.MaxPooling2D and layer.data_format == "channels_last":
+        return [Stage(Kind.MAX_POOL, layer)]
+    if kind is keras.layers.Dropout and layer.noise_shape is None and layer.rate < 1:
+        return [Stage(Kind.DROPOUT, layer)] if layer.rate else []
+    if kind is keras.layers.BatchNormalization and not layer.renorm:
+        (axis,) = layer.input_spec.axes
+        if layer.input_spec.ndim in (2, 4) and axis in (-1, layer.input_spec.ndim - 1):
+            return [Stage(Kind.NORM, layer)]
+    return None
+
+
+def _activation(layer: keras.layers.Layer) -> list[Stage]:
+    if layer.activation in (None, keras.activations.linear):
+        return []
+    relu = layer.activation is keras.activations.relu
+    return [Stage(Kind.RELU if relu else Kind.ACTIVATION, layer)]
+
+
+def pool_early(stages: Sequence[Stage]) -> list[Stage]:
+    """Moves max pooling in front of bias and relu, which then have a fraction of the elements.
+
+    Both are monotone in each channel, also as they are rounded, so the largest element of a window
+    stays the largest, and the outputs are equal to the bit.
+    """
+    ordered: list[Stage] = []
+    for stage in stages:
+        place = len(ordered)
+        if stage.kind is Kind.MAX_POOL:
+            while place and ordered[place - 1].kind in (Kind.BIAS, Kind.RELU):
+                place -= 1
+        ordered.insert(place, stage)
+    return ordered
+
+
+class Chain(keras.layers.Layer):
+    """Does what its layers do one after the other; the variables are theirs.
+
+    Dropout draws other random numbers than Keras' (the same distribution, from the same seed
+    generators). In training, relu, dropout and batch normalisation that follow each other are
+    fused: dropout's scale s = 1 / (1 - rate) is never multiplied in, since normalising s r with
+    epsilon is normalising r with epsilon / s^2.
+
+    Args:
+        layers: Built layers of one compute dtype, each known to `stages_of`.
+    """
+
+    def __init__(self, layers: Sequence[keras.layers.Layer]) -> None:
+        super().__init__(dtype=layers[0].dtype_policy)
+        self.chained = list(layers)
+        self._stages = pool_early([s for layer in layers for s in stages_of(layer) or ()])
+        self.built = True
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Computes the outputs; see `keras.layers.Layer.call`."""
+        outputs = inputs
+        stages = [s for s in self._stages if training or s.kind is not Kind.DROPOUT]
+        while stages:
+            kinds = [stage.kind for stage in stages[:3]]
+            relu = kinds[0] is Kind.RELU
+            if kinds[relu : relu + 1] == [Kind.DROPOUT]:
+                outputs, used = _drop(outputs, stages, relu)
+            else:
+                outputs, used = _plain(outputs, stages[0], training), 1
+            stages = stages[used:]
+        return outputs
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape that the layers give, one after the other."""
+        shape = input_shape
+        for layer in self.chained:
+            shape = layer.compute_output_shape(shape)
+        return shape
+
+
+def _drop(inputs: tf.Tensor, stages: Sequence[Stage], relu: bool) -> tuple[tf.Tensor, int]:
+    """Dropout with what stands around it; returns how many stages that is."""
+    dropout = stages[relu].layer
+    seed = tf.convert_to_tensor(dropout.seed_generator.next())
+    mask = keep_mask(seed, dropout.rate, inputs)
+    kept = masked_relu(inputs, mask) if relu else inputs * mask
+    scale = 1 / (1 - dropout.rate)
+    after = stages[relu + 1 : relu + 2]
+    if after and after[0].kind is Kind.NORM and after[0].layer.trainable:
+        return _normalise(kept, after[0].layer, scale), relu + 2
+    return kept * tf.cast(scale, kept.dtype), relu + 1
+
+
+def _normalise(inputs: tf.Tensor, layer: keras.layers.Layer, scale: float = 1.0) -> tf.Tensor:
+    """Normalises `scale * inputs` in training, and moves the layer's moving statistics."""
+    gamma, beta = _affine(layer, inputs.shape[-1])
+    epsilon = layer.epsilon / scale**2
+    outputs, mean, variance = normalise_batch(inputs, gamma, beta, epsilon)
+    for moving, value in (
+        (layer.moving_mean, mean * scale),
+        (layer.moving_variance, variance * scale**2),
+    ):
+        kept = _variable(moving) * layer.momentum
+        moving.assign(kept + tf.stop_gradient(value) * (1 - layer.momentum))
+    return tf.ensure_shape(outputs, inputs.shape)
+
+
+def _plain(inputs: tf.Tensor, stage: Stage, training: bool) -> tf.Tensor:
+    layer = stage.layer
+    if stage.kind is Kind.LINEAR:
+        if isinstance(layer, keras.layers.Dense):
+            return keras.ops.matmul(inputs, layer.kernel)
+        return layer.convolution_op(inputs, layer.kernel)
+    if stage.kind is Kind.BIAS:
+        return tf.nn.bias_add(inputs, tf.convert_to_tensor(layer.bias))
+    if stage.kind is Kind.RELU:
+        return tf.nn.relu(inputs)
+    if stage.kind is Kind.ACTIVATION:
+        return layer.activation(inputs)
+    if stage.kind is Kind.MAX_POOL:
+        return layer.call(inputs)
+    if training and layer.trainable:
+        return _normalise(inputs, layer)
+    gamma, beta = _affine(layer, inputs.shape[-1])
+    mean, variance = _variable(layer.moving_mean), _variable(layer.moving_variance)
+    outputs = normalise_by(inputs, gamma, beta, mean, variance, layer.epsilon)
+    return tf.ensure_shape(outputs, inputs.shape)
+
+
+def _affine(layer: keras.layers.Layer, channels: int) -> tuple[tf.Tensor, tf.Tensor]:
+    gamma = _variable(layer.gamma) if layer.scale else tf.ones([channels])
+    beta = _variable(layer.beta) if layer.center else tf.zeros([channels])
+    return gamma, beta
+
+
+def _variable(variable: Any) -> tf.Tensor:
+    """Reads a variable in its own type, not that of the computation."""
+    return tf.convert_to_tensor(variable.value)

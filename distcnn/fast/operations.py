@@ -1,0 +1,123 @@
+"""What the fast path computes with: pure tensor functions, each equal to Keras' plain form.
+
+They read and write large tensors as seldom as they can; on a CPU that, next to the convolutions,
+is what a step costs.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+_LEVELS = 256
+
+
+def keep_mask(seed: tf.Tensor, rate: float, like: tf.Tensor) -> tf.Tensor:
+    """Draws which elements dropout keeps, each by 8 random bits of its own.
+
+    The share that is kept is a multiple of 1 / 256, drawn anew each time from the two next to
+    `1 - rate`, so that its mean is exact.
+
+    Args:
+        seed: Integer tensor of shape `(2,)`.
+        rate: Share to drop, in (0, 1).
+        like: Tensor whose shape and dtype the mask has.
+
+    Returns:
+        Tensor of ones (kept) and zeros.
+    """
+    size = tf.size(like)
+    # The first word decides between the two shares, the others are four elements each.
+    words = tf.random.stateless_uniform([(size + 3) // 4 + 1], seed, None, None, tf.uint32)
+    fraction = (
+        tf.cast(tf.bitwise.right_shift(words[0], tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
+    )
+    share = tf.cast(tf.floor(_LEVELS * (1 - rate) + fraction), tf.int32)
+    draws = tf.reshape(tf.bitcast(words[1:], tf.uint8), [-1])
+    if (like.shape[-1] or 1) % 4:
+        draws = draws[:size]
+    # Compared with share - 1, as 256 is no uint8; at least one element in 256 is always kept.
+    most = tf.cast(tf.maximum(share - 1, 0), tf.uint8)
+    return tf.cast(tf.reshape(draws, tf.shape(like)) <= most, like.dtype)
+
+
+@tf.custom_gradient
+def masked_relu(inputs: tf.Tensor, mask: tf.Tensor) -> Any:
+    """Returns `relu(inputs) * mask` for a mask of ones and zeros.
+
+    What comes out tells all that the gradient needs: it is positive where the input was and the
+    mask is one. So neither input nor mask is kept.
+    """
+    outputs = tf.nn.relu(inputs) * mask
+    outputs = tf.ensure_shape(outputs, inputs.shape)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+        return tf.raw_ops.ReluGrad(gradients=upstream, features=outputs), None
+
+    return outputs, gradient
+
+
+def normalise_batch(
+    inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Batch normalisation in training, in one operation (Ioffe and Szegedy 2015, algorithm 1).
+
+    Args:
+        inputs: Tensor of rank 2 or 4, channels last, of a half or float32 type.
+        gamma: float32 scale of shape `(channels,)`.
+        beta: float32 offset of shape `(channels,)`.
+        epsilon: Added to the variance.
+
+    Returns:
+        Outputs of the type of the inputs; mean and (population) variance, float32 of shape
+        `(channels,)`, whatever that type is.
+    """
+    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=_as_images(inputs),
+        scale=gamma,
+        offset=beta,
+        mean=tf.zeros([0]),
+        variance=tf.zeros([0]),
+        epsilon=epsilon,
+        is_training=True,
+    )
+    # The operation divides by count - 1; Keras' moving variance is of the population.
+    count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+    population = variance * (tf.maximum(count - 1, 1) / count)
+    return tf.reshape(outputs, tf.shape(inputs)), mean, population
+
+
+def normalise_by(
+    inputs: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    epsilon: float,
+) -> tf.Tensor:
+    """Batch normalisation by given statistics, in one operation.
+
+    Args:
+        inputs: As for `normalise_batch`.
+        gamma: float32 scale of shape `(channels,)`.
+        beta: float32 offset of shape `(channels,)`.
+        mean: float32 mean of shape `(channels,)`.
+        variance: float32 variance of shape `(channels,)`.
+        epsilon: Added to the variance.
+
+    Returns:
+        Outputs of the type of the inputs.
+    """
+    outputs = tf.raw_ops.FusedBatchNormV3(
+        x=_as_images(inputs),
+        scale=gamma,
+        offset=beta,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        is_training=False,
+    )[0]
+    return tf.reshape(outputs, tf.shape(inputs))
+
+
+def _as_images(inputs: tf.Tensor) -> tf.Tensor:
+    return inputs if inputs.shape.rank == 4 else inputs[:, None, None, :]
