@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -89,7 +89,21 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def parse_config(prog: str, description: str, arguments: Sequence[str]) -> Config | None:
-    """Turns the command line of a training run into a configuration.
+    """Turns the command line of a training run into a configuration; see `parse_run`.
+
+    Returns:
+        The configuration, or None if `--print-config` asked only to see it.
+    """
+    return parse_run(prog, description, arguments, {})[0]
+
+
+def parse_run(
+    prog: str,
+    description: str,
+    arguments: Sequence[str],
+    own: Mapping[str, Mapping[str, Any]],
+) -> tuple[Config | None, dict[str, Any]]:
+    """Turns a command line with the flags of a training run into a configuration.
 
     The recipe's values come first, wherever `--recipe` stands on the line; then the other flags.
 
@@ -97,14 +111,18 @@ def parse_config(prog: str, description: str, arguments: Sequence[str]) -> Confi
         prog: Module that is run.
         description: First line of the help text.
         arguments: The command line, without the program.
+        own: Further flags of the command: their names, and what `add_argument` takes for each.
 
     Returns:
-        The configuration, or None if `--print-config` asked only to see it.
+        The configuration, or None if `--print-config` asked only to see it; and the values of the
+        command's own flags by name.
 
     Raises:
         UsageError: If a flag, a value or a combination is wrong.
     """
     parser = Parser(prog, description)
+    for name, settings in own.items():
+        parser.add_argument(f"--{name}", **settings)
     parser.add_argument(
         "--print-config", action="store_true", help="Print the resolved YAML and stop."
     )
@@ -121,14 +139,15 @@ def parse_config(prog: str, description: str, arguments: Sequence[str]) -> Confi
         namespace.recipe = recipe
         print_config = namespace.pop("print_config")
         namespace.pop("debug")
+        options = {name: namespace.pop(name) for name in own}
         config = Config(**parser.instantiate(namespace).as_dict())
     except UsageError as error:
         error.on_every_rank = True  # all ranks have the same command line
         raise
     if print_config:
         sys.stdout.write(config_yaml(config))
-        return None
-    return config
+        return None, options
+    return config, options
 
 
 def config_yaml(config: Config) -> str:

@@ -81,6 +81,9 @@ class Trainer:
         model: The classifier.
         dataset: Its images.
         directory: The run directory.
+        network: What computes the classifier's outputs: itself, or its fast form.
+        training: The training step.
+        evaluation: The evaluation step.
         backend: Over which devices the run is spread.
 
     Raises:
@@ -204,28 +207,36 @@ class Trainer:
             self.optimizer = build_optimizer(
                 config.optimizer, rate, self.model, self.precision.policy, fused=self._fast
             )
-            network = fast_model(self.model, statistics.layers) if self._fast else self.model
-            average = WeightAverage(self.model, ema) if ema else None
+            self.network = fast_model(self.model, statistics.layers) if self._fast else self.model
+            self._average = WeightAverage(self.model, ema) if ema else None
             self.model.compile(
                 optimizer=self.optimizer, auto_scale_loss=False, **compile_arguments(self.logits)
             )
         backend.adopt(self.optimizer)
-        self.training = TrainingStep(
+        self._statistics = statistics
+        self.training = self.new_training_step()
+        self.state = ReplicatedState(backend, self.model, self.optimizer, self.training)
+        self.evaluation = EvaluationStep(
+            self.network, backend, config.data.pixels, logits=self.logits
+        )
+
+    def new_training_step(self) -> TrainingStep:
+        """Returns a step that trains this model by this optimizer, to be traced at its first run."""
+        config = self.config
+        return TrainingStep(
             self.model,
-            network,
+            self.network,
             self.optimizer,
-            backend,
+            self.backend,
             config.data.pixels,
             logits=self.logits,
-            steps_per_epoch=order.steps_per_epoch,
+            steps_per_epoch=self.order.steps_per_epoch,
             steps_per_execution=config.train.steps_per_execution,
             accumulation_steps=config.train.accumulation_steps,
             xla=self.precision.xla,
-            average=average,
-            statistics=statistics,
+            average=self._average,
+            statistics=self._statistics,
         )
-        self.state = ReplicatedState(backend, self.model, self.optimizer, self.training)
-        self.evaluation = EvaluationStep(network, backend, config.data.pixels, logits=self.logits)
 
     def _require_agreement(self) -> None:
         splits = {

@@ -1,7 +1,8 @@
 """From the user's model to an equal one that takes less time, on the very same variables."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ def fast_model(model: keras.Model, left_alone: _Layers = ()) -> keras.Model:
 
     Chains of Keras' own convolutions, dense layers, activations, max pooling, dropout and batch
     normalisation become one layer each; all other layers are called as they are. The result is for
-    computing only: the model to save, summarise and export is the user's.
+    computing only: the model to save, summarise and export is the user's, which stays untouched.
 
     Args:
         model: Built Sequential or functional model; nested ones are rewritten too. Any other model
@@ -24,59 +25,92 @@ def fast_model(model: keras.Model, left_alone: _Layers = ()) -> keras.Model:
         left_alone: Layers to call as they are, such as those that reduce over replicas.
 
     Returns:
-        A functional model whose variables are those of `model`.
+        A model whose variables are those of `model`.
     """
     return _rewritten(model, left_alone, {})
 
 
-def _rewritten(
-    model: keras.Model, left_alone: _Layers, done: dict[int, keras.Model]
-) -> keras.Model:
-    functional = type(keras.Model(model.inputs, model.outputs)) if model.inputs else None
-    if type(model) not in (keras.Sequential, functional):
+def _rewritten(model: keras.Model, left_alone: _Layers, done: dict[int, Any]) -> keras.Model:
+    graph = model._functional if type(model) is keras.Sequential else model
+    if type(graph) is not _FUNCTIONAL:
         return model
     if id(model) not in done:
-        done[id(model)] = _Rewriting(model, left_alone, done).run()
+        done[id(model)] = FastModel(graph, _Program(graph, left_alone, done).calls())
     return done[id(model)]
 
 
-class _Rewriting:
-    """The walk through the graph of one model."""
+def _functional_class() -> type:
+    image = keras.Input((1,))
+    return type(keras.Model(image, image))
 
-    def __init__(
-        self, model: keras.Model, left_alone: _Layers, done: dict[int, keras.Model]
-    ) -> None:
-        self._graph = model if model.__class__ is not keras.Sequential else model._functional
+
+_FUNCTIONAL = _functional_class()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of the rewritten model: of what, on which tensors, giving which."""
+
+    operation: Any
+    arguments: Any
+    outputs: list[Any]
+
+
+class FastModel(keras.Model):
+    """A functional model's graph with some of its chains of layers replaced.
+
+    Args:
+        graph: The functional model.
+        calls: What is called instead of its layers, in order.
+    """
+
+    def __init__(self, graph: keras.Model, calls: list[_Call]) -> None:
+        super().__init__(name=graph.name, autocast=False)
+        self._graph_inputs = [id(tensor) for tensor in graph.inputs]
+        self._structure = keras.tree.map_structure(id, graph._outputs_struct)
+        self._calls = tuple(calls)
+        self.parts = [c.operation for c in calls if isinstance(c.operation, keras.layers.Layer)]
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False, mask: Any = None) -> Any:
+        """Computes the outputs; see `keras.Model.call`. Images have no mask."""
+        values = dict(zip(self._graph_inputs, keras.tree.flatten(inputs), strict=True))
+        for each in self._calls:
+            arguments, keywords = each.arguments.fill_in(values)
+            if "training" in keywords:  # as functional models do
+                keywords["training"] = training
+            outputs = keras.tree.flatten(each.operation(*arguments, **keywords))
+            values.update(zip(map(id, each.outputs), outputs, strict=True))
+        return keras.tree.map_structure(values.__getitem__, self._structure)
+
+
+class _Program:
+    """Divides the graph of one model into chains and single calls."""
+
+    def __init__(self, graph: keras.Model, left_alone: _Layers, done: dict[int, Any]) -> None:
         self._left_alone = left_alone
         self._done = done
-        self._nodes = list(_in_order(self._graph))
+        self._nodes = list(_in_order(graph))
         uses = [id(tensor) for node in self._nodes for tensor in node.input_tensors]
-        self._uses = Counter([*uses, *map(id, self._graph.outputs)])
+        self._uses = Counter([*uses, *map(id, graph.outputs)])
+        self._reader = {id(t): node for node in self._nodes for t in node.input_tensors}
 
-    def run(self) -> keras.Model:
-        graph = self._graph
-        inputs = keras.tree.map_structure(_same_input, graph._inputs_struct)
-        tensors = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
-        skipped: set[int] = set()
+    def calls(self) -> list[_Call]:
+        calls = []
+        chained: set[int] = set()
         for node in self._nodes:
-            if id(node) in skipped:
+            if id(node) in chained:
                 continue
             chain = self._chain_from(node)
-            skipped.update(map(id, chain))
-            operation = self._operation(node, chain)
-            arguments, keywords = node.arguments.fill_in(tensors)
-            outputs = keras.tree.flatten(operation(*arguments, **keywords))
-            last = chain[-1] if chain else node
-            tensors.update(zip(map(id, last.outputs), outputs, strict=True))
-        outputs = keras.tree.map_structure(lambda t: tensors[id(t)], graph._outputs_struct)
-        return keras.Model(inputs, outputs, name=graph.name)
-
-    def _operation(self, node: Any, chain: list[Any]) -> Callable[..., Any]:
-        if chain:
-            return Chain([each.operation for each in chain])
-        if isinstance(node.operation, keras.Model):
-            return _rewritten(node.operation, self._left_alone, self._done)
-        return node.operation
+            chained.update(map(id, chain))
+            if chain:
+                operation: Any = Chain([each.operation for each in chain])
+            elif isinstance(node.operation, keras.Model):
+                operation = _rewritten(node.operation, self._left_alone, self._done)
+            else:
+                operation = node.operation
+            calls.append(_Call(operation, node.arguments, (chain or [node])[-1].outputs))
+        return calls
 
     def _chain_from(self, node: Any) -> list[Any]:
         """Returns the nodes that begin here and follow each other with no other use between."""
@@ -84,33 +118,22 @@ class _Rewriting:
         following: Any = node
         while following is not None and self._fits(following, chain):
             chain.append(following)
-            following = self._only_consumer(following)
+            output = id(following.outputs[0])
+            following = self._reader.get(output) if self._uses[output] == 1 else None
         return chain
 
     def _fits(self, node: Any, chain: list[Any]) -> bool:
         layer = node.operation
         if not isinstance(layer, keras.layers.Layer) or layer in self._left_alone:
             return False
-        # What a call says of `training`, Keras replaces by what the model is called with.
         options = {k: v for k, v in node.arguments.kwargs.items() if k != "training"}
         if len(node.input_tensors) != 1 or len(node.arguments.args) != 1 or any(options.values()):
             return False
         same_type = not chain or chain[0].operation.compute_dtype == layer.compute_dtype
         return same_type and stages_of(layer) is not None
 
-    def _only_consumer(self, node: Any) -> Any:
-        (output,) = node.outputs
-        if self._uses[id(output)] != 1:
-            return None
-        consumers = [n for n in self._nodes if any(t is output for t in n.input_tensors)]
-        return consumers[0] if consumers else None
-
 
 def _in_order(graph: keras.Model) -> Iterator[Any]:
     """Yields the calls that make up a functional model, each after those that it needs."""
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
-
-
-def _same_input(tensor: Any) -> Any:
-    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
