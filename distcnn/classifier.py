@@ -1,5 +1,6 @@
 """A trained classifier: the model of a run or a file, ready for stored pixels."""
 
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import tensorflow as tf
 from distcnn.config import ModelConfig
 from distcnn.data.split import Shape
 from distcnn.errors import DistcnnError
+from distcnn.fast import fast_model
+from distcnn.mirroring import mean_of_mirrored
 from distcnn.model_file import ModelNote, find_model, load_model
 from distcnn.models import load_object, returns_logits, takes_images
 from distcnn.pixels import scale_pixels
@@ -38,13 +41,19 @@ class Classifier:
     def on_stored_pixels(self) -> keras.Model:
         """Returns a model from uint8 images to probabilities, with the same weights."""
         images = keras.Input(self.image_shape, dtype="uint8")
-        outputs = self.model(keras.layers.Lambda(self._scale)(images), training=False)
+        outputs = keras.layers.Lambda(self._classify, dtype="float32")(images)
         if self.note.logits:
             outputs = keras.layers.Softmax(dtype="float32")(outputs)
         return keras.Model(images, outputs, name="classifier")
 
-    def _scale(self, images: tf.Tensor) -> tf.Tensor:
-        return scale_pixels(images, self.note.pixels)
+    def _classify(self, images: tf.Tensor) -> tf.Tensor:
+        network = functools.partial(self._network, training=False)
+        scaled = scale_pixels(images, self.note.pixels)
+        return mean_of_mirrored(network, scaled) if self.note.test_flip else network(scaled)
+
+    @functools.cached_property
+    def _network(self) -> keras.Model:
+        return fast_model(self.model)
 
 
 def load_classifier(path: Path) -> Classifier:

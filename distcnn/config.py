@@ -168,6 +168,9 @@ class TrainConfig:
     """Forward passes of each worker for one step; their gradients are added up, then reduced."""
     eval_batch_size: int = 512
     """Images per step in evaluation and prediction; does not change any result."""
+    test_flip: bool = False
+    """Average the outputs for each image and its mirror image whenever images are classified:
+    validation, test, evaluate and predict; takes twice as long."""
     fast_path: Literal["auto", "on", "off"] = "auto"
     """Compute the model in fewer passes over memory: fused normalisation, cheap random bits for
     dropout, fused optimizer updates. auto: on, unless XLA compiles the step, which fuses itself."""

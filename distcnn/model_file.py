@@ -27,11 +27,13 @@ class ModelNote:
         classes: Class names in the order of the outputs; empty if unknown.
         pixels: Range of the pixels that it expects.
         logits: Whether it returns logits rather than probabilities.
+        test_flip: Whether its outputs are averaged over an image and its mirror image.
     """
 
     classes: tuple[str, ...] = ()
     pixels: Literal["unit", "signed", "byte"] = "unit"
     logits: bool = False
+    test_flip: bool = False
 
 
 def save_model(path: Path, model: keras.Model, note: ModelNote) -> None:

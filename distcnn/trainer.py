@@ -217,11 +217,15 @@ class Trainer:
         self.training = self.new_training_step()
         self.state = ReplicatedState(backend, self.model, self.optimizer, self.training)
         self.evaluation = EvaluationStep(
-            self.network, backend, config.data.pixels, logits=self.logits
+            self.network,
+            backend,
+            config.data.pixels,
+            logits=self.logits,
+            test_flip=config.train.test_flip,
         )
 
     def new_training_step(self) -> TrainingStep:
-        """Returns a step that trains this model by this optimizer, to be traced at its first run."""
+        """Returns another step on this model and optimizer, which is traced at its first run."""
         config = self.config
         return TrainingStep(
             self.model,
@@ -482,7 +486,9 @@ class Trainer:
         return summary
 
     def _write(self, summary: dict[str, Any]) -> None:
-        note = ModelNote(self.dataset.classes, self.config.data.pixels, self.logits)
+        config = self.config
+        flip = config.train.test_flip
+        note = ModelNote(self.dataset.classes, config.data.pixels, self.logits, flip)
         save_model(self.directory.path / "model.keras", self.model, note)
         write_json(self.directory.path / "summary.json", summary)
 

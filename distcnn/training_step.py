@@ -12,6 +12,7 @@ import tensorflow as tf
 from distcnn.averaging import WeightAverage
 from distcnn.distribute import Backend
 from distcnn.distribute.layers import SynchronisedStatistics
+from distcnn.mirroring import mean_of_mirrored
 from distcnn.pixels import scale_pixels
 
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
@@ -231,6 +232,7 @@ class EvaluationStep:
         backend: Over which devices it is spread.
         pixels: Range of the pixels that the classifier expects.
         logits: Whether the classifier returns logits.
+        test_flip: Whether to average over each image and its mirror image.
     """
 
     def __init__(
@@ -240,8 +242,10 @@ class EvaluationStep:
         pixels: Literal["unit", "signed", "byte"],
         *,
         logits: bool,
+        test_flip: bool = False,
     ) -> None:
         self._network = network
+        self._test_flip = test_flip
         self._backend = backend
         self._pixels = pixels
         self._logits = logits
@@ -274,7 +278,13 @@ class EvaluationStep:
         return scale_pixels(images, self._pixels)
 
     def _outputs_of(self, images: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._network(self.scaled(images), training=False), tf.float32)
+        scaled = self.scaled(images)
+        return (
+            mean_of_mirrored(self._classify, scaled) if self._test_flip else self._classify(scaled)
+        )
+
+    def _classify(self, images: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self._network(images, training=False), tf.float32)
 
     def _sums_of(self, iterator: Any) -> tf.Tensor:
         return tf.add_n(self._backend.run(self._in_replica, iterator.get_next()))

@@ -31,6 +31,7 @@ def small_config(out: Path | str, **overrides: Any) -> Config:
         "logging.images": False,
         "logging.tensorboard": False,
         "logging.progress": "none",
+        "precision.policy": "float32",  # whatever this CPU does fastest
     }
     values |= {key.replace("__", "."): value for key, value in overrides.items()}
     config = Config()

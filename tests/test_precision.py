@@ -1,10 +1,11 @@
 import pytest
 
-from distcnn.config import PrecisionConfig
-from distcnn.precision import Hardware, find_hardware, resolve_precision
+from distcnn.config import PrecisionConfig, TrainConfig
+from distcnn.precision import Hardware, find_hardware, resolve_fast_path, resolve_precision
 
 AMX = Hardware(None, None, frozenset({"avx512f", "amx_bf16"}))
-PLAIN = Hardware(None, None, frozenset({"avx2", "avx512_bf16"}))
+DOTS = Hardware(None, None, frozenset({"avx512f", "avx512_bf16"}))
+PLAIN = Hardware(None, None, frozenset({"avx2", "avx512f"}))
 
 
 def gpu(major: int, minor: int) -> Hardware:
@@ -15,6 +16,7 @@ def gpu(major: int, minor: int) -> Hardware:
     ("hardware", "policy", "xla"),
     [
         (AMX, "mixed_bfloat16", False),
+        (DOTS, "mixed_bfloat16", False),
         (PLAIN, "float32", False),
         (gpu(9, 0), "mixed_bfloat16", True),
         (gpu(8, 0), "mixed_bfloat16", True),
@@ -40,3 +42,18 @@ def test_what_is_asked_for_is_what_is_done():
 def test_hardware_is_read_from_this_machine():
     found = find_hardware()
     assert found.gpu is not None or found.cpu_flags
+
+
+@pytest.mark.parametrize(
+    ("asked", "xla", "fast"),
+    [
+        ("auto", False, True),
+        ("auto", True, False),
+        ("on", True, True),
+        ("off", False, False),
+    ],
+)
+def test_the_fast_path_stays_out_of_xlas_way(asked, xla, fast):
+    found, reason = resolve_fast_path(TrainConfig(fast_path=asked), xla=xla)
+    assert found is fast
+    assert reason

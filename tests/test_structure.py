@@ -8,7 +8,7 @@ import distcnn
 PACKAGE = Path(distcnn.__file__).parent
 
 LAYERS = [
-    {"version", "errors", "startup", "files", "pixels"},
+    {"version", "errors", "startup", "files", "pixels", "mirroring"},
     {"config", "cluster"},
     {"recipe"},
     {"commandline", "signals"},
@@ -25,7 +25,8 @@ LAYERS = [
     {"loop"},
     {"trainer"},
     {"health"},
-    {"train", "evaluate", "predict", "records", "doctor", "probe"},
+    {"benchmarking"},
+    {"train", "evaluate", "predict", "records", "doctor", "probe", "benchmark"},
 ]
 """What may import what: a module imports from its own layer and those before it."""
 

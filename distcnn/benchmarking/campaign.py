@@ -1,0 +1,314 @@
+"""One benchmark: which groups of workers to start, and what becomes of their findings."""
+
+import dataclasses
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from distcnn.benchmarking.groups import run_group, scratch_folder
+from distcnn.benchmarking.results import Comparison, PredictedPoint, Prediction, Results, Row
+from distcnn.benchmarking.scaling import ScalingModel, fit
+from distcnn.benchmarking.verdict import verdict
+from distcnn.commandline import config_yaml
+from distcnn.config import Config
+from distcnn.errors import UsageError
+
+log = logging.getLogger("distcnn")
+
+Mode = Literal["weak", "strong"]
+Strategy = Literal["one_device", "mirrored", "multi_worker", "horovod"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What workers can be given here.
+
+    Attributes:
+        cores: CPU cores that this process may use.
+        gpus: GPUs.
+    """
+
+    cores: int
+    gpus: int
+
+    @classmethod
+    def find(cls) -> "Machine":
+        """Looks, without starting TensorFlow, which would take all GPUs."""
+        gpus = 0
+        if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+            listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+            gpus = listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            gpus = len(visible.split(",")) if visible and gpus else gpus
+        return cls(len(os.sched_getaffinity(0)), gpus)
+
+
+class Campaign:
+    """Measures one configuration with several numbers of workers.
+
+    Args:
+        config: What is trained.
+        machine: On what.
+        counts: Numbers of workers.
+        steps: Executions to time of each kind.
+        warmup: Executions before that.
+        cores_per_worker: fixed, divided, or a number; see the command's help.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        machine: Machine,
+        counts: Sequence[int],
+        *,
+        steps: int,
+        warmup: int,
+        cores_per_worker: str,
+    ) -> None:
+        self._config = config
+        self._machine = machine
+        self._counts = list(counts)
+        self._steps = steps
+        self._warmup = warmup
+        self._cores_rule = cores_per_worker
+        if cores_per_worker not in ("fixed", "divided") and not cores_per_worker.isdigit():
+            raise UsageError(
+                f"cores_per_worker is {cores_per_worker!r}; expected fixed, divided or a number"
+            )
+        self._strategy = _strategy_for_several(config)
+
+    def cores_of(self, workers: int) -> int | None:
+        """Returns the cores of each worker, or None on GPUs."""
+        if self._machine.gpus:
+            return None
+        cores = self._machine.cores
+        if self._cores_rule.isdigit():
+            return min(int(self._cores_rule), cores)
+        fitting = [count for count in self._counts if count <= cores] or [cores]
+        divisor = max(fitting) if self._cores_rule == "fixed" else workers
+        return max(1, cores // divisor)
+
+    def oversubscribed(self, workers: int) -> bool:
+        """Tells whether workers share a core, or a GPU."""
+        cores = self.cores_of(workers)
+        return (
+            workers > self._machine.gpus
+            if cores is None
+            else (workers * cores > self._machine.cores)
+        )
+
+    def run(
+        self,
+        modes: Sequence[Mode],
+        *,
+        compare_steps: int,
+        predicted: Sequence[int],
+        command: str,
+        date: str,
+    ) -> Results:
+        """Measures everything.
+
+        Args:
+            modes: weak, strong or both.
+            compare_steps: Steps of the comparison with plain Keras; 0 for none.
+            predicted: Numbers of workers to predict.
+            command: What was asked for, for the record.
+            date: When, in ISO form.
+        """
+        with scratch_folder() as folder:
+            found = {count: self._measure(count, modes, folder) for count in self._counts}
+            comparisons = self._compare(compare_steps, folder) if compare_steps else []
+            model = self._model(folder) if predicted else None
+        first = found[self._counts[0]][modes[0]]
+        rows = self._rows(found, modes)
+        resolved = first["resolved"]
+        return Results(
+            command=command,
+            date=date,
+            recipe=self._config.recipe,
+            model=resolved["model"],
+            parameters=resolved["parameters"],
+            precision=resolved["precision"],
+            fast_path=resolved["fast_path"],
+            data=resolved["data"],
+            denominator=self._denominator(rows),
+            peak_gflops=first["peak_gflops"],
+            rows=tuple(rows),
+            comparisons=tuple(comparisons),
+            prediction=_prediction(model, first["per_worker_batch"], predicted, rows)
+            if model
+            else None,
+            environment=first["environment"] | {"cores": self._machine.cores},
+        )
+
+    def _measure(self, workers: int, modes: Sequence[Mode], folder: Path) -> dict[str, Any]:
+        # A single worker's batch is the same whichever way it scales.
+        kinds = modes if workers > 1 else modes[:1]
+        log.info("measuring       %d worker%s", workers, "s" if workers > 1 else "")
+        entries = [
+            {
+                "kind": "steps",
+                "config": self._write(self._config_for(workers, mode), folder, f"{workers}-{mode}"),
+                "arguments": {"count": self._steps, "warmup": self._warmup},
+            }
+            for mode in kinds
+        ]
+        found = self._group(workers, entries, folder / f"group-{workers}")
+        return dict(zip(modes, found if workers > 1 else found * len(modes), strict=True))
+
+    def _compare(self, steps: int, folder: Path) -> list[Comparison]:
+        log.info("measuring       plain Keras and distcnn in turn")
+        file = self._write(self._config_for(1, "weak"), folder, "compare")
+        entry = {"kind": "compare", "config": file, "arguments": {"repeats": steps}}
+        (found,) = self._group(1, [entry], folder / "compare", cores=self._all_cores())
+        return [Comparison(**each) for each in found]
+
+    def _model(self, folder: Path) -> ScalingModel:
+        """Measures and fits what predictions are made from."""
+        log.info("measuring       steps by batch, and reductions by size")
+        config = self._config_for(1, "weak")
+        batch = config.train.global_batch_size or config.train.batch_size
+        sizes = sorted({max(1, batch // 4), max(1, batch // 2), batch, 2 * batch})
+        fitting = [n for n in self._counts if n > 1 and not self.oversubscribed(n)]
+        several = max(fitting) if fitting else 2
+        found = {}
+        for workers in (1, several):
+            file = self._write(self._config_for(workers, "weak"), folder, f"model-{workers}")
+            arguments = {"batches": sizes, "repeats": max(self._steps, 25)}
+            entry = {"kind": "model", "config": file, "arguments": arguments}
+            (found[workers],) = self._group(workers, [entry], folder / f"model-{workers}")
+        reduced = found[several]
+        return fit(
+            {int(k): v for k, v in found[1]["step_ms"].items()},
+            {int(k): v for k, v in reduced["reduction_ms"].items()},
+            reduced["workers"],
+            reduced["bytes_per_step"],
+        )
+
+    def _group(
+        self, workers: int, entries: list[dict[str, Any]], folder: Path, cores: int | None = None
+    ) -> list[Any]:
+        own = cores or self.cores_of(workers)
+        strategy = self._strategy if workers > 1 else "one_device"
+        if own is not None and strategy == "mirrored":
+            own = min(own * workers, self._machine.cores)  # they are one process
+        plan = {"cores_per_process": own, "entries": entries}
+        return run_group(strategy, workers, plan, folder)
+
+    def _all_cores(self) -> int | None:
+        return None if self._machine.gpus else self._machine.cores
+
+    def _config_for(self, workers: int, mode: Mode) -> Config:
+        """Returns the configuration of a count: batch, strategy, and endless epochs."""
+        config = self._config
+        one = config.train.global_batch_size or config.train.batch_size
+        batch = one * workers if mode == "weak" else one
+        if batch < workers:
+            raise UsageError(
+                f"the global batch of {batch} images cannot be divided among {workers} workers; "
+                "raise --train.batch_size"
+            )
+        strategy: Strategy = self._strategy if workers > 1 else "one_device"
+        devices = workers if strategy == "mirrored" else None
+        examples = max(config.data.synthetic_examples, 20 * batch)
+        return dataclasses.replace(
+            config,
+            data=dataclasses.replace(config.data, synthetic_examples=examples),
+            train=dataclasses.replace(config.train, global_batch_size=batch, epochs=100_000),
+            distribute=dataclasses.replace(config.distribute, strategy=strategy, devices=devices),
+            checkpoint=dataclasses.replace(config.checkpoint, resume="never"),
+        )
+
+    def _write(self, config: Config, folder: Path, name: str) -> str:
+        file = folder / f"{name}.yaml"
+        file.write_text(config_yaml(dataclasses.replace(config, out=str(folder / f"run-{name}"))))
+        return str(file)
+
+    def _rows(self, found: dict[int, dict[str, Any]], modes: Sequence[Mode]) -> list[Row]:
+        rows = []
+        for mode in modes:
+            alone = found[1][mode]["images_per_second"] if 1 in found else None
+            for workers in self._counts:
+                measured = found[workers][mode]
+                gained = measured["images_per_second"] / workers
+                rows.append(self._row(measured, mode, workers, gained / alone if alone else None))
+        return rows
+
+    def _row(
+        self, measured: dict[str, Any], mode: Mode, workers: int, efficiency: float | None
+    ) -> Row:
+        resolved = measured["resolved"]
+        own = {field.name for field in dataclasses.fields(Row)}
+        rate = measured["flops_per_image"] * measured["images_per_second"]
+        return Row(
+            **{name: value for name, value in measured.items() if name in own},
+            scaling=mode,
+            strategy=resolved["strategy"],
+            workers=workers,
+            cores_per_worker=self.cores_of(workers),
+            oversubscribed=self.oversubscribed(workers),
+            efficiency=efficiency,
+            share_of_peak=rate / workers / (measured["peak_gflops"] * 1e9),
+            verdict=verdict(
+                self._config,
+                measured,
+                step_ms=measured["step_ms_p25"],
+                precision=resolved["precision"],
+                oversubscribed=self.oversubscribed(workers),
+                fast_path=resolved["fast_path"],
+            ),
+        )
+
+    def _denominator(self, rows: Sequence[Row]) -> str:
+        alone = next((row for row in rows if row.workers == 1), None)
+        if alone is None:
+            return "one worker was not measured, so there is no efficiency"
+        cores = alone.cores_per_worker
+        on = "on a GPU of its own" if cores is None else f"on {cores} core{'s' * (cores > 1)}"
+        return (
+            "images a second of all workers / (workers x images a second of one worker alone "
+            f"{on}, {alone.images_per_second:.0f})"
+        )
+
+
+def _strategy_for_several(config: Config) -> Strategy:
+    """Returns the strategy of several workers: the one asked for, else Horovod."""
+    asked = config.distribute.strategy
+    if asked == "one_device":
+        raise UsageError(
+            "distribute.strategy is one_device; expected horovod, mirrored, multi_worker or auto"
+        )
+    return "horovod" if asked == "auto" else asked
+
+
+def _prediction(
+    model: ScalingModel, batch: float, predicted: Sequence[int], rows: Sequence[Row]
+) -> Prediction:
+    """Returns efficiency by weak scaling at the counts asked for, and at those measured."""
+    weak = {row.workers: row for row in rows if row.scaling == "weak" and not row.oversubscribed}
+    points = []
+    for workers in sorted({*predicted, *weak}):
+        step = model.step_ms(workers, batch)
+        row = weak.get(workers)
+        points.append(
+            PredictedPoint(
+                workers=workers,
+                step_ms=step,
+                efficiency=model.efficiency(workers, batch),
+                measured_efficiency=row.efficiency if row else None,
+                error=step / row.step_ms_p25 - 1 if row else None,
+            )
+        )
+    return Prediction(
+        step_fixed_ms=model.fixed_ms,
+        step_ms_per_image=model.per_image_ms,
+        latency_ms=model.latency_ms,
+        bandwidth_mb_per_s=model.bytes_per_ms / 1e3,
+        bytes_per_step=model.bytes_per_step,
+        points=tuple(points),
+    )

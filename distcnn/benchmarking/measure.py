@@ -1,0 +1,49 @@
+"""The kinds of measurement that a plan can ask for."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from distcnn.benchmarking.hardware import peak_flops
+from distcnn.benchmarking.plain import compare_with_plain
+from distcnn.benchmarking.steps import measure_steps, reduction_times, step_times_by_batch
+from distcnn.cluster import Cluster
+from distcnn.config import Config
+from distcnn.environment import describe_environment
+from distcnn.precision import find_hardware
+from distcnn.trainer import Trainer
+
+_REDUCED_BYTES = [2**12, 2**18, 2**20, 2**22, 2**24]
+
+
+def steps(config: Config, cluster: Cluster, *, count: int, warmup: int) -> dict[str, Any]:
+    """Times training steps, and says on what; see `measure_steps`."""
+    trainer = Trainer(config, cluster=cluster)
+    found = measure_steps(trainer, count, warmup)
+    resolved = trainer.resolved()
+    return found | {
+        "peak_gflops": peak_flops(keras.config.dtype_policy().compute_dtype) / 1e9,
+        "resolved": resolved,
+        "environment": describe_environment(find_hardware(), resolved),
+    }
+
+
+def comparison(config: Config, cluster: Cluster, *, repeats: int) -> list[dict[str, Any]]:
+    """Compares with the plain Keras script; see `compare_with_plain`."""
+    return compare_with_plain(Trainer(config, cluster=cluster), repeats)
+
+
+def scaling(
+    config: Config, cluster: Cluster, *, batches: list[int], repeats: int
+) -> dict[str, Any]:
+    """Measures what a `ScalingModel` is fitted to: steps by batch if alone, else reductions."""
+    trainer = Trainer(config, cluster=cluster)
+    if trainer.backend.replicas == 1:
+        return {"step_ms": step_times_by_batch(trainer, batches, repeats)}
+    weights = trainer.model.trainable_variables
+    return {
+        "reduction_ms": reduction_times(trainer.backend, _REDUCED_BYTES, repeats),
+        "bytes_per_step": 4 * sum(int(np.prod(w.shape)) for w in weights),
+        "workers": trainer.backend.replicas,
+    }

@@ -1,0 +1,308 @@
+"""The report of a benchmark: tables on the terminal, CSV, Markdown, and the files of a run."""
+
+import csv
+import dataclasses
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from distcnn.benchmarking.plot import scaling_figure
+from distcnn.benchmarking.results import Comparison, Prediction, Results, Row
+from distcnn.files import replacing, write_json, write_text
+from distcnn.plots import to_png
+
+OVERSUBSCRIBED_NOTE = "* more workers than cores or GPUs, which they share: this is not scaling"
+
+_TEXT_COLUMNS = ("strategy", "scaling", "what", "precision", "verdict")
+_WRAPPED_COLUMNS = ("precision", "verdict")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table before it is laid out; headings have their line breaks."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+
+def show(results: Results) -> None:
+    """Prints the report; 100 columns are enough. What is not a terminal has no width to fit into.
+
+    Args:
+        results: What the benchmark found.
+    """
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    for name, text in {"command": results.command, **_facts(results)}.items():
+        console.print(f"{name:15} {text}", soft_wrap=True)
+    for table in _tables(results):
+        console.print(f"\n{table.title}", style="bold", soft_wrap=True)
+        console.print(_to_rich(table))
+        for note in table.notes:
+            console.print(note, soft_wrap=True)
+
+
+def to_csv(results: Results) -> str:
+    """Returns the rows as CSV, all fields of `Row` and the throughput per worker.
+
+    Args:
+        results: What the benchmark found.
+    """
+    file = io.StringIO()
+    derived = "images_per_second_per_worker"
+    names = [field.name for field in dataclasses.fields(Row)]
+    writer = csv.DictWriter(file, [*names, derived], lineterminator="\n")
+    writer.writeheader()
+    for row in results.rows:
+        writer.writerow({**dataclasses.asdict(row), derived: row.images_per_second_per_worker})
+    return file.getvalue()
+
+
+def to_markdown(results: Results) -> str:
+    """Returns the report as GitHub Markdown; it shows `scaling.png` beside it.
+
+    Args:
+        results: What the benchmark found.
+    """
+    facts = [f"- {name}: {_escape(text)}" for name, text in _facts(results).items()]
+    parts = ["# Benchmark", f"```\n{results.command}\n```", "\n".join(facts)]
+    if results.rows:
+        parts.append("![Throughput by workers, and where the step time goes](scaling.png)")
+    for table in _tables(results):
+        parts += [f"## {_escape(table.title)}", _to_markdown(table), *map(_escape, table.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_all(results: Results, folder: Path) -> None:
+    """Writes `results.json`, `results.csv`, `results.md`, `scaling.png` and `environment.json`.
+
+    Without rows there is nothing to draw, and no `scaling.png`.
+
+    Args:
+        results: What the benchmark found.
+        folder: Where to write; it is made if it is missing.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "results.json", results.to_json())
+    write_text(folder / "results.csv", to_csv(results))
+    write_text(folder / "results.md", to_markdown(results))
+    if results.rows:
+        with replacing(folder / "scaling.png") as partial:
+            partial.write_bytes(to_png(scaling_figure(results)))
+    write_json(folder / "environment.json", results.environment)
+
+
+def _facts(results: Results) -> dict[str, str]:
+    environment = results.environment
+    hardware = [str(environment[key]) for key in ("cpu", "gpu") if environment.get(key)]
+    if environment.get("cores"):
+        hardware.append(f"{environment['cores']} CPU cores")
+    fast = "on" if results.fast_path else "off"
+    return {
+        "date": results.date,
+        "hardware": ", ".join(hardware) or "unknown",
+        "model": f"{results.model}, {results.parameters:,} parameters, recipe {results.recipe}",
+        "precision": f"{results.precision}, fast path {fast}",
+        "data": results.data,
+        "efficiency": results.denominator,
+        "share of peak": f"relative to {_rate(results.peak_gflops)} GFLOP/s",
+    }
+
+
+def _tables(results: Results) -> Iterator[_Table]:
+    for scaling, batch in (("weak", "per worker"), ("strong", "of all workers")):
+        rows = [row for row in results.rows if row.scaling == scaling]
+        if rows:
+            yield _scaling_table(f"{scaling.capitalize()} scaling (batch {batch})", rows)
+    if results.rows:
+        yield _share_table(results.rows)
+    if results.comparisons:
+        yield _comparison_table(results.comparisons)
+    if results.prediction is not None:
+        yield _prediction_table(results.prediction)
+
+
+def _scaling_table(title: str, rows: Sequence[Row]) -> _Table:
+    headings = (
+        _workers_heading(rows),
+        "batch",
+        "images/s",
+        "per\nworker",
+        "step\np50\nms",
+        "95 %\ninterval",
+        "p95\nms",
+        "efficiency",
+        "memory\nMB",
+        "share\nof\npeak",
+    )
+    lines = [
+        (
+            row.placement,
+            f"{row.per_worker_batch if row.scaling == 'weak' else row.global_batch:.10g}",
+            _rate(row.images_per_second),
+            _rate(row.images_per_second_per_worker),
+            _number(row.step_ms_p50),
+            f"{_number(row.step_ms_p50_low)}-{_number(row.step_ms_p50_high)}",
+            _number(row.step_ms_p95),
+            _share(row.efficiency),
+            f"{row.peak_memory_mb:.0f}",
+            _share(row.share_of_peak),
+        )
+        for row in rows
+    ]
+    return _with_strategy(_Table(title, headings, lines, _notes(rows)), rows)
+
+
+def _share_table(rows: Sequence[Row]) -> _Table:
+    headings = (
+        "scaling",
+        _workers_heading(rows),
+        "global\nbatch",
+        "input\n(wait)",
+        "input alone\nimages/s",
+        "compute",
+        "communication",
+        "verdict",
+    )
+    lines = [
+        (
+            row.scaling,
+            row.placement,
+            f"{row.global_batch}",
+            f"{_share(row.input_share)} ({_share(row.input_wait)})",
+            _rate(row.input_images_per_second),
+            _share(row.compute_share),
+            _share(row.communication_share),
+            row.verdict,
+        )
+        for row in rows
+    ]
+    return _with_strategy(_Table("Where the step time goes", headings, lines, _notes(rows)), rows)
+
+
+def _comparison_table(comparisons: Sequence[Comparison]) -> _Table:
+    headings = (
+        "what",
+        "batch",
+        "repeats",
+        "plain\nms",
+        "distcnn\nms",
+        "times\nas fast",
+        "95 %\ninterval",
+        "A/A\nnoise",
+        "precision",
+    )
+    lines = [
+        (
+            entry.what,
+            f"{entry.batch}",
+            f"{entry.repeats}",
+            _number(entry.plain_ms),
+            _number(entry.distcnn_ms),
+            f"{entry.ratio:.3f}",
+            f"{entry.ratio_low:.3f}-{entry.ratio_high:.3f}",
+            _share(entry.noise),
+            " / ".join(dict.fromkeys((entry.plain_precision, entry.distcnn_precision))),
+        )
+        for entry in comparisons
+    ]
+    return _Table(
+        "distcnn against a plain Keras script (plain / distcnn), in turns in one process",
+        headings,
+        lines,
+    )
+
+
+def _prediction_table(prediction: Prediction) -> _Table:
+    headings = ("workers", "step ms", "efficiency", "measured\nefficiency", "error of\nstep ms")
+    lines = [
+        (
+            f"{point.workers}",
+            _number(point.step_ms),
+            _share(point.efficiency),
+            _share(point.measured_efficiency),
+            "-" if point.error is None else f"{point.error:+.1%}",
+        )
+        for point in prediction.points
+    ]
+    note = (
+        f"from {prediction.step_fixed_ms:.4g} ms a step, {prediction.step_ms_per_image:.4g} ms an "
+        f"image, and {prediction.bytes_per_step / 1e6:.4g} MB a step reduced at "
+        f"{_rate(prediction.bandwidth_mb_per_s)} MB/s with a latency of "
+        f"{prediction.latency_ms:.4g} ms"
+    )
+    return _Table("Predicted weak scaling", headings, lines, (note,))
+
+
+def _with_strategy(table: _Table, rows: Sequence[Row]) -> _Table:
+    """Names the strategy in the title, or in a column if there are several."""
+    strategies = {row.strategy for row in rows}
+    if len(strategies) == 1:
+        return dataclasses.replace(table, title=f"{table.title}, {strategies.pop()}")
+    return dataclasses.replace(
+        table,
+        headings=("strategy", *table.headings),
+        rows=[(row.strategy, *line) for row, line in zip(rows, table.rows, strict=True)],
+    )
+
+
+def _workers_heading(rows: Sequence[Row]) -> str:
+    return "workers" if all(row.cores_per_worker is None for row in rows) else "workers\nx cores"
+
+
+def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    return (OVERSUBSCRIBED_NOTE,) if any(row.oversubscribed for row in rows) else ()
+
+
+def _number(value: float) -> str:
+    """Formats a number with four significant digits, or all before the point."""
+    exponent = math.floor(math.log10(float(f"{abs(value):.3e}"))) if value else 0
+    return f"{value:.{min(max(3 - exponent, 0), 3)}f}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else _number(value)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _to_rich(table: _Table) -> RichTable:
+    rich = RichTable(
+        box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False
+    )
+    for heading in table.headings:
+        rich.add_column(
+            heading,
+            justify="left" if heading in _TEXT_COLUMNS else "right",
+            no_wrap=heading not in _WRAPPED_COLUMNS,
+            overflow="fold",
+        )
+    for row in table.rows:
+        rich.add_row(*row)
+    return rich
+
+
+def _to_markdown(table: _Table) -> str:
+    headings = [heading.replace("\n", " ") for heading in table.headings]
+    rules = [":--" if heading in _TEXT_COLUMNS else "--:" for heading in table.headings]
+    rows = [[_escape(cell) for cell in row] for row in table.rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rules, *rows))
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\`*|<])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,305 @@
+"""What a benchmark found: the content of `results.json`."""
+
+import json
+import math
+import types
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
+
+from distcnn.errors import DistcnnError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The measurement of one number of workers.
+
+    Attributes:
+        scaling: "weak" for a constant batch per worker, "strong" for a constant global batch.
+        strategy: Name of the distribution strategy.
+        workers: Number of workers.
+        cores_per_worker: CPU cores of each worker; None on GPUs.
+        oversubscribed: Whether there are more workers than cores or GPUs, so that they share them.
+        per_worker_batch: Images per step and worker.
+        global_batch: Images per step of all workers.
+        steps: Number of measured steps.
+        compile_seconds: Time of the first step, which includes tracing and compiling.
+        warmup_seconds: Time of the other steps before the measured ones.
+        images_per_second: Throughput of all workers.
+        step_ms_p25: Lower quartile of the step time in milliseconds.
+        step_ms_p50: Median of the step time in milliseconds.
+        step_ms_p50_low: Lower end of the 95 % confidence interval of the median.
+        step_ms_p50_high: Upper end of the 95 % confidence interval of the median.
+        step_ms_p95: 95th percentile of the step time in milliseconds.
+        efficiency: Throughput per worker relative to `Results.denominator`, or None.
+        peak_memory_mb: Largest peak memory of any worker, in MB.
+        flops_per_image: Floating point operations of training on one image.
+        share_of_peak: Achieved share of the peak arithmetic rate, in [0, 1].
+        input_share: Share of the step time that input costs, in [0, 1]: waiting for it, and, on a
+            CPU, sharing the cores with it.
+        input_wait: Share of the step time spent waiting for input alone, in [0, 1].
+        input_images_per_second: What the pipeline delivers when nothing is computed.
+        compute_share: Share of the step time spent computing, in [0, 1].
+        communication_share: Share of the step time spent communicating, in [0, 1].
+        verdict: What limits the speed, in words.
+    """
+
+    scaling: Literal["weak", "strong"]
+    strategy: str
+    workers: int
+    cores_per_worker: int | None
+    oversubscribed: bool
+    per_worker_batch: float
+    global_batch: int
+    steps: int
+    compile_seconds: float
+    warmup_seconds: float
+    images_per_second: float
+    step_ms_p25: float
+    step_ms_p50: float
+    step_ms_p50_low: float
+    step_ms_p50_high: float
+    step_ms_p95: float
+    efficiency: float | None
+    peak_memory_mb: float
+    flops_per_image: float
+    share_of_peak: float
+    input_share: float
+    input_wait: float
+    input_images_per_second: float
+    compute_share: float
+    communication_share: float
+    verdict: str
+
+    @property
+    def images_per_second_per_worker(self) -> float:
+        """Throughput divided by the number of workers."""
+        return self.images_per_second / self.workers
+
+    @property
+    def key(self) -> tuple[str, str, int, int | None, int]:
+        """What identifies the row: strategy, scaling, workers, cores per worker, global batch."""
+        return (
+            self.strategy,
+            self.scaling,
+            self.workers,
+            self.cores_per_worker,
+            self.global_batch,
+        )
+
+    @property
+    def placement(self) -> str:
+        """Workers, and the cores of each on a CPU: `4 x 2`, with a `*` if oversubscribed."""
+        cores = "" if self.cores_per_worker is None else f" x {self.cores_per_worker}"
+        return f"{self.workers}{cores}{'*' if self.oversubscribed else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A plain Keras script against distcnn, in turns in one process.
+
+    Attributes:
+        what: What is timed: "training step", "evaluation" or "prediction".
+        batch: Images per batch.
+        repeats: How often each of the two was timed.
+        plain_ms: Lower quartile of the plain script's time in milliseconds.
+        distcnn_ms: Lower quartile of distcnn's time in milliseconds.
+        ratio: Plain time / distcnn time; above 1, distcnn is faster.
+        ratio_low: Lower end of the 95 % bootstrap interval of the ratio.
+        ratio_high: Upper end of the 95 % bootstrap interval of the ratio.
+        noise: Relative spread of the plain script compared with itself (A/A), such as 0.012.
+        plain_precision: Number format of the plain script.
+        distcnn_precision: Number format of distcnn.
+    """
+
+    what: str
+    batch: int
+    repeats: int
+    plain_ms: float
+    distcnn_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    noise: float
+    plain_precision: str
+    distcnn_precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedPoint:
+    """The prediction for one number of workers.
+
+    Attributes:
+        workers: Number of workers.
+        efficiency: Predicted efficiency of weak scaling.
+        step_ms: Predicted step time in milliseconds.
+        measured_efficiency: Measured efficiency, or None where nothing was measured.
+        error: Predicted / measured step time - 1, or None where nothing was measured.
+    """
+
+    workers: int
+    efficiency: float
+    step_ms: float
+    measured_efficiency: float | None
+    error: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A model of the step time, and what it says of weak scaling.
+
+    Attributes:
+        step_fixed_ms: Time of a step that does not depend on the batch, in milliseconds.
+        step_ms_per_image: Time that each image of a worker's batch adds, in milliseconds.
+        latency_ms: Latency of one message between workers, in milliseconds.
+        bandwidth_mb_per_s: Bandwidth between workers, in MB/s.
+        bytes_per_step: Bytes of gradients that each worker reduces in a step.
+        points: The predictions, at the batch per worker of the weak rows.
+    """
+
+    step_fixed_ms: float
+    step_ms_per_image: float
+    latency_ms: float
+    bandwidth_mb_per_s: float
+    bytes_per_step: int
+    points: tuple[PredictedPoint, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """All that a benchmark found.
+
+    Attributes:
+        command: The command line that repeats it.
+        date: When it ran, in ISO 8601.
+        recipe: Name of the recipe.
+        model: Name of the model.
+        parameters: Number of parameters of the model.
+        precision: Name of the dtype policy.
+        fast_path: Whether the model was computed by its fast form.
+        data: Name of the data.
+        denominator: What efficiency is, and relative to what, in words.
+        peak_gflops: Peak arithmetic rate that `Row.share_of_peak` is relative to, in GFLOP/s.
+        rows: The measurements.
+        comparisons: Comparisons with a plain Keras script.
+        prediction: The prediction for more workers, or None.
+        environment: Versions and hardware; see `distcnn.environment`.
+    """
+
+    command: str
+    date: str
+    recipe: str
+    model: str
+    parameters: int
+    precision: str
+    fast_path: bool
+    data: str
+    denominator: str
+    peak_gflops: float
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...]
+    prediction: Prediction | None
+    environment: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of `results.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: object, source: Path | str) -> Self:
+        """Builds the results from the content of `results.json`.
+
+        Args:
+            content: What `to_json` returned.
+            source: Where it comes from, for messages.
+
+        Raises:
+            DistcnnError: If keys are missing or unknown, or a value is not what it should be.
+        """
+        return cast(Self, _decode(cls, content, f"{source}: ", "the file"))
+
+
+def read_results(path: Path) -> Results:
+    """Reads `results.json`.
+
+    Args:
+        path: The file, or the folder that holds it.
+
+    Raises:
+        DistcnnError: If it is missing or damaged.
+    """
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DistcnnError(
+            f"{file} cannot be read: {error.strerror}; expected the results.json of a benchmark"
+        ) from None
+    except ValueError as error:
+        raise DistcnnError(
+            f"{file} is not JSON: {error}; expected the results.json of a benchmark, run it again"
+        ) from None
+    return Results.from_json(content, file)
+
+
+def _decode(kind: Any, content: Any, prefix: str, name: str) -> Any:
+    """Turns JSON into a type of the classes above.
+
+    Args:
+        kind: The type.
+        content: The JSON.
+        prefix: Start of a message: the file.
+        name: Where the content is in the file.
+    """
+    arguments = get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        (kind,) = (argument for argument in arguments if argument is not type(None))
+        return None if content is None else _decode(kind, content, prefix, name)
+    if get_origin(kind) is tuple and isinstance(content, list | tuple):
+        return tuple(
+            _decode(arguments[0], entry, prefix, f"{name}[{number}]")
+            for number, entry in enumerate(content)
+        )
+    if is_dataclass(kind) and isinstance(content, dict):
+        _check_keys(kind, content, prefix, name)
+        within = "" if kind is Results else f"{name}."
+        hints = get_type_hints(kind)
+        return cast(Any, kind)(
+            **{key: _decode(hints[key], content[key], prefix, within + key) for key in content}
+        )
+    if not _is_value_of(kind, content):
+        found = repr(content) if len(repr(content)) <= 80 else type(content).__name__
+        raise DistcnnError(f"{prefix}{name} is {found}; expected {_describe(kind)}")
+    return float(content) if kind is float else content
+
+
+def _check_keys(kind: Any, content: dict[str, Any], prefix: str, name: str) -> None:
+    expected = [field.name for field in fields(kind)]
+    missing = [key for key in expected if key not in content]
+    unknown = [key for key in content if key not in expected]
+    if missing or unknown:
+        faults = [f"lacks {', '.join(missing)}"] if missing else []
+        faults += [f"has the unknown {', '.join(unknown)}"] if unknown else []
+        raise DistcnnError(
+            f"{prefix}{name} {' and '.join(faults)}; expected {', '.join(expected)}; run the "
+            "benchmark again with this version"
+        )
+
+
+def _is_value_of(kind: Any, content: object) -> bool:
+    if get_origin(kind) is Literal:
+        return content in get_args(kind)
+    if kind is float:
+        is_number = isinstance(content, int | float) and not isinstance(content, bool)
+        return is_number and math.isfinite(cast(float, content))
+    if kind is int:
+        return isinstance(content, int) and not isinstance(content, bool)
+    return isinstance(content, get_origin(kind) or kind)
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    names = {float: "a finite number", int: "an integer", str: "text", bool: "true or false"}
+    is_list = get_origin(kind) is tuple
+    return names.get(kind, "a list" if is_list else "an object")

@@ -1,0 +1,82 @@
+"""A model of scaling: what a step costs by batch size and number of workers.
+
+A worker computes a batch of b images in `fixed + b * per_image`. A ring allreduce of n bytes among
+N workers takes `2 (N - 1) latency + 2 (N - 1) / N * n / bandwidth` (Patarasuk and Yuan 2009,
+"Bandwidth optimal all-reduce algorithms for clusters of workstations"). The reduction begins when
+the backward pass is done, so the two add up.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ScalingModel:
+    """What was fitted here.
+
+    Attributes:
+        fixed_ms: Time of a step that does not depend on the batch.
+        per_image_ms: Time of an image.
+        latency_ms: Latency of one hop of the ring.
+        bytes_per_ms: Bandwidth of one link.
+        bytes_per_step: What a step reduces.
+    """
+
+    fixed_ms: float
+    per_image_ms: float
+    latency_ms: float
+    bytes_per_ms: float
+    bytes_per_step: int
+
+    def compute_ms(self, batch: float) -> float:
+        """Returns the time in which a worker computes `batch` images."""
+        return self.fixed_ms + batch * self.per_image_ms
+
+    def reduce_ms(self, workers: int) -> float:
+        """Returns the time in which `workers` reduce a step's gradients."""
+        hops = 2 * (workers - 1)
+        return hops * self.latency_ms + hops / workers * self.bytes_per_step / self.bytes_per_ms
+
+    def step_ms(self, workers: int, batch: float) -> float:
+        """Returns the time of a step of `workers` with `batch` images each."""
+        return self.compute_ms(batch) + self.reduce_ms(workers)
+
+    def efficiency(self, workers: int, batch: float) -> float:
+        """Returns the images a second of each of `workers`, relative to one worker alone."""
+        return self.compute_ms(batch) / self.step_ms(workers, batch)
+
+
+def fit(
+    step_ms: Mapping[int, float],
+    reduction_ms: Mapping[int, float],
+    workers: int,
+    bytes_per_step: int,
+) -> ScalingModel:
+    """Fits the model to what was measured, by least squares on relative errors.
+
+    Args:
+        step_ms: Time of one worker's step by batch size, of at least two sizes.
+        reduction_ms: Time of a reduction by its bytes, of at least two sizes.
+        workers: How many workers reduced, at least 2.
+        bytes_per_step: What a step reduces.
+
+    Returns:
+        The model; none of its times is negative.
+    """
+    fixed, per_image = _line(step_ms)
+    start, per_byte = _line(reduction_ms)
+    hops = 2 * (workers - 1)
+    return ScalingModel(fixed, per_image, start / hops, hops / workers / per_byte, bytes_per_step)
+
+
+def _line(points: Mapping[int, float]) -> tuple[float, float]:
+    """Returns intercept (at least 0) and slope (above 0) of the best line through points."""
+    x, y = np.array(list(points)), np.array(list(points.values()))
+    design = np.stack([np.ones_like(x, float), x], axis=1) / y[:, None]
+    (intercept, slope), *_ = np.linalg.lstsq(design, np.ones_like(y), rcond=None)
+    if intercept < 0:
+        weighted = x / y
+        intercept, slope = 0.0, weighted.sum() / (weighted**2).sum()
+    return float(intercept), max(float(slope), 1e-12)

@@ -1,0 +1,230 @@
+"""Times training steps: as they are, without input, and without the reduction, in turn."""
+
+import contextlib
+import gc
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import tensorflow as tf
+
+from distcnn.benchmarking.hardware import training_flops
+from distcnn.benchmarking.statistics import summarise
+from distcnn.data.pipeline import training_dataset
+from distcnn.distribute import Backend
+from distcnn.trainer import Trainer
+from distcnn.training_step import TrainingStep
+
+
+class TimedSteps:
+    """One way to train, timed execution by execution.
+
+    Args:
+        training: The step.
+        batches: Iterator of the backend over batches.
+
+    Attributes:
+        first_seconds: What the first execution took, tracing and compilation included.
+        seconds: Times of the steps that count, each of a full batch.
+    """
+
+    def __init__(self, training: TrainingStep, batches: Any) -> None:
+        self._training = training
+        self._batches = batches
+        self.first_seconds = self._run()
+        self.seconds: list[float] = []
+
+    def repeat(self) -> None:
+        """Does one execution and keeps its time, unless it ends an epoch with a smaller batch."""
+        before = self._training.step
+        elapsed = self._run()
+        done = self._training.step - before
+        if self._training.step_in_epoch and done == self._training.steps_per_execution:
+            self.seconds.append(elapsed / done)
+
+    def _run(self) -> float:
+        start = time.perf_counter()
+        self._training.run(self._batches)
+        self._training.metrics()  # waits for the device
+        return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def unreduced(backend: Backend) -> Iterator[None]:
+    """Lets what is traced meanwhile train without reducing: every replica for itself.
+
+    Only its time is of use.
+    """
+
+    def own(tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
+        return list(tensors)
+
+    backend.reduce_sum = own  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del backend.reduce_sum
+
+
+def resident_batch(trainer: Trainer, global_batch: int | None = None) -> Any:
+    """Returns an iterator that gives the first batch again and again, from memory.
+
+    Args:
+        trainer: The run.
+        global_batch: Another size of the batch, or None for that of the run.
+    """
+    order = trainer.order
+    if global_batch is not None:
+        order = type(order)(order.examples, global_batch, order.seed)
+    shares = training_dataset(
+        trainer.dataset.train,
+        len(trainer.dataset.classes),
+        order,
+        trainer.config.data.augment,
+        trainer.shares,
+        first_step=0,
+        last_step=1,
+    )
+    return trainer.backend.iterate(shares.cache().repeat())
+
+
+def measure_steps(trainer: Trainer, steps: int, warmup: int) -> dict[str, Any]:
+    """Times a run's steps, and where their time goes.
+
+    Args:
+        trainer: The run, built and not begun.
+        steps: Executions to time of each kind.
+        warmup: Executions before that, whose times do not count.
+
+    Returns:
+        Times in milliseconds and shares; see `distcnn.benchmarking.results.Row`.
+    """
+    trainer.state.share()
+    batches = trainer.backend.iterate(trainer.training_batches(0))
+    full = TimedSteps(trainer.training, batches)
+    kinds = {"full": full}
+    kinds["resident"] = TimedSteps(trainer.new_training_step(), resident_batch(trainer))
+    if trainer.backend.replicas > 1:
+        with unreduced(trainer.backend):
+            alone = TimedSteps(trainer.new_training_step(), resident_batch(trainer))
+        kinds["unreduced"] = alone
+    began = time.perf_counter()
+    for _ in range(warmup):
+        _each(kinds)
+    warmed = time.perf_counter() - began
+    for timed in kinds.values():
+        timed.seconds.clear()
+    trainer.training.take_input_wait()
+    with _without_collection():
+        for _ in range(steps):
+            _each(kinds)
+    waited = trainer.training.take_input_wait() / sum(full.seconds)
+    quartiles = {name: summarise(timed.seconds).p25 for name, timed in kinds.items()}
+    times = {f"step_ms_{name}": value for name, value in asdict(summarise(full.seconds)).items()}
+    return {
+        **times,
+        **shares_of(quartiles),
+        "input_wait": min(waited, 1.0),
+        "input_images_per_second": input_rate(trainer),
+        "steps": len(full.seconds),
+        "compile_seconds": full.first_seconds,
+        "warmup_seconds": warmed,
+        "images_per_second": trainer.order.global_batch_size / quartiles["full"] * 1e3,
+        "global_batch": trainer.order.global_batch_size,
+        "per_worker_batch": trainer.order.global_batch_size / trainer.backend.replicas,
+        "peak_memory_mb": peak_memory_mb(),
+        "flops_per_image": training_flops(trainer.model),
+    }
+
+
+def shares_of(quartiles: dict[str, float]) -> dict[str, float]:
+    """Divides a step's time into shares of input, compute and communication.
+
+    Args:
+        quartiles: Times of the `full` step, of the same on a batch that is `resident` in memory,
+            and, with several replicas, of that `unreduced`.
+    """
+    full, resident = quartiles["full"], quartiles["resident"]
+    fed = max(1 - resident / full, 0.0)
+    told = max((resident - quartiles.get("unreduced", resident)) / full, 0.0)
+    told = min(told, 1 - fed)  # where noise makes more of the parts than of the whole
+    return {"input_share": fed, "communication_share": told, "compute_share": 1 - fed - told}
+
+
+def input_rate(trainer: Trainer, seconds: float = 2.0) -> float:
+    """Returns how many images a second the pipeline delivers when nothing is computed.
+
+    Args:
+        trainer: The run.
+        seconds: How long to measure, after the first batches.
+    """
+    count, start = 0, 0.0
+    for number, (images, _, _) in enumerate(trainer.training_batches(0)):
+        if number == 5:
+            count, start = 0, time.perf_counter()
+        count += int(images.shape[0])
+        if number > 5 and time.perf_counter() - start > seconds:
+            break
+    rate = (count - int(images.shape[0])) / (time.perf_counter() - start)
+    return rate * trainer.backend.size
+
+
+def step_times_by_batch(trainer: Trainer, sizes: list[int], steps: int) -> dict[int, float]:
+    """Returns the lower quartile of the step's time in milliseconds for each global batch."""
+    timed = {
+        size: TimedSteps(trainer.new_training_step(), resident_batch(trainer, size))
+        for size in sizes
+    }
+    for _ in range(steps):
+        for each in timed.values():
+            each.repeat()
+    return {size: summarise(each.seconds).p25 for size, each in timed.items()}
+
+
+def reduction_times(backend: Backend, sizes: list[int], repeats: int) -> dict[int, float]:
+    """Returns the lower quartile of a reduction's time in milliseconds for each size in bytes."""
+    found = {}
+    for size in sizes:
+        reduce = tf.function(_reduction(backend, size // 4))
+        reduce()
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            reduce().numpy()
+            seconds.append(time.perf_counter() - start)
+        found[size] = summarise(seconds).p25
+    return found
+
+
+def _reduction(backend: Backend, count: int) -> Callable[[], tf.Tensor]:
+    values = tf.Variable(tf.ones([count]), trainable=False)
+
+    def reduce() -> tf.Tensor:
+        return backend.run(lambda: backend.reduce_sum([values.value()])[0][0])[0]
+
+    return reduce
+
+
+def peak_memory_mb() -> float:
+    """Returns the most memory that this process has held: of its GPU, else of the host, in MB."""
+    if tf.config.list_logical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def _each(kinds: dict[str, TimedSteps]) -> None:
+    for timed in kinds.values():
+        timed.repeat()
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keeps Python's garbage collector out of the times."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Measures throughput by number of workers on this machine, and where the time goes.
+#
+#   launch/benchmark.sh                            1, 2, 4 ... workers, as many as GPUs or cores
+#   launch/benchmark.sh --workers 1,2,4 ARG...     passes its arguments to distcnn.benchmark
+#   launch/benchmark.sh --compare plain            also against the plain Keras script
+#   launch/benchmark.sh --dry-run ARG...           prints the command, runs nothing
+#
+# The first run installs what it needs into .venv, Horovod included (about three minutes).
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+dry_run=false counted=false
+arguments=()
+for argument in "$@"; do
+  case $argument in
+    --dry-run) dry_run=true ;;
+    --workers | --workers=*) counted=true && arguments+=("$argument") ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+
+gpus=0
+if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true; fi
+if ! $counted; then
+  most=$((gpus > 0 ? gpus : $(nproc)))
+  counts=1
+  for ((count = 2; count <= most; count *= 2)); do counts+=,$count; done
+  arguments+=(--workers "$counts")
+fi
+command=("$root/.venv/bin/python" -m distcnn.benchmark "${arguments[@]}")
+
+if $dry_run; then
+  printf '%q ' "${command[@]}"
+  echo
+  exit 0
+fi
+if ((gpus > 0)); then
+  "$root/launch/install.sh" cuda
+  "$root/launch/install_horovod.sh" --cuda
+else
+  "$root/launch/install.sh"
+  "$root/launch/install_horovod.sh"
+fi
+exec "${command[@]}"

@@ -1,0 +1,112 @@
+"""Results as a benchmark on two cores finds them."""
+
+from typing import Any
+
+from distcnn.benchmarking.results import Comparison, PredictedPoint, Prediction, Results, Row
+
+
+def row(**changes: Any) -> Row:
+    """A row of weak scaling; what follows from workers, batch and step time is worked out."""
+    workers = changes.get("workers", 2)
+    scaling = changes.get("scaling", "weak")
+    batch = changes.pop("batch", 128)  # of each worker if the scaling is weak, else of all
+    step_ms = changes.pop("step_ms", 250.0)
+    global_batch = batch * workers if scaling == "weak" else batch
+    speed = 1000 * global_batch / step_ms
+    values: dict[str, Any] = {
+        "scaling": scaling,
+        "strategy": "horovod",
+        "workers": workers,
+        "cores_per_worker": 1,
+        "oversubscribed": workers > 2,
+        "per_worker_batch": global_batch / workers,
+        "global_batch": global_batch,
+        "steps": 40,
+        "compile_seconds": 3.25,
+        "warmup_seconds": 1.5,
+        "images_per_second": speed,
+        "step_ms_p25": step_ms * 0.99,
+        "step_ms_p50": step_ms,
+        "step_ms_p50_low": step_ms * 0.985,
+        "step_ms_p50_high": step_ms * 1.015,
+        "step_ms_p95": step_ms * 1.2,
+        "efficiency": speed / workers / 640,
+        "peak_memory_mb": 812.4,
+        "flops_per_image": 4.7e7,
+        "share_of_peak": 0.4123,
+        "input_share": 0.021,
+        "input_wait": 0.004,
+        "input_images_per_second": 41_250.0,
+        "compute_share": 0.9 - 0.05 * workers,
+        "communication_share": 0.079 + 0.05 * workers,
+        "verdict": "compute-bound: faster arithmetic would help most, not more input workers",
+    }
+    return Row(**{**values, **changes})
+
+
+def comparison(**changes: Any) -> Comparison:
+    """A comparison that distcnn wins by a quarter."""
+    values: dict[str, Any] = {
+        "what": "training step",
+        "batch": 64,
+        "repeats": 30,
+        "plain_ms": 125.5,
+        "distcnn_ms": 100.4,
+        "ratio": 1.25,
+        "ratio_low": 1.235,
+        "ratio_high": 1.265,
+        "noise": 0.012,
+        "plain_precision": "float32",
+        "distcnn_precision": "float32",
+    }
+    return Comparison(**{**values, **changes})
+
+
+def results(**changes: Any) -> Results:
+    """Weak and strong scaling on 1, 2 and 4 workers, two comparisons and a prediction."""
+    weak = ((1, 200.0), (2, 215.0), (4, 452.0))
+    strong = ((1, 200.0), (2, 121.0), (4, 160.0))
+    values: dict[str, Any] = {
+        "command": "python -m distcnn.benchmark --workers 1,2,4",
+        "date": "2026-11-24T10:00:00+00:00",
+        "recipe": "article",
+        "model": "article",
+        "parameters": 2264458,
+        "precision": "float32",
+        "fast_path": True,
+        "data": "synthetic",
+        "denominator": "images a second / (workers x 640 of one worker on 1 core)",
+        "peak_gflops": 73.25,
+        "rows": tuple(
+            row(scaling=scaling, workers=workers, step_ms=step_ms)
+            for scaling, steps in (("weak", weak), ("strong", strong))
+            for workers, step_ms in steps
+        ),
+        "comparisons": (comparison(), comparison(what="prediction", batch=512, ratio=1.031)),
+        "prediction": Prediction(
+            step_fixed_ms=7.5,
+            step_ms_per_image=1.504,
+            latency_ms=0.05,
+            bandwidth_mb_per_s=1250.0,
+            bytes_per_step=9057832,
+            points=(
+                _point(1, 200.0, 1.0, 0.0),
+                _point(2, 210.0, 0.93, -0.0233),
+                _point(16, 220.0),
+            ),
+        ),
+        "environment": {"cpu": "AMD EPYC 9B14", "cores": 2, "gpu": None, "python": "3.12.3"},
+    }
+    return Results(**{**values, **changes})
+
+
+def _point(
+    workers: int, step_ms: float, measured: float | None = None, error: float | None = None
+) -> PredictedPoint:
+    return PredictedPoint(
+        workers=workers,
+        efficiency=200 / step_ms,
+        step_ms=step_ms,
+        measured_efficiency=measured,
+        error=error,
+    )

@@ -1,0 +1,147 @@
+"""The command, end to end, with real workers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distcnn.benchmarking.results import Results, read_results
+from tests.conftest import ROOT
+
+NET = ("--recipe", "quickstart", "--model.factory", "tests.tiny:tiny", "--train.batch_size", "16")
+QUICK = ("--steps", "12", "--warmup", "2", "--data.image_size", "16")
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    """Weak and strong scaling by Horovod, the comparison and the prediction, in one go."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    command = [
+        *(sys.executable, "-m", "distcnn.benchmark", *NET, *QUICK),
+        *("--workers", "1,2", "--distribute.strategy", "horovod"),
+        *("--compare", "plain", "--compare_steps", "12", "--predict", "8,64"),
+        *("--distribute.sync_batchnorm", "false", "--out", "bench", "--json", "copy.json"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    return folder, found.stdout, read_results(folder / "bench")
+
+
+def test_every_count_is_measured(benchmark):
+    folder, printed, results = benchmark
+    assert [(row.scaling, row.workers) for row in results.rows] == [
+        (scaling, workers) for scaling in ("weak", "strong") for workers in (1, 2)
+    ]
+    weak, strong = results.rows[:2], results.rows[2:]
+    assert [row.global_batch for row in weak] == [16, 32]
+    assert [row.global_batch for row in strong] == [16, 16]
+    assert [row.strategy for row in weak] == ["one_device", "horovod"]
+    cores = len(os.sched_getaffinity(0))
+    assert [row.oversubscribed for row in weak] == [False, cores < 2]
+    for row in results.rows:
+        assert row.steps >= 5
+        assert row.step_ms_p25 <= row.step_ms_p50 <= row.step_ms_p95
+        assert row.step_ms_p50_low <= row.step_ms_p50 <= row.step_ms_p50_high
+        assert row.images_per_second == pytest.approx(1000 * row.global_batch / row.step_ms_p25)
+        alone = next(r for r in results.rows if (r.scaling, r.workers) == (row.scaling, 1))
+        share = row.images_per_second / row.workers / alone.images_per_second
+        assert row.efficiency == pytest.approx(share)
+        total = row.input_share + row.compute_share + row.communication_share
+        assert total == pytest.approx(1)
+        assert (row.communication_share == 0) or row.workers > 1
+        assert row.input_images_per_second > row.images_per_second
+        assert row.compile_seconds * 1000 > row.step_ms_p95
+        assert 0 < row.share_of_peak < 1
+        assert row.peak_memory_mb > 100
+        assert row.verdict in printed
+    names = {"results.json", "results.csv", "results.md", "scaling.png", "environment.json"}
+    assert {path.name for path in (folder / "bench").iterdir()} == names
+    copy = json.loads((folder / "copy.json").read_text())
+    assert Results.from_json(copy, "copy.json") == results
+
+
+def test_plain_keras_is_compared(benchmark):
+    _, printed, results = benchmark
+    assert [c.what for c in results.comparisons] == ["training step", "evaluation", "prediction"]
+    for comparison in results.comparisons:
+        assert comparison.plain_precision == "float32"
+        assert comparison.ratio_low <= comparison.ratio <= comparison.ratio_high
+        exact = comparison.plain_ms / comparison.distcnn_ms
+        assert comparison.ratio == pytest.approx(exact)
+        assert comparison.noise > 0
+    assert "against a plain Keras script" in printed
+
+
+def test_more_workers_are_predicted(benchmark):
+    _, _, results = benchmark
+    assert results.prediction is not None
+    points = {point.workers: point for point in results.prediction.points}
+    assert set(points) >= {1, 8, 64}
+    assert points[1].efficiency == 1
+    assert points[64].efficiency < points[8].efficiency < 1
+    assert points[1].error is not None
+    assert points[64].error is None
+    assert results.prediction.bytes_per_step == 4 * (results.parameters - 16)  # moving statistics
+
+
+def test_a_slower_run_fails_against_its_baseline(benchmark, run_module):
+    _, _, results = benchmark
+    faster = results.to_json()
+    for row in faster["rows"]:
+        for key in ("step_ms_p25", "step_ms_p50", "step_ms_p50_low", "step_ms_p50_high"):
+            row[key] /= 1000
+    Path("faster.json").write_text(json.dumps(faster))
+    command = ("distcnn.benchmark", *NET, *QUICK, "--workers", "1", "--scaling", "weak")
+    slower = run_module(*command, "--baseline", "faster.json", "--out", "again")
+    assert slower.returncode == 1
+    assert "slower than faster.json: weak scaling, one_device" in slower.stderr
+    assert Path("again/results.json").exists()
+    for row in faster["rows"]:
+        for key in ("step_ms_p25", "step_ms_p50", "step_ms_p50_low", "step_ms_p50_high"):
+            row[key] *= 1_000_000
+    Path("slower.json").write_text(json.dumps(faster))
+    fine = run_module(*command, "--baseline", "slower.json", "--out", "again")
+    assert fine.returncode == 0, fine.stderr
+    assert "not slower than slower.json" in fine.stdout
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
+def test_other_strategies(strategy, run_module):
+    command = (*NET, *QUICK, "--workers", "2", "--scaling", "strong", "--out", "bench")
+    found = run_module("distcnn.benchmark", *command, "--distribute.strategy", strategy)
+    assert found.returncode == 0, found.stdout + found.stderr
+    (row,) = read_results(Path("bench")).rows
+    assert (row.strategy, row.workers, row.efficiency) == (strategy, 2, None)
+    assert row.communication_share + row.compute_share > 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--workers", "0,2"), "workers is '0,2'; expected numbers of workers"),
+        (("--predict", "8"), "predict needs the reduction of at least 2 workers"),
+        (("--steps", "2"), "steps is 2; expected at least 5"),
+        (("--baseline", "none.json"), "none.json cannot be read"),
+        (("--cores_per_worker", "few"), "cores_per_worker is 'few'; expected fixed"),
+        (("--worker", "2"), "unknown argument --worker; did you mean --workers?"),
+    ],
+)
+def test_wrong_flags_are_refused_at_once(arguments, message, run_module):
+    found = run_module("distcnn.benchmark", *arguments)
+    assert found.returncode in (1, 2)
+    assert message in found.stderr
+    assert not Path("benchmarks").exists()
+
+
+def test_a_worker_that_fails_is_quoted(run_module):
+    found = run_module(
+        "distcnn.benchmark", "--model.factory", "tests.tiny:missing", "--workers", "1"
+    )
+    assert found.returncode == 1
+    assert "1 workers by one_device failed: error: model.factory is" in found.stderr

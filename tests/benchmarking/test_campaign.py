@@ -1,0 +1,137 @@
+"""Who gets which cores, and what the shares of a step mean."""
+
+import dataclasses
+import os
+
+import pytest
+
+from distcnn.benchmarking.campaign import Campaign, Machine
+from distcnn.benchmarking.steps import shares_of
+from distcnn.benchmarking.verdict import verdict
+from distcnn.benchmarking.worker import pin
+from distcnn.config import Config, DataConfig, DistributeConfig, TrainConfig
+from distcnn.errors import UsageError
+
+
+def campaign(cores: int, counts: list[int], rule: str = "fixed", gpus: int = 0) -> Campaign:
+    return Campaign(
+        Config(), Machine(cores, gpus), counts, steps=5, warmup=1, cores_per_worker=rule
+    )
+
+
+@pytest.mark.parametrize(
+    ("cores", "counts", "rule", "expected"),
+    [
+        (2, [1, 2, 4], "fixed", {1: 1, 2: 1, 4: 1}),
+        (16, [1, 2, 4], "fixed", {1: 4, 2: 4, 4: 4}),
+        (16, [1, 2, 4], "divided", {1: 16, 2: 8, 4: 4}),
+        (8, [1, 2], "3", {1: 3, 2: 3}),
+        (2, [4], "fixed", {4: 1}),
+    ],
+)
+def test_cores_of_each_worker(cores, counts, rule, expected):
+    found = campaign(cores, counts, rule)
+    assert {count: found.cores_of(count) for count in counts} == expected
+
+
+def test_counts_beyond_the_hardware_are_marked():
+    found = campaign(2, [1, 2, 4])
+    assert [found.oversubscribed(count) for count in (1, 2, 4)] == [False, False, True]
+    on_gpus = campaign(8, [1, 2, 4], gpus=2)
+    assert on_gpus.cores_of(2) is None
+    assert [on_gpus.oversubscribed(count) for count in (2, 4)] == [False, True]
+    assert campaign(8, [2, 4], "3").oversubscribed(4)
+
+
+def test_wrong_rules_are_refused():
+    with pytest.raises(UsageError, match="cores_per_worker is 'some'; expected fixed"):
+        campaign(2, [1], "some")
+    with pytest.raises(UsageError, match="one_device; expected horovod"):
+        Campaign(
+            Config(distribute=DistributeConfig(strategy="one_device")),
+            Machine(2, 0),
+            [1, 2],
+            steps=5,
+            warmup=1,
+            cores_per_worker="fixed",
+        )
+
+
+def test_each_process_is_bound_to_its_own_cores():
+    before = os.sched_getaffinity(0)
+    try:
+        cores = sorted(before)
+        for rank in range(len(cores) + 1):
+            os.sched_setaffinity(0, before)
+            pin(1, rank)
+            assert os.sched_getaffinity(0) == {cores[rank % len(cores)]}
+        os.sched_setaffinity(0, before)
+        pin(None, 0)
+        assert os.sched_getaffinity(0) == before
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_shares_add_up():
+    found = shares_of({"full": 100.0, "resident": 90.0, "unreduced": 70.0})
+    assert found == pytest.approx(
+        {"input_share": 0.1, "communication_share": 0.2, "compute_share": 0.7}
+    )
+    assert shares_of({"full": 100.0, "resident": 101.0})["compute_share"] == 1.0
+    noisy = shares_of({"full": 50.0, "resident": 90.0, "unreduced": 10.0})
+    assert noisy == {"input_share": 0.0, "compute_share": 0.0, "communication_share": 1.0}
+
+
+BASE = {"input_share": 0.0, "communication_share": 0.0, "compute_share": 1.0}
+FED = {"input_share": 0.4, "communication_share": 0.1, "compute_share": 0.5}
+TOLD = {"input_share": 0.0, "communication_share": 0.3, "compute_share": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("config", "shares", "settings", "words"),
+    [
+        (Config(), BASE, {}, "as it should be"),
+        (Config(), BASE, {"precision": "float32"}, "--precision.policy mixed_bfloat16"),
+        (Config(), BASE, {"fast_path": False}, "--train.fast_path on"),
+        (Config(), BASE, {"step_ms": 2.0}, "--train.steps_per_execution 10"),
+        (Config(), BASE, {"oversubscribed": True}, "start fewer"),
+        (Config(), FED, {}, "bound by input (40%): augment less"),
+        (Config(data=DataConfig(cache="none")), FED, {}, "--data.cache memory"),
+        (Config(), TOLD, {}, "bound by communication (30%): reduce less often"),
+        (
+            Config(distribute=DistributeConfig(sync_batchnorm=True)),
+            TOLD,
+            {},
+            "--distribute.sync_batchnorm false",
+        ),
+        (Config(train=TrainConfig(accumulation_steps=4)), TOLD, {}, "--distribute.compression"),
+    ],
+)
+def test_the_verdict_names_the_flag(config, shares, settings, words):
+    usual = {
+        "step_ms": 50.0,
+        "precision": "mixed_bfloat16",
+        "oversubscribed": False,
+        "fast_path": True,
+    }
+    assert words in verdict(config, shares, **(usual | settings))
+
+
+def test_the_global_batch_of_each_count():
+    found = campaign(4, [1, 2])
+    sizes = [
+        found._config_for(workers, mode).train.global_batch_size
+        for mode in ("weak", "strong")
+        for workers in (1, 2)
+    ]
+    assert sizes == [64, 128, 64, 64]
+    tiny = Campaign(
+        dataclasses.replace(Config(), train=TrainConfig(batch_size=1)),
+        Machine(4, 0),
+        [2],
+        steps=5,
+        warmup=1,
+        cores_per_worker="fixed",
+    )
+    with pytest.raises(UsageError, match="cannot be divided among 2 workers"):
+        tiny._config_for(2, "strong")
