@@ -7,8 +7,8 @@ from typing import Any, Self
 import keras
 import tensorflow as tf
 
-from distcnn import fused_optimizers
 from distcnn.config import OptimizerConfig
+from distcnn.fused_updates import fuse_updates
 from distcnn.lars import Lars
 
 
@@ -123,25 +123,26 @@ def build_optimizer(
     Returns:
         A built Keras optimizer.
     """
-    family: Any = fused_optimizers if fused else keras.optimizers
     common: dict[str, Any] = {"learning_rate": rate, "global_clipnorm": config.clip_norm or None}
     decay = config.weight_decay or None
     if config.name == "adam":
-        optimizer = family.Adam(**common)
+        optimizer = keras.optimizers.Adam(**common)
     elif config.name == "adamw":
-        optimizer = family.AdamW(weight_decay=config.weight_decay, **common)
+        optimizer = keras.optimizers.AdamW(weight_decay=config.weight_decay, **common)
     elif config.name == "lamb":
         optimizer = keras.optimizers.Lamb(weight_decay=decay, **common)
     elif config.name == "lars":
         optimizer = Lars(momentum=float(config.momentum), weight_decay=decay, **common)
     else:
         nesterov = config.momentum > 0
-        optimizer = family.SGD(
+        optimizer = keras.optimizers.SGD(
             momentum=float(config.momentum), nesterov=nesterov, weight_decay=decay, **common
         )
     if decay and config.name != "lars":  # which leaves vectors out by itself
         vectors = [v for v in model.trainable_variables if len(v.shape) < 2]
         optimizer.exclude_from_weight_decay(var_list=vectors)
+    if fused:
+        fuse_updates(optimizer)
     if dtype_policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(model.trainable_variables)

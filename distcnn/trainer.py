@@ -207,7 +207,7 @@ class Trainer:
             self.optimizer = build_optimizer(
                 config.optimizer, rate, self.model, self.precision.policy, fused=self._fast
             )
-            self.network = fast_model(self.model, statistics.layers) if self._fast else self.model
+            self.network = fast_model(self.model, statistics) if self._fast else self.model
             self._average = WeightAverage(self.model, ema) if ema else None
             self.model.compile(
                 optimizer=self.optimizer, auto_scale_loss=False, **compile_arguments(self.logits)

@@ -44,6 +44,16 @@ def gpus(tmp_path: Path) -> dict[str, str]:
     return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
 
+def test_benchmark_measures_as_many_workers_as_there_are_gpus_or_cores(gpus):
+    command = [PYTHON, "-m", "distcnn.benchmark"]
+    compare = ["--compare", "plain"]
+    assert dry("benchmark.sh", *compare, **gpus) == [*command, *compare, "--workers", "1,2,4"]
+    assert dry("benchmark.sh", "--workers", "1,3") == [*command, "--workers", "1,3"]
+    counts = dry("benchmark.sh")[-1].split(",")
+    assert [int(count) for count in counts] == [2**n for n in range(len(counts))]
+    assert int(counts[-1]) <= len(os.sched_getaffinity(0)) < 2 * int(counts[-1])
+
+
 def test_multi_gpu_starts_a_worker_a_gpu(gpus):
     arguments = ["--recipe", "article", "--out", "a b"]
     workers = [HOROVODRUN, "--gloo", "-np", "4"]

@@ -17,7 +17,7 @@ LAYERS = [
     {"data"},
     {"models"},
     {"averaging", "fast"},
-    {"lars", "fused_optimizers"},
+    {"lars", "fused_updates"},
     {"optimizer", "training_step", "model_file", "checkpoint", "run_directory"},
     {"summary", "replicated_state"},
     {"evaluation", "plots", "classifier"},

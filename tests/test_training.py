@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distcnn.config import ModelConfig
+from distcnn.config import DataConfig, ModelConfig, PrecisionConfig
+from distcnn.data.dataset import load_split
+from distcnn.data.sources import open_source
 from distcnn.errors import DistcnnError
+from distcnn.evaluate import main
 from distcnn.models import returns_logits
 from distcnn.models.article import article
+from distcnn.models.compact import compact
+from distcnn.precision import Precision, apply_precision
 from distcnn.recipe import settings_of_run
 from distcnn.summary import hash_weights
 from distcnn.trainer import Trainer
+from distcnn.training_step import _parts
 from tests.runs import rows, small_config, small_run
 from tests.tiny import Seen, tiny
 
@@ -33,6 +39,20 @@ def test_article_is_the_published_network():
     assert kinds == [*itertools.chain(*stages), "Dense", "Activation"]
     norms = [layer.kernel_constraint for layer in model.layers if type(layer) is keras.layers.Dense]
     assert [getattr(norm, "max_value", None) for norm in norms] == [3, 3, None]
+
+
+def test_compact_is_what_its_docstring_says():
+    model = compact((32, 32, 3), 10)
+    assert model.count_params() == 983_274
+    assert model.output_shape == (None, 10)
+    multiplications = sum(
+        int(np.prod(layer.kernel.shape)) * int(np.prod(layer.output.shape[1:3]))
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Conv2D)
+    )
+    assert round(multiplications / 1e6) == 24
+    small = compact((8, 8, 1), 3, widths=[4, 8])
+    assert small.output_shape == (None, 3)
 
 
 def test_the_head_is_float32_under_mixed_precision():
@@ -237,6 +257,46 @@ def test_bad_models_and_sizes_leave_nothing_behind(tmp_path, overrides, message)
 def test_a_model_that_keras_will_not_load_is_announced(tmp_path, caplog):
     Trainer(small_config(tmp_path / "run", model__factory="tests.tiny:with_lambda"))
     assert "refuses to load" in caplog.text
+
+
+def test_test_flip_averages_over_mirror_images_now_and_later(tmp_path):
+    summary = small_run(tmp_path / "run", train__test_flip=True)
+    model = keras.saving.load_model(tmp_path / "run" / "model.keras", compile=False)
+    data = DataConfig(name="synthetic", synthetic_examples=230)
+    split = load_split(data, open_source(data), (32, 32, 3), 21, "test")
+    images = split.gather(np.arange(len(split))).numpy() / np.float32(255)
+    both = [model.predict(part, verbose=0) for part in (images, images[:, :, ::-1])]
+    labels = split.labels
+    mean = np.mean(both, axis=0)
+    expected = -np.mean(np.log(mean[np.arange(len(labels)), labels]))
+    assert summary["test_loss"] == pytest.approx(expected, rel=1e-5)
+    once = -np.mean(np.log(both[0][np.arange(len(labels)), labels]))
+    assert abs(once - expected) > 1e-3
+    main([str(tmp_path / "run"), "--json", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_are_reduced_in_parts_the_last_layers_first():
+    sizes = [1000, 300_000, 900_000, 5, 1_200_000, 7, 200_000]
+    gradients = [tf.zeros([size]) for size in sizes]
+    parts = [[int(tf.size(g)) for g in part] for part in _parts(gradients)]
+    assert parts == [[1_200_000, 7, 200_000], [300_000, 900_000, 5], [1000]]
+    assert [size for part in reversed(parts) for size in part] == sizes
+    assert [len(part) for part in _parts(gradients[:1])] == [1]
+
+
+def test_xla_keeps_what_it_compiles(tmp_path, monkeypatch):
+    for flags, found in (("", str(tmp_path / "cache" / "distcnn" / "xla")), ("--x", "--x ")):
+        monkeypatch.setenv("TF_XLA_FLAGS", flags)
+        resolved = Precision("float32", "asked for", True, "asked for")
+        apply_precision(PrecisionConfig(), resolved)
+        assert found in os.environ["TF_XLA_FLAGS"]
+        assert "--tf_xla_persistent_cache_directory=" in os.environ["TF_XLA_FLAGS"]
+    own = "--tf_xla_persistent_cache_directory=/elsewhere"
+    monkeypatch.setenv("TF_XLA_FLAGS", own)
+    apply_precision(PrecisionConfig(), resolved)
+    assert os.environ["TF_XLA_FLAGS"] == own
 
 
 def test_the_average_of_the_weights_is_evaluated_and_saved(tmp_path):

@@ -54,6 +54,7 @@ class SynchronisedStatistics:
     def __init__(self, model: keras.Model, backend: Backend, *, every_layer: bool) -> None:
         # The replicas of one process are traced in threads that take turns at every reduction.
         self._own = threading.local()
+        self._backend = backend
         self.layers = [
             layer
             for layer in _layers(model)
@@ -67,6 +68,15 @@ class SynchronisedStatistics:
     def count_images(self, counts: tf.Tensor) -> None:
         """Says whether this replica's images count (1), or only stand in for an empty share (0)."""
         self._own.counts = counts
+
+    @property
+    def counts(self) -> tf.Tensor:
+        """What `count_images` was told for this replica."""
+        return self._own.counts
+
+    def add_up(self, sums: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of a tensor over all replicas."""
+        return self._backend.reduce_sum([sums])[0]
 
     def _moments_of(
         self, layer: keras.layers.BatchNormalization, backend: Backend

@@ -3,14 +3,16 @@
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
 
 from distcnn.fast.operations import (
+    Replicas,
     keep_mask,
     masked_relu,
+    normalise_across,
     normalise_batch,
     normalise_by,
 )
@@ -98,6 +100,12 @@ def pool_early(stages: Sequence[Stage]) -> list[Stage]:
     return ordered
 
 
+class Synchronised(Replicas, Protocol):
+    """Which layers normalise over the images of all replicas, and how they add up."""
+
+    layers: list[keras.layers.Layer]
+
+
 class Chain(keras.layers.Layer):
     """Does what its layers do one after the other; the variables are theirs.
 
@@ -108,12 +116,16 @@ class Chain(keras.layers.Layer):
 
     Args:
         layers: Built layers of one compute dtype, each known to `stages_of`.
+        synchronised: Which batch normalisation is over all replicas, or None.
     """
 
-    def __init__(self, layers: Sequence[keras.layers.Layer]) -> None:
+    def __init__(
+        self, layers: Sequence[keras.layers.Layer], synchronised: Synchronised | None = None
+    ) -> None:
         super().__init__(dtype=layers[0].dtype_policy)
         self.chained = list(layers)
         self._stages = pool_early([s for layer in layers for s in stages_of(layer) or ()])
+        self._synchronised = synchronised
         self.built = True
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -124,11 +136,67 @@ class Chain(keras.layers.Layer):
             kinds = [stage.kind for stage in stages[:3]]
             relu = kinds[0] is Kind.RELU
             if kinds[relu : relu + 1] == [Kind.DROPOUT]:
-                outputs, used = _drop(outputs, stages, relu)
+                outputs, used = self._drop(outputs, stages, relu)
             else:
-                outputs, used = _plain(outputs, stages[0], training), 1
+                outputs, used = self._plain(outputs, stages[0], training), 1
             stages = stages[used:]
         return outputs
+
+    def _drop(
+        self, inputs: tf.Tensor, stages: Sequence[Stage], relu: bool
+    ) -> tuple[tf.Tensor, int]:
+        """Dropout with what stands around it; returns how many stages that is."""
+        dropout = stages[relu].layer
+        seed = tf.convert_to_tensor(dropout.seed_generator.next())
+        mask = keep_mask(seed, dropout.rate, inputs)
+        kept = masked_relu(inputs, mask) if relu else inputs * mask
+        scale = 1 / (1 - dropout.rate)
+        after = stages[relu + 1 : relu + 2]
+        if after and after[0].kind is Kind.NORM and after[0].layer.trainable:
+            return self._normalise(kept, after[0].layer, scale), relu + 2
+        return kept * tf.cast(scale, kept.dtype), relu + 1
+
+    def _plain(self, inputs: tf.Tensor, stage: Stage, training: bool) -> tf.Tensor:
+        layer = stage.layer
+        if stage.kind is Kind.LINEAR:
+            if isinstance(layer, keras.layers.Dense):
+                return keras.ops.matmul(inputs, layer.kernel)
+            return layer.convolution_op(inputs, layer.kernel)
+        if stage.kind is Kind.BIAS:
+            return tf.nn.bias_add(inputs, tf.convert_to_tensor(layer.bias))
+        if stage.kind is Kind.RELU:
+            return tf.nn.relu(inputs)
+        if stage.kind is Kind.ACTIVATION:
+            return layer.activation(inputs)
+        if stage.kind is Kind.MAX_POOL:
+            return layer.call(inputs)
+        if training and layer.trainable:
+            return self._normalise(inputs, layer)
+        gamma, beta = _affine(layer, inputs.shape[-1])
+        mean, variance = _variable(layer.moving_mean), _variable(layer.moving_variance)
+        outputs = normalise_by(inputs, gamma, beta, mean, variance, layer.epsilon)
+        return tf.ensure_shape(outputs, inputs.shape)
+
+    def _normalise(
+        self, inputs: tf.Tensor, layer: keras.layers.Layer, scale: float = 1.0
+    ) -> tf.Tensor:
+        """Normalises `scale * inputs` in training, and moves the layer's moving statistics."""
+        gamma, beta = _affine(layer, inputs.shape[-1])
+        epsilon = layer.epsilon / scale**2
+        if self._synchronised is not None and layer in self._synchronised.layers:
+            around = _variable(layer.moving_mean) / scale
+            outputs, mean, variance = normalise_across(
+                inputs, gamma, beta, epsilon, around, self._synchronised
+            )
+        else:
+            outputs, mean, variance = normalise_batch(inputs, gamma, beta, epsilon)
+        for moving, value in (
+            (layer.moving_mean, mean * scale),
+            (layer.moving_variance, variance * scale**2),
+        ):
+            kept = _variable(moving) * layer.momentum
+            moving.assign(kept + tf.stop_gradient(value) * (1 - layer.momentum))
+        return tf.ensure_shape(outputs, inputs.shape)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape that the layers give, one after the other."""
@@ -136,55 +204,6 @@ class Chain(keras.layers.Layer):
         for layer in self.chained:
             shape = layer.compute_output_shape(shape)
         return shape
-
-
-def _drop(inputs: tf.Tensor, stages: Sequence[Stage], relu: bool) -> tuple[tf.Tensor, int]:
-    """Dropout with what stands around it; returns how many stages that is."""
-    dropout = stages[relu].layer
-    seed = tf.convert_to_tensor(dropout.seed_generator.next())
-    mask = keep_mask(seed, dropout.rate, inputs)
-    kept = masked_relu(inputs, mask) if relu else inputs * mask
-    scale = 1 / (1 - dropout.rate)
-    after = stages[relu + 1 : relu + 2]
-    if after and after[0].kind is Kind.NORM and after[0].layer.trainable:
-        return _normalise(kept, after[0].layer, scale), relu + 2
-    return kept * tf.cast(scale, kept.dtype), relu + 1
-
-
-def _normalise(inputs: tf.Tensor, layer: keras.layers.Layer, scale: float = 1.0) -> tf.Tensor:
-    """Normalises `scale * inputs` in training, and moves the layer's moving statistics."""
-    gamma, beta = _affine(layer, inputs.shape[-1])
-    epsilon = layer.epsilon / scale**2
-    outputs, mean, variance = normalise_batch(inputs, gamma, beta, epsilon)
-    for moving, value in (
-        (layer.moving_mean, mean * scale),
-        (layer.moving_variance, variance * scale**2),
-    ):
-        kept = _variable(moving) * layer.momentum
-        moving.assign(kept + tf.stop_gradient(value) * (1 - layer.momentum))
-    return tf.ensure_shape(outputs, inputs.shape)
-
-
-def _plain(inputs: tf.Tensor, stage: Stage, training: bool) -> tf.Tensor:
-    layer = stage.layer
-    if stage.kind is Kind.LINEAR:
-        if isinstance(layer, keras.layers.Dense):
-            return keras.ops.matmul(inputs, layer.kernel)
-        return layer.convolution_op(inputs, layer.kernel)
-    if stage.kind is Kind.BIAS:
-        return tf.nn.bias_add(inputs, tf.convert_to_tensor(layer.bias))
-    if stage.kind is Kind.RELU:
-        return tf.nn.relu(inputs)
-    if stage.kind is Kind.ACTIVATION:
-        return layer.activation(inputs)
-    if stage.kind is Kind.MAX_POOL:
-        return layer.call(inputs)
-    if training and layer.trainable:
-        return _normalise(inputs, layer)
-    gamma, beta = _affine(layer, inputs.shape[-1])
-    mean, variance = _variable(layer.moving_mean), _variable(layer.moving_variance)
-    outputs = normalise_by(inputs, gamma, beta, mean, variance, layer.epsilon)
-    return tf.ensure_shape(outputs, inputs.shape)
 
 
 def _affine(layer: keras.layers.Layer, channels: int) -> tuple[tf.Tensor, tf.Tensor]:

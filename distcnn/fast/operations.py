@@ -4,7 +4,7 @@ They read and write large tensors as seldom as they can; on a CPU that, next to 
 is what a step costs.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
@@ -84,6 +84,83 @@ def normalise_batch(
     count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
     population = variance * (tf.maximum(count - 1, 1) / count)
     return tf.reshape(outputs, tf.shape(inputs)), mean, population
+
+
+def normalise_across(
+    inputs: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    epsilon: float,
+    around: tf.Tensor,
+    replicas: "Replicas",
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Batch normalisation in training over the images of all replicas.
+
+    Each replica adds what it finds to the sums, and normalises by what all of them found; and so
+    on the way back. The sums are taken around a value that all replicas share, so that little is
+    lost where the variance is small against the mean.
+
+    Args:
+        inputs: As for `normalise_batch`, as are `gamma`, `beta` and `epsilon`.
+        gamma: Scale.
+        beta: Offset.
+        epsilon: Added to the variance.
+        around: float32 tensor of shape `(channels,)`, near the mean.
+        replicas: Adds up over the replicas.
+
+    Returns:
+        As `normalise_batch` does.
+    """
+    counts = replicas.counts
+    size = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32) * counts
+    _, own_mean, own_variance = normalise_batch(inputs, gamma, beta, epsilon)
+    shift = own_mean - around
+    first, second = size * shift, size * (own_variance + tf.square(shift))
+    channels = inputs.shape[-1]
+    total = replicas.add_up(tf.concat([first, second, tf.reshape(size, [1])], 0))
+    first, second, images = tf.split(tf.stop_gradient(total), [channels, channels, 1])
+    mean = first / images
+    variance = tf.maximum(second / images - tf.square(mean), 0.0)
+    mean += around
+
+    @tf.custom_gradient
+    def normalised(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> Any:
+        outputs = normalise_by(x, scale, offset, mean, variance, epsilon)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            direct, to_scale, to_offset, *_ = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=_as_images(upstream),
+                x=_as_images(x),
+                scale=scale,
+                reserve_space_1=mean,
+                reserve_space_2=variance,
+                reserve_space_3=tf.zeros([0]),
+                epsilon=epsilon,
+                is_training=False,
+            )
+            both = replicas.add_up(tf.concat([to_scale, to_offset], 0))
+            all_scale, all_offset = tf.split(both, 2)
+            # What the images do to mean and variance: the derivative of algorithm 1 in the paper.
+            factor = -scale * tf.math.rsqrt(variance + epsilon) / images * counts
+            by_statistics = normalise_by(
+                x, factor * all_scale, factor * all_offset, mean, variance, epsilon
+            )
+            return tf.reshape(direct, tf.shape(x)) + by_statistics, to_scale, to_offset
+
+        return outputs, gradient
+
+    return normalised(inputs, gamma, beta), mean, variance
+
+
+class Replicas(Protocol):
+    """What normalising over replicas asks of them."""
+
+    @property
+    def counts(self) -> tf.Tensor:
+        """1.0 if this replica's images count, 0.0 if they only stand in for an empty share."""
+
+    def add_up(self, sums: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of a tensor over all replicas."""
 
 
 def normalise_by(

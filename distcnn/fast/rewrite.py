@@ -1,18 +1,16 @@
 """From the user's model to an equal one that takes less time, on the very same variables."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from distcnn.fast.chain import Chain, stages_of
-
-_Layers = Collection[keras.layers.Layer]
+from distcnn.fast.chain import Chain, Synchronised, stages_of
 
 
-def fast_model(model: keras.Model, left_alone: _Layers = ()) -> keras.Model:
+def fast_model(model: keras.Model, synchronised: Synchronised | None = None) -> keras.Model:
     """Returns a model that computes what `model` does, in fewer passes over memory.
 
     Chains of Keras' own convolutions, dense layers, activations, max pooling, dropout and batch
@@ -22,20 +20,22 @@ def fast_model(model: keras.Model, left_alone: _Layers = ()) -> keras.Model:
     Args:
         model: Built Sequential or functional model; nested ones are rewritten too. Any other model
             cannot be seen into, and is returned itself.
-        left_alone: Layers to call as they are, such as those that reduce over replicas.
+        synchronised: Which batch normalisation is over all replicas, or None.
 
     Returns:
         A model whose variables are those of `model`.
     """
-    return _rewritten(model, left_alone, {})
+    return _rewritten(model, synchronised, {})
 
 
-def _rewritten(model: keras.Model, left_alone: _Layers, done: dict[int, Any]) -> keras.Model:
+def _rewritten(
+    model: keras.Model, synchronised: Synchronised | None, done: dict[int, Any]
+) -> keras.Model:
     graph = model._functional if type(model) is keras.Sequential else model
     if type(graph) is not _FUNCTIONAL:
         return model
     if id(model) not in done:
-        done[id(model)] = FastModel(graph, _Program(graph, left_alone, done).calls())
+        done[id(model)] = FastModel(graph, _Program(graph, synchronised, done).calls())
     return done[id(model)]
 
 
@@ -87,8 +87,10 @@ class FastModel(keras.Model):
 class _Program:
     """Divides the graph of one model into chains and single calls."""
 
-    def __init__(self, graph: keras.Model, left_alone: _Layers, done: dict[int, Any]) -> None:
-        self._left_alone = left_alone
+    def __init__(
+        self, graph: keras.Model, synchronised: Synchronised | None, done: dict[int, Any]
+    ) -> None:
+        self._synchronised = synchronised
         self._done = done
         self._nodes = list(_in_order(graph))
         uses = [id(tensor) for node in self._nodes for tensor in node.input_tensors]
@@ -104,9 +106,9 @@ class _Program:
             chain = self._chain_from(node)
             chained.update(map(id, chain))
             if chain:
-                operation: Any = Chain([each.operation for each in chain])
+                operation: Any = Chain([each.operation for each in chain], self._synchronised)
             elif isinstance(node.operation, keras.Model):
-                operation = _rewritten(node.operation, self._left_alone, self._done)
+                operation = _rewritten(node.operation, self._synchronised, self._done)
             else:
                 operation = node.operation
             calls.append(_Call(operation, node.arguments, (chain or [node])[-1].outputs))
@@ -124,7 +126,7 @@ class _Program:
 
     def _fits(self, node: Any, chain: list[Any]) -> bool:
         layer = node.operation
-        if not isinstance(layer, keras.layers.Layer) or layer in self._left_alone:
+        if not isinstance(layer, keras.layers.Layer):
             return False
         options = {k: v for k, v in node.arguments.kwargs.items() if k != "training"}
         if len(node.input_tensors) != 1 or len(node.arguments.args) != 1 or any(options.values()):

@@ -14,11 +14,12 @@ import keras
 from distcnn.config import ModelConfig
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.models.article import article
+from distcnn.models.compact import compact
 from distcnn.recipe import nearest
 
 log = logging.getLogger("distcnn")
 
-MODELS: dict[str, Callable[..., keras.Model]] = {"article": article}
+MODELS: dict[str, Callable[..., keras.Model]] = {"article": article, "compact": compact}
 
 
 def build_model(

@@ -1,0 +1,60 @@
+"""Updates of Keras' Adam, AdamW and SGD in one pass over memory, by TensorFlow's operations."""
+
+import functools
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def fuse_updates(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes an optimizer update each variable in one operation, if there is one for its kind.
+
+    It stays an optimizer of Keras' own class, with the same variables and the same updates, so what
+    is saved with it opens without distcnn.
+
+    Args:
+        optimizer: Optimizer without AMSGrad; any but Adam, AdamW and SGD is left as it is.
+    """
+    updates = {
+        keras.optimizers.Adam: _adam,
+        keras.optimizers.AdamW: _adam,
+        keras.optimizers.SGD: _sgd,
+    }
+    if type(optimizer) in updates:
+        optimizer.update_step = functools.partial(updates[type(optimizer)], optimizer)
+
+
+def _adam(optimizer: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
+    """Updates a variable by Adam (Kingma and Ba 2015, the last lines of section 2)."""
+    index = optimizer._get_variable_index(variable)
+    step = tf.cast(optimizer.iterations.value + 1, tf.float32)
+    tf.raw_ops.ResourceApplyAdam(
+        var=variable.handle,
+        m=optimizer._momentums[index].value.handle,
+        v=optimizer._velocities[index].value.handle,
+        beta1_power=tf.pow(optimizer.beta_1, step),
+        beta2_power=tf.pow(optimizer.beta_2, step),
+        lr=tf.cast(learning_rate, tf.float32),
+        beta1=optimizer.beta_1,
+        beta2=optimizer.beta_2,
+        epsilon=optimizer.epsilon,
+        grad=tf.cast(gradient, tf.float32),
+    )
+
+
+def _sgd(optimizer: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
+    """Updates a variable by SGD, with momentum (Sutskever et al. 2013, Nesterov's or the usual)."""
+    gradient = tf.cast(gradient, tf.float32)
+    rate = tf.cast(learning_rate, tf.float32)
+    if not optimizer.momentum:
+        tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
+        return
+    tf.raw_ops.ResourceApplyKerasMomentum(
+        var=variable.handle,
+        accum=optimizer.momentums[optimizer._get_variable_index(variable)].value.handle,
+        lr=rate,
+        grad=gradient,
+        momentum=optimizer.momentum,
+        use_nesterov=optimizer.nesterov,
+    )
