@@ -19,9 +19,6 @@ Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 """One replica's share of a batch: images, one-hot labels, and weights of shape `(count,)`, each
 1 / images of the global batch, or 0 for a stand-in."""
 
-_PART_BYTES = 4 * 2**20
-"""Gradients of this size and more are reduced while others are still being computed."""
-
 _VOTE_DELAY = 4
 """Executions after which a request to stop is read: long enough never to wait for the device."""
 
@@ -84,7 +81,6 @@ class TrainingStep:
         self._statistics = statistics
         self._step_before = 0
         self._votes: deque[tf.Tensor] = deque(maxlen=_VOTE_DELAY)
-        self._xla = xla
         self._compute = self._forward_backward
         if xla:
             self._compute = tf.function(
@@ -196,28 +192,13 @@ class TrainingStep:
             gradients = [a + b for a, b in zip(gradients, more, strict=True)]
             sums += counted
         used = [index for index, gradient in enumerate(gradients) if gradient is not None]
-        own = [gradients[index] for index in used]
-        reduced, sums = self._reduce(own, tf.concat([sums, [stop]], 0))
+        sums = tf.concat([sums, [stop]], 0)
+        own = [*(gradients[index] for index in used), sums]
+        *reduced, sums = self._backend.reduce_sum(own, compressible=len(used))
         self._optimizer.apply(reduced, [weights[index] for index in used])
         if self.average is not None:
             self.average.update()
         return sums
-
-    def _reduce(
-        self, gradients: list[tf.Tensor], sums: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Adds up gradients and sums over the replicas.
-
-        In parts, the last layers' first: they are known first, so their reduction goes on while
-        the backward pass computes the others (Li et al. 2020, "PyTorch Distributed", section 3.2).
-        XLA gives all gradients at once, so there is one part then.
-        """
-        reduced: list[tf.Tensor] = []
-        parts = [list(gradients)] if self._xla else _parts(gradients)
-        for part in parts[:-1]:
-            reduced = [*self._backend.reduce_sum(part, compressible=len(part)), *reduced]
-        *first, sums = self._backend.reduce_sum([*parts[-1], sums], compressible=len(parts[-1]))
-        return [*first, *reduced], sums
 
     def _forward_backward(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
@@ -315,19 +296,6 @@ class EvaluationStep:
         hits = tf.equal(tf.argmax(labels, 1), tf.argmax(outputs, 1))
         parts = [weights * losses, weights * tf.cast(hits, tf.float32), weights]
         return tf.stack([tf.reduce_sum(tf.cast(part, tf.float64)) for part in parts])
-
-
-def _parts(gradients: Sequence[tf.Tensor]) -> list[list[tf.Tensor]]:
-    """Divides gradients into parts of at least `_PART_BYTES`, the last layers' part first."""
-    parts: list[list[tf.Tensor]] = [[]]
-    size = 0
-    for gradient in reversed(gradients):
-        if size >= _PART_BYTES:
-            parts.append([])
-            size = 0
-        parts[-1].insert(0, gradient)
-        size += gradient.shape.num_elements() * gradient.dtype.size
-    return parts
 
 
 def _first_tensors(shares: Sequence[Any]) -> list[tf.Tensor]:

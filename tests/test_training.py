@@ -22,7 +22,6 @@ from distcnn.precision import Precision, apply_precision
 from distcnn.recipe import settings_of_run
 from distcnn.summary import hash_weights
 from distcnn.trainer import Trainer
-from distcnn.training_step import _parts
 from tests.runs import rows, small_config, small_run
 from tests.tiny import Seen, tiny
 
@@ -275,15 +274,6 @@ def test_test_flip_averages_over_mirror_images_now_and_later(tmp_path):
     main([str(tmp_path / "run"), "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_gradients_are_reduced_in_parts_the_last_layers_first():
-    sizes = [1000, 300_000, 900_000, 5, 1_200_000, 7, 200_000]
-    gradients = [tf.zeros([size]) for size in sizes]
-    parts = [[int(tf.size(g)) for g in part] for part in _parts(gradients)]
-    assert parts == [[1_200_000, 7, 200_000], [300_000, 900_000, 5], [1000]]
-    assert [size for part in reversed(parts) for size in part] == sizes
-    assert [len(part) for part in _parts(gradients[:1])] == [1]
 
 
 def test_xla_keeps_what_it_compiles(tmp_path, monkeypatch):

@@ -96,6 +96,23 @@ def test_any_number_of_workers_makes_the_weights_of_one(outcome, alone):
         assert [r["scale"] for r in several.results] == [2.0**14] * len(several.results)
 
 
+@pytest.fixture
+def in_bfloat16(groups, tmp_path_factory) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The weights of two workers by Horovod and by TensorFlow's collectives."""
+    for group in ("horovod x2", "multi_worker x2"):
+        if group not in groups:
+            plan = plan_of(GROUPS[group][0], ["bfloat16"])
+            folder = tmp_path_factory.mktemp("group") / "out"
+            groups[group] = run_plan(*GROUPS[group][:2], plan, folder)
+    return groups["horovod x2"]["bfloat16"].weights, groups["multi_worker x2"]["bfloat16"].weights
+
+
+def test_what_travels_as_bfloat16_is_added_up_in_float32(in_bfloat16):
+    """Horovod carries the bits of bfloat16 gradients; the sums are those of float32."""
+    by_horovod, by_tensorflow = in_bfloat16
+    assert difference(by_horovod, by_tensorflow) <= 1e-6
+
+
 def test_the_cases_train(alone):
     """Else equal weights would say nothing."""
     for name, outcome in alone.items():
