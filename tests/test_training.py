@@ -17,7 +17,7 @@ from distcnn.errors import DistcnnError
 from distcnn.evaluate import main
 from distcnn.models import returns_logits
 from distcnn.models.article import article
-from distcnn.models.compact import compact
+from distcnn.models.compact import compact, patch_filters
 from distcnn.precision import Precision, apply_precision
 from distcnn.recipe import settings_of_run
 from distcnn.summary import hash_weights
@@ -50,8 +50,16 @@ def test_compact_is_what_its_docstring_says():
         if isinstance(layer, keras.layers.Conv2D)
     )
     assert round(multiplications / 1e6) == 24
-    small = compact((8, 8, 1), 3, widths=[4, 8])
+    small = compact((8, 8, 1), 3, widths=[24, 8])
     assert small.output_shape == (None, 3)
+    filters = patch_filters(3, 54).reshape(27, 54)
+    assert np.allclose(filters[:, ::2].T @ filters[:, ::2], np.eye(27), atol=1e-6)
+    assert np.array_equal(filters[:, 1::2], -filters[:, ::2])
+    assert np.allclose(filters[:, 0], np.full(27, 27**-0.5))  # grey first
+    assert np.array_equal(model.layers[1].kernel, patch_filters(3, 32))
+    first = small.layers[1].kernel.numpy()
+    assert np.array_equal(first[..., :18], patch_filters(1, 24))
+    assert np.all(first[..., 18:].std(axis=(0, 1, 2)) > 0)
 
 
 def test_the_head_is_float32_under_mixed_precision():

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from distcnn.benchmarking.statistics import noise_floor, ratio_of_quartiles
 from distcnn.benchmarking.steps import TimedSteps
+from distcnn.config import AugmentConfig
 from distcnn.data.pipeline import evaluation_dataset, evaluation_shares
 from distcnn.models import build_model
 from distcnn.optimizer import plain_optimizer
@@ -17,6 +18,7 @@ from distcnn.trainer import Trainer, compile_arguments
 
 _WARMUP = 5
 _EVALUATED_IMAGES = 1024
+_READ_BATCHES = 30
 
 
 class PlainScript:
@@ -38,8 +40,8 @@ class PlainScript:
             keras.config.set_dtype_policy(policy)
         optimizer = plain_optimizer(config.optimizer, config.optimizer.lr, self.model)
         self.model.compile(optimizer, **compile_arguments(trainer.logits))
-        images = dataset.train.gather(tf.range(len(dataset.train), dtype=tf.int64))
-        self.images = trainer.evaluation.scaled(images).numpy()
+        self.stored = dataset.train.gather(tf.range(len(dataset.train), dtype=tf.int64))
+        self.images = trainer.evaluation.scaled(self.stored).numpy()
         self.labels = np.eye(classes, dtype=np.float32)[dataset.train.labels]
 
     def fit(self, steps: int, between: Callable[[bool], None], times: list[float]) -> None:
@@ -61,6 +63,25 @@ class PlainScript:
             callbacks=[timer],
             verbose=0,
         )
+
+    def naive_batches(self, augmentation: AugmentConfig) -> tf.data.Dataset:
+        """Returns what one would write without distcnn: images mapped one by one, then batched.
+
+        Args:
+            augmentation: Of which it does flip and crop.
+        """
+
+        def varied(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            if augmentation.flip:
+                image = tf.image.random_flip_left_right(image)
+            if augmentation.crop:
+                margin = [augmentation.crop] * 2
+                padded = tf.pad(image, [margin, margin, [0, 0]])
+                image = tf.image.random_crop(padded, image.shape)
+            return tf.cast(image, tf.float32) / 255.0, label
+
+        images = tf.data.Dataset.from_tensor_slices((self.stored, self.labels))
+        return images.repeat().map(varied).batch(self.batch_size)
 
 
 class _Timer(keras.callbacks.Callback):
@@ -89,10 +110,10 @@ def compare_with_plain(trainer: Trainer, repeats: int) -> list[dict[str, Any]]:
 
     Args:
         trainer: The run, on one device, built and not begun.
-        repeats: Training steps of each; evaluation and prediction are repeated at most 25 times.
+        repeats: Training steps of each; the others are repeated at most 25 times.
 
     Returns:
-        The content of a `distcnn.benchmarking.results.Comparison` for each of the three.
+        The content of a `distcnn.benchmarking.results.Comparison` for each of the four.
     """
     plain = PlainScript(trainer)
     found = {"training step": (_training(plain, trainer, repeats), plain.batch_size)}
@@ -102,6 +123,13 @@ def compare_with_plain(trainer: Trainer, repeats: int) -> list[dict[str, Any]]:
     size, classes = trainer.config.train.eval_batch_size, len(trainer.dataset.classes)
     stored = evaluation_dataset(split, classes, size).map(lambda pixels, _: pixels)
     few = min(repeats, 25)
+    naive = plain.naive_batches(trainer.config.data.augment)
+    found[f"input of {_READ_BATCHES} batches"] = (
+        _in_turn(
+            lambda: _read(naive), lambda: _read(trainer.training_batches(0)), min(repeats, 25)
+        ),
+        plain.batch_size,
+    )
     # Both with the batch size that they use by themselves.
     found["evaluation"] = (
         _in_turn(
@@ -164,6 +192,11 @@ def _in_turn(
             if number:  # the first call traces
                 seconds.append(time.perf_counter() - start)
     return times
+
+
+def _read(batches: tf.data.Dataset) -> None:
+    for _ in batches.take(_READ_BATCHES):
+        pass
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:

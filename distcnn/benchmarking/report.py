@@ -174,7 +174,7 @@ def _share_table(rows: Sequence[Row]) -> _Table:
         "input\n(wait)",
         "input alone\nimages/s",
         "compute",
-        "communication",
+        "comm.",
         "verdict",
     )
     lines = [

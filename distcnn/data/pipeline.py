@@ -16,6 +16,9 @@ from distcnn.data.augment import Randomness, augment
 from distcnn.data.split import Split
 
 
+_PREFETCHED_BYTES = 64 * 2**20
+
+
 @dataclass(frozen=True)
 class EpochOrder:
     """In which order the training images are seen.
@@ -165,7 +168,10 @@ def training_dataset(
 
     batches = epochs.flat_map(steps_of)
     batches = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    assert split.image_shape is not None
+    share_bytes = order.global_batch_size / shares.count * math.prod(split.image_shape)
+    # Far enough ahead for a stall; left to itself, TensorFlow keeps too few of small batches.
+    return batches.prefetch(max(2, min(8, int(_PREFETCHED_BYTES / share_bytes))))
 
 
 def evaluation_shares(

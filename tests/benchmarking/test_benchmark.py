@@ -68,7 +68,8 @@ def test_every_count_is_measured(benchmark):
 
 def test_plain_keras_is_compared(benchmark):
     _, printed, results = benchmark
-    assert [c.what for c in results.comparisons] == ["training step", "evaluation", "prediction"]
+    whats = ["training step", "input of 30 batches", "evaluation", "prediction"]
+    assert [c.what for c in results.comparisons] == whats
     for comparison in results.comparisons:
         assert comparison.plain_precision == "float32"
         assert comparison.ratio_low <= comparison.ratio <= comparison.ratio_high
@@ -98,6 +99,7 @@ def test_a_slower_run_fails_against_its_baseline(benchmark, run_module):
             row[key] /= 1000
     Path("faster.json").write_text(json.dumps(faster))
     command = ("distcnn.benchmark", *NET, *QUICK, "--workers", "1", "--scaling", "weak")
+    command += ("--cores_per_worker", "1")
     slower = run_module(*command, "--baseline", "faster.json", "--out", "again")
     assert slower.returncode == 1
     assert "slower than faster.json: weak scaling, one_device" in slower.stderr

@@ -169,7 +169,7 @@ def test_the_markdown_holds_the_same_numbers():
     assert [line["batch"] for line in weak] == ["128"] * 3
     for line, one in zip(shares, found.rows, strict=True):
         assert line["verdict"] == one.verdict
-        assert number(line["communication"]) == pytest.approx(one.communication_share)
+        assert number(line["comm."]) == pytest.approx(one.communication_share)
     assert [number(line["times as fast"]) for line in comparisons] == [1.25, 1.031]
     assert [line["error of step ms"] for line in predicted] == ["+0.0%", "-2.3%", "-"]
 
