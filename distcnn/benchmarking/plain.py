@@ -1,7 +1,7 @@
 """The plain Keras script against distcnn, batch by batch in turn, in one process."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -18,7 +18,7 @@ from distcnn.trainer import Trainer, compile_arguments
 
 _WARMUP = 5
 _EVALUATED_IMAGES = 1024
-_READ_BATCHES = 30
+_READ_SECONDS = 0.3
 
 
 class PlainScript:
@@ -123,13 +123,9 @@ def compare_with_plain(trainer: Trainer, repeats: int) -> list[dict[str, Any]]:
     size, classes = trainer.config.train.eval_batch_size, len(trainer.dataset.classes)
     stored = evaluation_dataset(split, classes, size).map(lambda pixels, _: pixels)
     few = min(repeats, 25)
-    naive = plain.naive_batches(trainer.config.data.augment)
-    found[f"input of {_READ_BATCHES} batches"] = (
-        _in_turn(
-            lambda: _read(naive), lambda: _read(trainer.training_batches(0)), min(repeats, 25)
-        ),
-        plain.batch_size,
-    )
+    naive = iter(plain.naive_batches(trainer.config.data.augment))
+    own = iter(trainer.training_batches(0))
+    found["input of a batch"] = (_read_in_turn(naive, own, few), plain.batch_size)
     # Both with the batch size that they use by themselves.
     found["evaluation"] = (
         _in_turn(
@@ -194,9 +190,25 @@ def _in_turn(
     return times
 
 
-def _read(batches: tf.data.Dataset) -> None:
-    for _ in batches.take(_READ_BATCHES):
-        pass
+def _read_in_turn(
+    first: Iterator[Any], second: Iterator[Any], repeats: int
+) -> tuple[list[float], list[float]]:
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for batches, seconds in zip((first, second), times, strict=True):
+            seconds.append(_seconds_a_batch(batches))
+    return times
+
+
+def _seconds_a_batch(batches: Iterator[Any]) -> float:
+    """Returns what a batch takes, but for those prefetched while others had their turn."""
+    for _ in range(10):
+        next(batches)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < _READ_SECONDS:
+        next(batches)
+        count += 1
+    return (time.perf_counter() - start) / count
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:

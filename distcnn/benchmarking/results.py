@@ -99,8 +99,8 @@ class Comparison:
     """A plain Keras script against distcnn, in turns in one process.
 
     Attributes:
-        what: What is timed: "training step", "input of 30 batches" (against images mapped one by
-            one), "evaluation" or "prediction".
+        what: What is timed: "training step", "input of a batch" (against images mapped one by one),
+            "evaluation" or "prediction".
         batch: Images per batch.
         repeats: How often each of the two was timed.
         plain_ms: Lower quartile of the plain script's time in milliseconds.

@@ -15,7 +15,6 @@ from distcnn.config import AugmentConfig
 from distcnn.data.augment import Randomness, augment
 from distcnn.data.split import Split
 
-
 _PREFETCHED_BYTES = 64 * 2**20
 
 
