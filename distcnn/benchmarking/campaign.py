@@ -232,12 +232,17 @@ class Campaign:
     def _rows(self, found: dict[int, dict[str, Any]], modes: Sequence[Mode]) -> list[Row]:
         rows = []
         for mode in modes:
-            alone = found[1][mode]["images_per_second"] if 1 in found else None
+            alone = self._rate_of_each(found, 1, mode) if 1 in found else None
             for workers in self._counts:
-                measured = found[workers][mode]
-                gained = measured["images_per_second"] / workers
-                rows.append(self._row(measured, mode, workers, gained / alone if alone else None))
+                own = self._rate_of_each(found, workers, mode)
+                efficiency = own / alone if alone else None
+                rows.append(self._row(found[workers][mode], mode, workers, efficiency))
         return rows
+
+    def _rate_of_each(self, found: dict[int, dict[str, Any]], workers: int, mode: Mode) -> float:
+        """Returns the images a second of each core or GPU that the workers were given."""
+        given = workers * (self.cores_of(workers) or 1)
+        return found[workers][mode]["images_per_second"] / given
 
     def _row(
         self, measured: dict[str, Any], mode: Mode, workers: int, efficiency: float | None
@@ -271,8 +276,8 @@ class Campaign:
         cores = alone.cores_per_worker
         on = "on a GPU of its own" if cores is None else f"on {cores} core{'s' * (cores > 1)}"
         return (
-            "images a second of all workers / (workers x images a second of one worker alone "
-            f"{on}, {alone.images_per_second:.0f})"
+            f"images a second of each {'GPU' if cores is None else 'core'} / that of one worker "
+            f"alone {on} ({alone.images_per_second:.0f} images/s)"
         )
 
 
