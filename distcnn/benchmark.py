@@ -3,8 +3,10 @@
 import datetime
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +74,18 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         DistcnnError: If a group of workers fails, or a number is worse than the baseline's.
     """
-    flags = list(arguments)
-    if not any(flag.startswith(("--data.name", "--data.dir")) for flag in flags):
-        flags += ["--data.name", "synthetic"]  # which needs no download
     description = (
         "Measures throughput by number of workers, where the time goes, and against plain Keras. "
-        "Takes the flags of distcnn.train too; without --data.name it trains on synthetic images."
+        "Takes the flags of distcnn.train too; images that it would have to download are synthetic "
+        "unless --data.name or --data.dir asks for them."
     )
-    config, options = parse_run("distcnn.benchmark", description, flags, _OWN)
+    config, options = parse_run("distcnn.benchmark", description, arguments, _OWN)
     if config is None:
         return 0
+    asked = any(flag.startswith(("--data.name", "--data.dir")) for flag in arguments)
+    if config.data.name in ("cifar10", "cifar100") and not asked:
+        config = replace(config, data=replace(config.data, name="synthetic"))
+    folder = Path(config.out or f"benchmarks/{config.recipe}")
     counts = _counts(options["workers"], "workers")
     predicted = _counts(options["predict"], "predict") if options["predict"] else []
     if predicted and max(counts) < 2:
@@ -89,7 +93,8 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("steps", "compare_steps"):
         if options[name] < 5:
             raise UsageError(f"{name} is {options[name]}; expected at least 5")
-    old = read_results(Path(options["baseline"])) if options["baseline"] else None
+    old = _baseline(options["baseline"], folder)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no worker is left behind
 
     campaign = Campaign(
         config,
@@ -109,7 +114,6 @@ def main(arguments: Sequence[str]) -> int:
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     show(results)
-    folder = Path(config.out or f"benchmarks/{config.recipe}")
     write_all(results, folder)
     write_json(options["json"], results.to_json())
     sys.stdout.write(f"saved           {folder}\n")
@@ -123,6 +127,17 @@ def _counts(text: str, name: str) -> list[int]:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"{name} is {text!r}; expected numbers of workers such as 1,2,4")
     return sorted({int(part) for part in parts})
+
+
+def _baseline(path: str | None, folder: Path) -> Results | None:
+    """Reads the baseline, which the new results must not replace."""
+    if path is None:
+        return None
+    old = read_results(Path(path))
+    new = folder / "results.json"
+    if new.exists() and new.samefile(Path(path, "results.json") if Path(path).is_dir() else path):
+        raise UsageError(f"the results would replace the baseline {path}; give another --out")
+    return old
 
 
 def _compare_to(old: Results, new: Results, path: str) -> None:

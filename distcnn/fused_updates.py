@@ -1,6 +1,5 @@
 """Updates of Keras' Adam, AdamW and SGD in one pass over memory, by TensorFlow's operations."""
 
-import functools
 from typing import Any
 
 import keras
@@ -21,8 +20,17 @@ def fuse_updates(optimizer: keras.optimizers.Optimizer) -> None:
         keras.optimizers.AdamW: _adam,
         keras.optimizers.SGD: _sgd,
     }
-    if type(optimizer) in updates:
-        optimizer.update_step = functools.partial(updates[type(optimizer)], optimizer)
+    fused, plain = updates.get(type(optimizer)), optimizer.update_step
+    if fused is None:
+        return
+
+    def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
+        if variable.dtype == tf.float32:
+            fused(optimizer, gradient, variable, learning_rate)
+        else:
+            plain(gradient, variable, learning_rate)
+
+    optimizer.update_step = update_step
 
 
 def _adam(optimizer: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:

@@ -1,6 +1,5 @@
 """Number formats, XLA and threads: what was asked for becomes what this hardware does best."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +95,6 @@ def apply_precision(
         DistcnnError: If `config.threads` differs from what a running TensorFlow already uses.
     """
     keras.config.set_dtype_policy(precision.policy)
-    if precision.xla:
-        _keep_compiled()
     tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -111,17 +108,6 @@ def apply_precision(
             f"precision.threads is {config.threads}, but TensorFlow already runs in this process; "
             "create the Trainer before anything else uses TensorFlow"
         ) from None
-
-
-def _keep_compiled() -> None:
-    """Lets XLA keep what it compiles in the user's cache folder, and find it in the next run."""
-    flags = os.environ.get("TF_XLA_FLAGS", "")
-    if "persistent_cache" not in flags:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base, "distcnn", "xla")
-        folder.mkdir(parents=True, exist_ok=True)
-        # Read when XLA compiles for the first time.
-        os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_persistent_cache_directory={folder}"
 
 
 def _fastest_policy(hardware: Hardware) -> tuple[str, str]:

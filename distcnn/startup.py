@@ -1,9 +1,11 @@
 """Imports TensorFlow without the notes that it prints on every start, whatever its log level."""
 
+import contextlib
 import os
 import re
 import sys
 import tempfile
+from pathlib import Path
 
 _NOTES = re.compile(
     rb"All log messages before absl::InitializeLog|oneDNN custom operations are on"
@@ -15,6 +17,7 @@ _NOTES = re.compile(
 def import_tensorflow() -> None:
     """Imports TensorFlow and finds its devices; passes on what it prints, but for known notes."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _keep_compiled()
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as printed:
@@ -30,3 +33,19 @@ def import_tensorflow() -> None:
             for line in printed:
                 if not _NOTES.search(line):
                     os.write(2, line)
+
+
+def _keep_compiled() -> None:
+    """Lets XLA keep what it compiles in the user's cache folder, and find it in the next run.
+
+    TensorFlow reads the flag once, as it starts.
+    """
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    if "persistent_cache" in flags:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base, "distcnn", "xla")
+    with contextlib.suppress(OSError):  # a full or read-only disk only costs the time to compile
+        folder.mkdir(parents=True, exist_ok=True)
+        option = f"--tf_xla_persistent_cache_directory={folder}"
+        os.environ["TF_XLA_FLAGS"] = f"{flags} {option}".strip()

@@ -177,6 +177,21 @@ def test_what_it_does_not_know_it_calls_as_it_is() -> None:
     assert fast_model(subclass) is subclass
 
 
+def test_activations_and_types_of_the_users_own() -> None:
+    """An activation that leaves the computation's type, and layers wholly in half precision."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    inputs = keras.Input((12, 12, 3))
+    x = layers.Conv2D(4, 3, activation=lambda x: tf.nn.tanh(tf.cast(x, tf.float32)))(inputs)
+    x = layers.Dense(4, dtype="bfloat16")(layers.Conv2D(4, 3)(x))
+    x = layers.BatchNormalization(dtype="bfloat16")(x)
+    x = layers.Dense(4, dtype="float32")(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, layers.Softmax(dtype="float32")(x))
+    fast = fast_model(model)
+    assert [len(part.chained) for part in fast.parts if isinstance(part, Chain)] == [2, 1]
+    assert difference(fast(IMAGES), model(IMAGES)) < 0.02
+    assert Outcome(model, fast).loss < 10
+
+
 def test_the_users_model_stays_as_it_is() -> None:
     model = smooth()
     before = model.to_json()
@@ -320,8 +335,17 @@ OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def test_variables_of_other_types_are_updated_by_keras() -> None:
+    optimizer = keras.optimizers.SGD(0.5)
+    fuse_updates(optimizer)
+    variable = keras.Variable(np.ones(4), dtype="float64")
+    optimizer.apply([tf.fill([4], tf.constant(0.2, tf.float64))], [variable])
+    assert np.allclose(variable, 0.9)
+
+
 def apply_sines(optimizer: Any, variables: list[keras.Variable], number: tf.Tensor) -> None:
-    optimizer.apply([tf.sin(number + v.value) for v in variables], variables)
+    gradients = [tf.sin(tf.cast(number, v.dtype) + v.value) for v in variables]
+    optimizer.apply(gradients, variables)
 
 
 @pytest.mark.parametrize(("name", "settings"), OPTIMIZERS)

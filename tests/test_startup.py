@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from distcnn.startup import import_tensorflow
+from tests.runs import flags, small_config
 
 NOTES = [
     "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
@@ -61,3 +62,18 @@ def test_the_log_level_of_the_user_stays(monkeypatch):
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
     import_tensorflow()
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2"
+
+
+def test_xla_keeps_what_it_compiles(tmp_path, run_module, monkeypatch):
+    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
+    arguments = flags(small_config(tmp_path / "run", precision__xla="on", train__epochs=1))
+    done = run_module("distcnn.train", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "cache" / "distcnn" / "xla").iterdir())
+
+
+def test_a_cache_of_the_users_own_stays(monkeypatch):
+    own = "--tf_xla_persistent_cache_directory=/elsewhere"
+    monkeypatch.setenv("TF_XLA_FLAGS", own)
+    import_tensorflow()
+    assert os.environ["TF_XLA_FLAGS"] == own

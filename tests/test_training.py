@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distcnn.config import DataConfig, ModelConfig, PrecisionConfig
+from distcnn.config import DataConfig, ModelConfig
 from distcnn.data.dataset import load_split
 from distcnn.data.sources import open_source
 from distcnn.errors import DistcnnError
@@ -18,7 +18,6 @@ from distcnn.evaluate import main
 from distcnn.models import returns_logits
 from distcnn.models.article import article
 from distcnn.models.compact import compact, patch_filters
-from distcnn.precision import Precision, apply_precision
 from distcnn.recipe import settings_of_run
 from distcnn.summary import hash_weights
 from distcnn.trainer import Trainer
@@ -282,19 +281,6 @@ def test_test_flip_averages_over_mirror_images_now_and_later(tmp_path):
     main([str(tmp_path / "run"), "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_xla_keeps_what_it_compiles(tmp_path, monkeypatch):
-    for flags, found in (("", str(tmp_path / "cache" / "distcnn" / "xla")), ("--x", "--x ")):
-        monkeypatch.setenv("TF_XLA_FLAGS", flags)
-        resolved = Precision("float32", "asked for", True, "asked for")
-        apply_precision(PrecisionConfig(), resolved)
-        assert found in os.environ["TF_XLA_FLAGS"]
-        assert "--tf_xla_persistent_cache_directory=" in os.environ["TF_XLA_FLAGS"]
-    own = "--tf_xla_persistent_cache_directory=/elsewhere"
-    monkeypatch.setenv("TF_XLA_FLAGS", own)
-    apply_precision(PrecisionConfig(), resolved)
-    assert os.environ["TF_XLA_FLAGS"] == own
 
 
 def test_the_average_of_the_weights_is_evaluated_and_saved(tmp_path):

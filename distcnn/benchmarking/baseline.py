@@ -8,6 +8,9 @@ from distcnn.errors import DistcnnError
 MINIMUM_NOISE = 0.05
 """Relative change that is never called a regression."""
 
+_LARGEST_NOISE = 0.9
+"""However few and scattered the times are, a tenth of the speed is a regression."""
+
 _ENVIRONMENT_KEYS = ("cpu", "cores", "gpu")
 _SETTINGS = ("model", "parameters", "precision", "fast_path", "data")
 
@@ -18,7 +21,8 @@ def regressions(new: Results, old: Results) -> list[str]:
     The throughput of rows of the same `Row.key` is compared, from the lower quartile of the step
     time, which other programs disturb least; and the ratios of comparisons of the same kind, batch
     and precisions. The noise is the largest of 5 %, the relative half widths of the two confidence
-    intervals together, and twice the A/A noise of any comparison in either file.
+    intervals together, and twice the A/A noise: of the training step for rows, of itself for a
+    ratio.
 
     Args:
         new: What was measured now.
@@ -37,9 +41,8 @@ def regressions(new: Results, old: Results) -> list[str]:
             f"there is nothing to compare: measured were {_name_all(new.rows)}; expected one of "
             f"the baseline's {_name_all(old.rows)}; use the same strategy, workers and batch"
         )
-    noise = max(
-        (MINIMUM_NOISE, *(2 * entry.noise for entry in (*new.comparisons, *old.comparisons)))
-    )
+    steps = [e for e in (*new.comparisons, *old.comparisons) if e.what == "training step"]
+    noise = max((MINIMUM_NOISE, *(2 * entry.noise for entry in steps)))
     found = [
         _judge(
             _name(now),
@@ -61,7 +64,11 @@ def regressions(new: Results, old: Results) -> list[str]:
                     "{:.3f} times as fast as the plain script",
                     entry.ratio,
                     earlier.ratio,
-                    max(noise, _ratio_noise(entry) + _ratio_noise(earlier)),
+                    max(
+                        MINIMUM_NOISE,
+                        2 * max(entry.noise, earlier.noise),
+                        _ratio_noise(entry) + _ratio_noise(earlier),
+                    ),
                 )
             )
     return [sentence for sentence in found if sentence is not None]
@@ -84,6 +91,7 @@ def environment_differences(new: Results, old: Results) -> list[str]:
 
 def _judge(name: str, form: str, now: float, before: float, noise: float) -> str | None:
     """Returns a sentence if a value, of which more is better, fell by more than the noise."""
+    noise = min(noise, _LARGEST_NOISE)
     limit = before * (1 - noise)
     if now >= limit:
         return None

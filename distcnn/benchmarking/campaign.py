@@ -42,9 +42,10 @@ class Machine:
         gpus = 0
         if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-            gpus = listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+            gpus = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            gpus = len(visible.split(",")) if visible and gpus else gpus
+            if visible and gpus:
+                gpus = sum(name.strip() != "-1" for name in visible.split(","))
         return cls(len(os.sched_getaffinity(0)), gpus)
 
 
@@ -81,6 +82,7 @@ class Campaign:
                 f"cores_per_worker is {cores_per_worker!r}; expected fixed, divided or a number"
             )
         self._strategy = _strategy_for_several(config)
+        self._peak_of_each = 0.0  # GFLOP/s of a core or GPU, known when the first group is done
 
     def cores_of(self, workers: int) -> int | None:
         """Returns the cores of each worker, or None on GPUs."""
@@ -125,6 +127,9 @@ class Campaign:
             comparisons = self._compare(compare_steps, folder) if compare_steps else []
             model = self._model(folder) if predicted else None
         first = found[self._counts[0]][modes[0]]
+        replicas = 1 if self._machine.gpus else self._counts[0] // first["resolved"]["processes"]
+        own = replicas * (self.cores_of(self._counts[0]) or 1)
+        self._peak_of_each = first["peak_gflops"] / min(own, self._machine.cores)
         rows = self._rows(found, modes)
         resolved = first["resolved"]
         return Results(
@@ -137,10 +142,10 @@ class Campaign:
             fast_path=resolved["fast_path"],
             data=resolved["data"],
             denominator=self._denominator(rows),
-            peak_gflops=first["peak_gflops"],
+            peak_gflops=self._peak_of_each,
             rows=tuple(rows),
             comparisons=tuple(comparisons),
-            prediction=_prediction(model, first["per_worker_batch"], predicted, rows)
+            prediction=self._prediction(model, first["per_worker_batch"], predicted, rows)
             if model
             else None,
             environment=first["environment"] | {"cores": self._machine.cores},
@@ -150,15 +155,13 @@ class Campaign:
         # A single worker's batch is the same whichever way it scales.
         kinds = modes if workers > 1 else modes[:1]
         log.info("measuring       %d worker%s", workers, "s" if workers > 1 else "")
-        entries = [
-            {
-                "kind": "steps",
-                "config": self._write(self._config_for(workers, mode), folder, f"{workers}-{mode}"),
-                "arguments": {"count": self._steps, "warmup": self._warmup},
-            }
-            for mode in kinds
-        ]
-        found = self._group(workers, entries, folder / f"group-{workers}")
+        found = []
+        for mode in kinds:  # each in processes of its own, whose memory is then its own
+            name = f"{workers}-{mode}"
+            file = self._write(self._config_for(workers, mode), folder, name)
+            arguments = {"count": self._steps, "warmup": self._warmup}
+            entry = {"kind": "steps", "config": file, "arguments": arguments}
+            found += self._group(workers, [entry], folder / f"group-{name}")
         return dict(zip(modes, found if workers > 1 else found * len(modes), strict=True))
 
     def _compare(self, steps: int, folder: Path) -> list[Comparison]:
@@ -168,20 +171,31 @@ class Campaign:
         (found,) = self._group(1, [entry], folder / "compare", cores=self._all_cores())
         return [Comparison(**each) for each in found]
 
+    @property
+    def _batch_of_one(self) -> int:
+        """Images of a step of one worker."""
+        train = self._config.train
+        return train.global_batch_size or train.batch_size * train.accumulation_steps
+
+    @property
+    def _several(self) -> int:
+        """The number of workers whose reduction a prediction is made from."""
+        fitting = [n for n in self._counts if n > 1 and not self.oversubscribed(n)]
+        return max(fitting) if fitting else 2
+
     def _model(self, folder: Path) -> ScalingModel:
         """Measures and fits what predictions are made from."""
         log.info("measuring       steps by batch, and reductions by size")
-        config = self._config_for(1, "weak")
-        batch = config.train.global_batch_size or config.train.batch_size
+        batch = self._batch_of_one
         sizes = sorted({max(1, batch // 4), max(1, batch // 2), batch, 2 * batch})
-        fitting = [n for n in self._counts if n > 1 and not self.oversubscribed(n)]
-        several = max(fitting) if fitting else 2
+        several = self._several
         found = {}
         for workers in (1, several):
             file = self._write(self._config_for(workers, "weak"), folder, f"model-{workers}")
             arguments = {"batches": sizes, "repeats": max(self._steps, 25)}
             entry = {"kind": "model", "config": file, "arguments": arguments}
-            (found[workers],) = self._group(workers, [entry], folder / f"model-{workers}")
+            cores = self.cores_of(several)
+            (found[workers],) = self._group(workers, [entry], folder / f"model-{workers}", cores)
         reduced = found[several]
         return fit(
             {int(k): v for k, v in found[1]["step_ms"].items()},
@@ -206,7 +220,7 @@ class Campaign:
     def _config_for(self, workers: int, mode: Mode) -> Config:
         """Returns the configuration of a count: batch, strategy, and endless epochs."""
         config = self._config
-        one = config.train.global_batch_size or config.train.batch_size
+        one = self._batch_of_one
         batch = one * workers if mode == "weak" else one
         if batch < workers:
             raise UsageError(
@@ -215,12 +229,18 @@ class Campaign:
             )
         strategy: Strategy = self._strategy if workers > 1 else "one_device"
         devices = workers if strategy == "mirrored" else None
-        examples = max(config.data.synthetic_examples, 20 * batch)
+        enough = 20 * batch * config.train.steps_per_execution
+        examples = max(config.data.synthetic_examples, enough)
         return dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, synthetic_examples=examples),
             train=dataclasses.replace(config.train, global_batch_size=batch, epochs=100_000),
-            distribute=dataclasses.replace(config.distribute, strategy=strategy, devices=devices),
+            distribute=dataclasses.replace(
+                config.distribute,
+                strategy=strategy,
+                devices=devices,
+                compression=config.distribute.compression if strategy == "horovod" else "none",
+            ),
             checkpoint=dataclasses.replace(config.checkpoint, resume="never"),
         )
 
@@ -249,7 +269,10 @@ class Campaign:
     ) -> Row:
         resolved = measured["resolved"]
         own = {field.name for field in dataclasses.fields(Row)}
-        rate = measured["flops_per_image"] * measured["images_per_second"]
+        rate = measured["flops_per_image"] * measured["images_per_second"] / 1e9
+        given = min(
+            workers * (self.cores_of(workers) or 1), self._machine.gpus or self._machine.cores
+        )
         return Row(
             **{name: value for name, value in measured.items() if name in own},
             scaling=mode,
@@ -258,7 +281,7 @@ class Campaign:
             cores_per_worker=self.cores_of(workers),
             oversubscribed=self.oversubscribed(workers),
             efficiency=efficiency,
-            share_of_peak=rate / workers / (measured["peak_gflops"] * 1e9),
+            share_of_peak=rate / given / self._peak_of_each,
             verdict=verdict(
                 self._config,
                 measured,
@@ -266,6 +289,7 @@ class Campaign:
                 precision=resolved["precision"],
                 oversubscribed=self.oversubscribed(workers),
                 fast_path=resolved["fast_path"],
+                fastest_policy=measured["fastest_policy"],
             ),
         )
 
@@ -280,6 +304,35 @@ class Campaign:
             f"alone {on} ({alone.images_per_second:.0f} images/s)"
         )
 
+    def _prediction(
+        self, model: ScalingModel, batch: float, predicted: Sequence[int], rows: Sequence[Row]
+    ) -> Prediction:
+        """Returns efficiency by weak scaling at the counts asked for, and at those measured."""
+        cores = self.cores_of(self._several)
+        alike = [r for r in rows if not r.oversubscribed and r.cores_per_worker == cores]
+        weak = {row.workers: row for row in alike if row.scaling == "weak"}
+        points = []
+        for workers in sorted({*predicted, *weak}):
+            step = model.step_ms(workers, batch)
+            row = weak.get(workers)
+            points.append(
+                PredictedPoint(
+                    workers=workers,
+                    step_ms=step,
+                    efficiency=model.efficiency(workers, batch),
+                    measured_efficiency=row.efficiency if row else None,
+                    error=step / row.step_ms_p25 - 1 if row else None,
+                )
+            )
+        return Prediction(
+            step_fixed_ms=model.fixed_ms,
+            step_ms_per_image=model.per_image_ms,
+            latency_ms=model.latency_ms,
+            bandwidth_mb_per_s=model.bytes_per_ms / 1e3,
+            bytes_per_step=model.bytes_per_step,
+            points=tuple(points),
+        )
+
 
 def _strategy_for_several(config: Config) -> Strategy:
     """Returns the strategy of several workers: the one asked for, else Horovod."""
@@ -289,31 +342,3 @@ def _strategy_for_several(config: Config) -> Strategy:
             "distribute.strategy is one_device; expected horovod, mirrored, multi_worker or auto"
         )
     return "horovod" if asked == "auto" else asked
-
-
-def _prediction(
-    model: ScalingModel, batch: float, predicted: Sequence[int], rows: Sequence[Row]
-) -> Prediction:
-    """Returns efficiency by weak scaling at the counts asked for, and at those measured."""
-    weak = {row.workers: row for row in rows if row.scaling == "weak" and not row.oversubscribed}
-    points = []
-    for workers in sorted({*predicted, *weak}):
-        step = model.step_ms(workers, batch)
-        row = weak.get(workers)
-        points.append(
-            PredictedPoint(
-                workers=workers,
-                step_ms=step,
-                efficiency=model.efficiency(workers, batch),
-                measured_efficiency=row.efficiency if row else None,
-                error=step / row.step_ms_p25 - 1 if row else None,
-            )
-        )
-    return Prediction(
-        step_fixed_ms=model.fixed_ms,
-        step_ms_per_image=model.per_image_ms,
-        latency_ms=model.latency_ms,
-        bandwidth_mb_per_s=model.bytes_per_ms / 1e3,
-        bytes_per_step=model.bytes_per_step,
-        points=tuple(points),
-    )

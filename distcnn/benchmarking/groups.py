@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 from distcnn.errors import DistcnnError, UsageError
 
+_GRACE_SECONDS = 5
 _LAUNCHER_VARIABLES = ("HOROVOD_", "OMPI_", "PMI_", "PMIX_", "SLURM_")
 
 
@@ -46,21 +48,26 @@ def run_group(
     with log.open("wb") as output:
         started = [
             subprocess.Popen(
-                line, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                line,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
             for line, environment in _commands(strategy, workers, command)
         ]
         codes = _wait(started)
     if any(codes) or not results.exists():
-        printed = log.read_text(errors="replace").strip().splitlines()
-        last = printed[-1] if printed else "nothing was printed"
+        printed = log.read_text(errors="replace").strip().splitlines() or ["nothing was printed"]
+        last = next((line for line in reversed(printed) if "error: " in line), printed[-1])
         raise DistcnnError(f"{workers} workers by {strategy} failed: {last} (all of it: {log})")
     found: list[dict[str, Any]] = json.loads(results.read_text())
     return found
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Waits for all; when one fails, or this process is interrupted, ends the others."""
+    """Waits for all; when one fails, or this process is to end, ends the others."""
     try:
         while any(process.poll() is None for process in processes):
             if any(process.returncode for process in processes):
@@ -68,9 +75,18 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
             time.sleep(0.1)
     finally:
         for process in processes:
-            if process.poll() is None:
-                process.terminate()
+            _end(process)
     return [process.wait() for process in processes]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it started, which are in a group of their own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_SECONDS)
 
 
 def _commands(
@@ -91,7 +107,7 @@ def _commands(
                 "--distribute.strategy multi_worker or mirrored"
             )
         return [([str(launcher), "--gloo", "-np", str(workers), *command], clean)]
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
     commands = []
     for rank in range(workers):
         task = {"type": "worker", "index": rank}
@@ -100,7 +116,8 @@ def _commands(
     return commands
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Returns ports that are free on the loopback interface now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -115,5 +132,13 @@ def _free_ports(count: int) -> list[int]:
 def scratch_folder() -> Iterator[Path]:
     """Lends a folder for plans and outputs; it stays if a group fails, to be looked at."""
     folder = Path(tempfile.mkdtemp(prefix="distcnn-benchmark-"))
-    yield folder
+    try:
+        yield folder
+    except DistcnnError as error:
+        if isinstance(error, UsageError):  # which is about the command line
+            shutil.rmtree(folder)
+        raise
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
     shutil.rmtree(folder)

@@ -9,9 +9,9 @@ from distcnn.benchmarking.hardware import peak_flops
 from distcnn.benchmarking.plain import compare_with_plain
 from distcnn.benchmarking.steps import measure_steps, reduction_times, step_times_by_batch
 from distcnn.cluster import Cluster
-from distcnn.config import Config
+from distcnn.config import Config, PrecisionConfig
 from distcnn.environment import describe_environment
-from distcnn.precision import find_hardware
+from distcnn.precision import find_hardware, resolve_precision
 from distcnn.trainer import Trainer
 
 _REDUCED_BYTES = [2**12, 2**18, 2**20, 2**22, 2**24]
@@ -24,6 +24,7 @@ def steps(config: Config, cluster: Cluster, *, count: int, warmup: int) -> dict[
     resolved = trainer.resolved()
     return found | {
         "peak_gflops": peak_flops(keras.config.dtype_policy().compute_dtype) / 1e9,
+        "fastest_policy": resolve_precision(PrecisionConfig(), find_hardware()).policy,
         "resolved": resolved,
         "environment": describe_environment(find_hardware(), resolved),
     }

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.benchmarking.statistics import noise_floor, ratio_of_quartiles
-from distcnn.benchmarking.steps import TimedSteps
+from distcnn.benchmarking.steps import TimedSteps, require_steps
 from distcnn.config import AugmentConfig
 from distcnn.data.pipeline import evaluation_dataset, evaluation_shares
 from distcnn.models import build_model
@@ -26,9 +26,10 @@ class PlainScript:
 
     Args:
         trainer: The run whose model, optimizer and batch size it takes; it computes in float32.
+        most: How many of the images it needs at most; they are held in memory.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, most: int) -> None:
         config, dataset = trainer.config, trainer.dataset
         self.batch_size = trainer.order.global_batch_size
         policy = keras.config.dtype_policy()
@@ -40,9 +41,10 @@ class PlainScript:
             keras.config.set_dtype_policy(policy)
         optimizer = plain_optimizer(config.optimizer, config.optimizer.lr, self.model)
         self.model.compile(optimizer, **compile_arguments(trainer.logits))
-        self.stored = dataset.train.gather(tf.range(len(dataset.train), dtype=tf.int64))
+        count = min(len(dataset.train), max(most, _EVALUATED_IMAGES))
+        self.stored = dataset.train.gather(tf.range(count, dtype=tf.int64))
         self.images = trainer.evaluation.scaled(self.stored).numpy()
-        self.labels = np.eye(classes, dtype=np.float32)[dataset.train.labels]
+        self.labels = np.eye(classes, dtype=np.float32)[dataset.train.labels[:count]]
 
     def fit(self, steps: int, between: Callable[[bool], None], times: list[float]) -> None:
         """Trains by `fit`, and after each batch lets something else happen.
@@ -115,7 +117,8 @@ def compare_with_plain(trainer: Trainer, repeats: int) -> list[dict[str, Any]]:
     Returns:
         The content of a `distcnn.benchmarking.results.Comparison` for each of the four.
     """
-    plain = PlainScript(trainer)
+    require_steps(trainer)
+    plain = PlainScript(trainer, (repeats + _WARMUP) * trainer.order.global_batch_size)
     found = {"training step": (_training(plain, trainer, repeats), plain.batch_size)}
     count = min(_EVALUATED_IMAGES, len(plain.images))
     images, labels = plain.images[:count], plain.labels[:count]

@@ -118,7 +118,7 @@ def _facts(results: Results) -> dict[str, str]:
         "precision": f"{results.precision}, fast path {fast}",
         "data": results.data,
         "efficiency": results.denominator,
-        "share of peak": f"relative to {_rate(results.peak_gflops)} GFLOP/s",
+        "share of peak": f"relative to {_rate(results.peak_gflops)} GFLOP/s of a core or GPU",
     }
 
 

@@ -180,7 +180,8 @@ class Results:
         fast_path: Whether the model was computed by its fast form.
         data: Name of the data.
         denominator: What efficiency is, and relative to what, in words.
-        peak_gflops: Peak arithmetic rate that `Row.share_of_peak` is relative to, in GFLOP/s.
+        peak_gflops: Peak arithmetic rate that `Row.share_of_peak` is relative to, in GFLOP/s
+            of a core or GPU.
         rows: The measurements.
         comparisons: Comparisons with a plain Keras script.
         prediction: The prediction for more workers, or None.

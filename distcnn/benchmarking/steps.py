@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from distcnn.benchmarking.hardware import training_flops
 from distcnn.benchmarking.statistics import summarise
 from distcnn.data.pipeline import training_dataset
 from distcnn.distribute import Backend
+from distcnn.errors import UsageError
 from distcnn.trainer import Trainer
 from distcnn.training_step import TrainingStep
 
@@ -28,21 +30,33 @@ class TimedSteps:
     Attributes:
         first_seconds: What the first execution took, tracing and compilation included.
         seconds: Times of the steps that count, each of a full batch.
+        total_seconds: Time of all executions since `forget`.
     """
 
     def __init__(self, training: TrainingStep, batches: Any) -> None:
         self._training = training
         self._batches = batches
         self.first_seconds = self._run()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins to measure anew."""
         self.seconds: list[float] = []
+        self.total_seconds = 0.0
+        self._training.take_input_wait()
 
     def repeat(self) -> None:
         """Does one execution and keeps its time, unless it ends an epoch with a smaller batch."""
         before = self._training.step
         elapsed = self._run()
+        self.total_seconds += elapsed
         done = self._training.step - before
         if self._training.step_in_epoch and done == self._training.steps_per_execution:
             self.seconds.append(elapsed / done)
+
+    def input_wait(self) -> float:
+        """Returns the share of the time since `forget` that was spent waiting for input."""
+        return min(self._training.take_input_wait() / self.total_seconds, 1.0)
 
     def _run(self) -> float:
         start = time.perf_counter()
@@ -101,6 +115,7 @@ def measure_steps(trainer: Trainer, steps: int, warmup: int) -> dict[str, Any]:
     Returns:
         Times in milliseconds and shares; see `distcnn.benchmarking.results.Row`.
     """
+    require_steps(trainer)
     trainer.state.share()
     batches = trainer.backend.iterate(trainer.training_batches(0))
     full = TimedSteps(trainer.training, batches)
@@ -111,43 +126,59 @@ def measure_steps(trainer: Trainer, steps: int, warmup: int) -> dict[str, Any]:
             alone = TimedSteps(trainer.new_training_step(), resident_batch(trainer))
         kinds["unreduced"] = alone
     began = time.perf_counter()
-    for _ in range(warmup):
-        _each(kinds)
+    _in_turn(trainer.backend, kinds, warmup)
     warmed = time.perf_counter() - began
-    for timed in kinds.values():
-        timed.seconds.clear()
-    trainer.training.take_input_wait()
     with _without_collection():
+        # Without a pause, in which the pipeline could catch up: so a run pays for its input.
+        full.forget()
         for _ in range(steps):
-            _each(kinds)
-    waited = trainer.training.take_input_wait() / sum(full.seconds)
+            full.repeat()
+        times, waited = summarise(full.seconds), full.input_wait()
+        _in_turn(trainer.backend, kinds, steps)
     quartiles = {name: summarise(timed.seconds).p25 for name, timed in kinds.items()}
-    times = {f"step_ms_{name}": value for name, value in asdict(summarise(full.seconds)).items()}
+    memory = trainer.backend.gather(np.array([peak_memory_mb()]))
     return {
-        **times,
-        **shares_of(quartiles),
-        "input_wait": min(waited, 1.0),
+        **{f"step_ms_{name}": value for name, value in asdict(times).items()},
+        **shares_of(quartiles, waited),
+        "input_wait": waited,
         "input_images_per_second": input_rate(trainer),
-        "steps": len(full.seconds),
+        "steps": steps,
         "compile_seconds": full.first_seconds,
         "warmup_seconds": warmed,
-        "images_per_second": trainer.order.global_batch_size / quartiles["full"] * 1e3,
+        "images_per_second": trainer.order.global_batch_size / times.p25 * 1e3,
         "global_batch": trainer.order.global_batch_size,
         "per_worker_batch": trainer.order.global_batch_size / trainer.backend.replicas,
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": float(memory.max()),
         "flops_per_image": training_flops(trainer.model),
     }
 
 
-def shares_of(quartiles: dict[str, float]) -> dict[str, float]:
+def require_steps(trainer: Trainer) -> None:
+    """Refuses runs whose epochs have too few steps of a full batch to be timed.
+
+    Raises:
+        UsageError: Says how many there are.
+    """
+    full = len(trainer.dataset.train) // trainer.order.global_batch_size
+    needed = 2 * trainer.config.train.steps_per_execution
+    if full < needed:
+        raise UsageError(
+            f"an epoch has {full} steps of {trainer.order.global_batch_size} images; expected at "
+            f"least {needed}: lower --train.batch_size or --train.steps_per_execution, or measure "
+            "with --data.name synthetic"
+        )
+
+
+def shares_of(quartiles: dict[str, float], waited: float) -> dict[str, float]:
     """Divides a step's time into shares of input, compute and communication.
 
     Args:
         quartiles: Times of the `full` step, of the same on a batch that is `resident` in memory,
-            and, with several replicas, of that `unreduced`.
+            and, with several replicas, of that `unreduced`; taken in turn.
+        waited: Share of the step spent waiting for input in a run without pauses.
     """
     full, resident = quartiles["full"], quartiles["resident"]
-    fed = max(1 - resident / full, 0.0)
+    fed = max(1 - resident / full, waited, 0.0)
     told = max((resident - quartiles.get("unreduced", resident)) / full, 0.0)
     told = min(told, 1 - fed)  # where noise makes more of the parts than of the whole
     return {"input_share": fed, "communication_share": told, "compute_share": 1 - fed - told}
@@ -214,9 +245,14 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _each(kinds: dict[str, TimedSteps]) -> None:
+def _in_turn(backend: Backend, kinds: dict[str, TimedSteps], repeats: int) -> None:
+    """Times each kind in turn, from a start that all processes share."""
     for timed in kinds.values():
-        timed.repeat()
+        timed.forget()
+    for _ in range(repeats):
+        for timed in kinds.values():
+            backend.barrier()
+            timed.repeat()
 
 
 @contextlib.contextmanager

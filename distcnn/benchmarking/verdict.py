@@ -17,6 +17,7 @@ def verdict(
     precision: str,
     oversubscribed: bool,
     fast_path: bool,
+    fastest_policy: str,
 ) -> str:
     """Names the largest avoidable cost and the flag that lowers it.
 
@@ -27,6 +28,7 @@ def verdict(
         precision: Resolved dtype policy.
         oversubscribed: Whether workers shared a core or a GPU.
         fast_path: Whether the model's fast form was computed.
+        fastest_policy: What this hardware does fastest.
     """
     if oversubscribed:
         return "more workers than cores or GPUs: they wait for each other; start fewer"
@@ -36,7 +38,7 @@ def verdict(
     if told >= _NOTABLE:
         return f"bound by communication ({told:.0%}): {_reduce_less(config)}"
     return f"bound by computing ({shares['compute_share']:.0%}): " + _compute_less(
-        config, step_ms, precision, fast_path
+        config, step_ms, fast_path, None if precision == fastest_policy else fastest_policy
     )
 
 
@@ -51,16 +53,19 @@ def _feed_faster(config: Config) -> str:
 def _reduce_less(config: Config) -> str:
     if config.distribute.sync_batchnorm:
         return "synchronised normalisation reduces in each layer: --distribute.sync_batchnorm false"
+    compressed = config.distribute.compression != "none"
+    if compressed or config.distribute.strategy not in ("auto", "horovod"):
+        return "reduce less often with a larger --train.batch_size"
     if config.train.accumulation_steps == 1:
         return "reduce less often with a larger --train.batch_size or --train.accumulation_steps 2"
     return "send half the bytes with --distribute.compression fp16"
 
 
-def _compute_less(config: Config, step_ms: float, precision: str, fast_path: bool) -> str:
+def _compute_less(config: Config, step_ms: float, fast_path: bool, policy: str | None) -> str:
     if step_ms < _SHORT_MS and config.train.steps_per_execution == 1:
         return "steps are short, so call TensorFlow less often with --train.steps_per_execution 10"
-    if precision == "float32":
-        return "try --precision.policy mixed_bfloat16"
+    if policy is not None:
+        return f"try --precision.policy {policy}"
     if not fast_path:
         return "try --train.fast_path on"
     return "as it should be; more workers are what is left"

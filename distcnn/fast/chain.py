@@ -48,7 +48,8 @@ def stages_of(layer: keras.layers.Layer) -> list[Stage] | None:
     taken = _taken_apart(layer)
     if taken is None or layer.activity_regularizer is not None:
         return None
-    return taken if layer.compute_dtype in ("float32", "bfloat16", "float16") else None
+    known = layer.compute_dtype in ("float32", "bfloat16", "float16")
+    return taken if known and layer.variable_dtype == "float32" else None
 
 
 def _taken_apart(layer: keras.layers.Layer) -> list[Stage] | None:
@@ -167,7 +168,7 @@ class Chain(keras.layers.Layer):
         if stage.kind is Kind.RELU:
             return tf.nn.relu(inputs)
         if stage.kind is Kind.ACTIVATION:
-            return layer.activation(inputs)
+            return tf.cast(layer.activation(inputs), self.compute_dtype)
         if stage.kind is Kind.MAX_POOL:
             return layer.call(inputs)
         if training and layer.trainable:
