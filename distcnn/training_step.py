@@ -175,9 +175,11 @@ class TrainingStep:
     def _one_step(self, batches: Any, step: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
         asked = tf.timestamp()
         shares = [batches.get_next() for _ in range(self._accumulation_steps)]
-        # Nothing of the step begins before its input is here, so that waiting is all that counts.
         with tf.control_dependencies(_first_tensors(shares)):
-            self._input_wait.assign_add(tf.timestamp() - asked)
+            arrived = tf.timestamp()
+        # Nothing of the step begins before this time is taken, so that waiting is all that counts.
+        with tf.control_dependencies([arrived]):
+            self._input_wait.assign_add(arrived - asked)
             sums = self._backend.run(self._in_replica, shares, stop)[0]
         loss, correct, images, votes = tf.unstack(tf.cast(sums, tf.float64))
         self._epoch_sums.assign_add(tf.stack([loss * images, correct, images]))
