@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from distcnn.benchmarking.report import write_all
 from distcnn.benchmarking.results import Results, read_results
+from tests.benchmarking.samples import results
 from tests.conftest import ROOT
 
 NET = ("--recipe", "quickstart", "--model.factory", "tests.tiny:tiny", "--train.batch_size", "16")
@@ -111,6 +113,15 @@ def test_a_slower_run_fails_against_its_baseline(benchmark, run_module):
     fine = run_module(*command, "--baseline", "slower.json", "--out", "again")
     assert fine.returncode == 0, fine.stderr
     assert "not slower than slower.json" in fine.stdout
+
+
+def test_the_baseline_is_not_replaced(run_module):
+    write_all(results(), Path("bench"))
+    before = Path("bench/results.json").read_bytes()
+    found = run_module("distcnn.benchmark", "--baseline", "bench", "--out", "bench")
+    assert found.returncode == 2
+    assert "would replace the baseline bench; give another --out" in found.stderr
+    assert Path("bench/results.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
