@@ -1,13 +1,14 @@
 """The plain Keras script against distcnn, batch by batch in turn, in one process."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from distcnn.benchmarking.reading import Reader
 from distcnn.benchmarking.statistics import noise_floor, ratio_of_quartiles
 from distcnn.benchmarking.steps import TimedSteps, require_steps
 from distcnn.config import AugmentConfig
@@ -83,7 +84,7 @@ class PlainScript:
             return tf.cast(image, tf.float32) / 255.0, label
 
         images = tf.data.Dataset.from_tensor_slices((self.stored, self.labels))
-        return images.repeat().map(varied).batch(self.batch_size)
+        return images.map(varied).batch(self.batch_size)
 
 
 class _Timer(keras.callbacks.Callback):
@@ -126,8 +127,8 @@ def compare_with_plain(trainer: Trainer, repeats: int) -> list[dict[str, Any]]:
     size, classes = trainer.config.train.eval_batch_size, len(trainer.dataset.classes)
     stored = evaluation_dataset(split, classes, size).map(lambda pixels, _: pixels)
     few = min(repeats, 25)
-    naive = iter(plain.naive_batches(trainer.config.data.augment))
-    own = iter(trainer.training_batches(0))
+    naive = Reader(plain.naive_batches(trainer.config.data.augment))
+    own = Reader(trainer.training_batches(0))
     found["input of a batch"] = (_read_in_turn(naive, own, few), plain.batch_size)
     # Both with the batch size that they use by themselves.
     found["evaluation"] = (
@@ -193,25 +194,13 @@ def _in_turn(
     return times
 
 
-def _read_in_turn(
-    first: Iterator[Any], second: Iterator[Any], repeats: int
-) -> tuple[list[float], list[float]]:
+def _read_in_turn(first: Reader, second: Reader, repeats: int) -> tuple[list[float], list[float]]:
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
-        for batches, seconds in zip((first, second), times, strict=True):
-            seconds.append(_seconds_a_batch(batches))
+        for reader, seconds in zip((first, second), times, strict=True):
+            batches, _ = reader.read(_READ_SECONDS)
+            seconds.append(1 / batches)
     return times
-
-
-def _seconds_a_batch(batches: Iterator[Any]) -> float:
-    """Returns what a batch takes, but for those prefetched while others had their turn."""
-    for _ in range(10):
-        next(batches)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < _READ_SECONDS:
-        next(batches)
-        count += 1
-    return (time.perf_counter() - start) / count
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:

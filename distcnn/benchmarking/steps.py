@@ -12,12 +12,15 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.benchmarking.hardware import training_flops
+from distcnn.benchmarking.reading import Reader
 from distcnn.benchmarking.statistics import summarise
 from distcnn.data.pipeline import training_dataset
 from distcnn.distribute import Backend
 from distcnn.errors import UsageError
 from distcnn.trainer import Trainer
 from distcnn.training_step import TrainingStep
+
+_READ_SECONDS = 2.0
 
 
 class TimedSteps:
@@ -141,7 +144,8 @@ def measure_steps(trainer: Trainer, steps: int, warmup: int) -> dict[str, Any]:
         **{f"step_ms_{name}": value for name, value in asdict(times).items()},
         **shares_of(quartiles, waited),
         "input_wait": waited,
-        "input_images_per_second": input_rate(trainer),
+        "input_images_per_second": Reader(trainer.training_batches(0)).read(_READ_SECONDS)[1]
+        * trainer.backend.size,
         "steps": steps,
         "compile_seconds": full.first_seconds,
         "warmup_seconds": warmed,
@@ -182,24 +186,6 @@ def shares_of(quartiles: dict[str, float], waited: float) -> dict[str, float]:
     told = max((resident - quartiles.get("unreduced", resident)) / full, 0.0)
     told = min(told, 1 - fed)  # where noise makes more of the parts than of the whole
     return {"input_share": fed, "communication_share": told, "compute_share": 1 - fed - told}
-
-
-def input_rate(trainer: Trainer, seconds: float = 2.0) -> float:
-    """Returns how many images a second the pipeline delivers when nothing is computed.
-
-    Args:
-        trainer: The run.
-        seconds: How long to measure, after the first batches.
-    """
-    count, start = 0, 0.0
-    for number, (images, _, _) in enumerate(trainer.training_batches(0)):
-        if number == 5:
-            count, start = 0, time.perf_counter()
-        count += int(images.shape[0])
-        if number > 5 and time.perf_counter() - start > seconds:
-            break
-    rate = (count - int(images.shape[0])) / (time.perf_counter() - start)
-    return rate * trainer.backend.size
 
 
 def step_times_by_batch(trainer: Trainer, sizes: list[int], steps: int) -> dict[int, float]:

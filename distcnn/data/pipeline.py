@@ -141,20 +141,18 @@ def training_dataset(
             tf.maximum(start, first_step) * per_step,
             tf.minimum(start + order.steps_per_epoch, last_step) * per_step,
         )
+        # Not a map, whose calls would be one after the other.
+        same = tf.data.Dataset.from_tensors((indices, start)).repeat()
+        return tf.data.Dataset.zip(elements, same)
 
-        def share_of(element: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            step, share = shares.own_share(element)
-            first = (step - start) * order.global_batch_size
-            total = tf.minimum(order.examples - first, order.global_batch_size)
-            begin, end, counts = shares.cut(total, share, together)
-            return step, indices[first + begin : first + end], begin, total, counts
-
-        return elements.map(share_of)
-
-    def load(
-        step: tf.Tensor, indices: tf.Tensor, begin: tf.Tensor, total: tf.Tensor, counts: tf.Tensor
-    ) -> tuple[tf.Tensor, ...]:
-        count = tf.size(indices)
+    def load(element: tf.Tensor, of_epoch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        permutation, start = of_epoch
+        step, share = shares.own_share(element)
+        before = (step - start) * order.global_batch_size
+        total = tf.minimum(order.examples - before, order.global_batch_size)
+        begin, end, counts = shares.cut(total, share, together)
+        indices = permutation[before + begin : before + end]
+        count = end - begin
         random = Randomness(
             seed=tf.stack([tf.cast(order.seed, tf.int64), step]),
             offset=begin,
