@@ -286,6 +286,22 @@ def test_dropouts_elements_are_independent() -> None:
     assert np.abs(each - 0.8).max() < 5 * np.sqrt(0.16 / 300)
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.9])
+def test_what_is_made_of_one_random_word_is_independent(rate: float) -> None:
+    words = 2**18
+    mask = masks_of(rate, 1, (words, 16)).reshape(4, words, 4)
+    lanes = mask.transpose(0, 2, 1).reshape(16, words)  # the decisions of a word are a column
+    lanes = (lanes - lanes.mean()) / lanes.std()
+    bound = 5.5 / np.sqrt(words)
+    for first in range(16):
+        pairs = lanes @ lanes[first] / words
+        triples = (lanes * lanes[first]) @ lanes.T / words
+        others = np.arange(16) != first
+        assert np.abs(pairs[others]).max() < bound
+        distinct = others & others[:, None] & ~np.eye(16, dtype=bool)
+        assert np.abs(triples[distinct]).max() < bound
+
+
 def test_dropout_preserves_the_mean_and_scales_the_variance() -> None:
     model = keras.Sequential([keras.Input((12, 12, 3)), layers.Dropout(0.25)])
     fast = fast_model(model)

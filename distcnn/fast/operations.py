@@ -10,6 +10,9 @@ import tensorflow as tf
 
 _LEVELS = 256
 
+_MULTIPLIERS = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F)
+"""Odd numbers without a pattern; no small multiple of one is near a small multiple of another."""
+
 
 def keep_mask(seed: tf.Tensor, rate: float, like: tf.Tensor) -> tf.Tensor:
     """Draws which elements dropout keeps, each by 8 random bits of its own.
@@ -26,18 +29,40 @@ def keep_mask(seed: tf.Tensor, rate: float, like: tf.Tensor) -> tf.Tensor:
         Tensor of ones (kept) and zeros.
     """
     size = tf.size(like)
-    # The first word decides between the two shares, the others are four elements each.
-    words = tf.random.stateless_uniform([(size + 3) // 4 + 1], seed, None, None, tf.uint32)
-    fraction = (
-        tf.cast(tf.bitwise.right_shift(words[0], tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
+    per_word = 4 * len(_MULTIPLIERS)
+    # The first word decides between the two shares, the others are 16 elements each.
+    words = tf.random.stateless_uniform(
+        [(size + per_word - 1) // per_word + 1], seed, None, None, tf.uint32
     )
+    fraction = tf.cast(_shifted(words[0], 8), tf.float32) * 2.0**-24
     share = tf.cast(tf.floor(_LEVELS * (1 - rate) + fraction), tf.int32)
-    draws = tf.reshape(tf.bitcast(words[1:], tf.uint8), [-1])
-    if (like.shape[-1] or 1) % 4:
+    draws = tf.reshape(tf.bitcast(_spread(words[1:]), tf.uint8), [-1])
+    if (like.shape[1:].num_elements() or 1) % per_word:
         draws = draws[:size]
     # Compared with share - 1, as 256 is no uint8; at least one element in 256 is always kept.
     most = tf.cast(tf.maximum(share - 1, 0), tf.uint8)
     return tf.cast(tf.reshape(draws, tf.shape(like)) <= most, like.dtype)
+
+
+def _spread(words: tf.Tensor) -> tf.Tensor:
+    """Makes four words of each, by multiplicative hashing (Knuth, volume 3, section 6.4).
+
+    Drawing random words is what costs most in dropout. 16 decisions are at most 16 bits of
+    information, half of what a word has, so one is enough for them if it is spread well. A
+    product's lowest byte depends on nothing but the word's lowest; mixing in the third mends that.
+
+    Args:
+        words: uint32 tensor of shape `(count,)`.
+
+    Returns:
+        uint32 tensor of shape `(4, count)`.
+    """
+    products = words * tf.constant(_MULTIPLIERS, tf.uint32)[:, None]
+    return tf.bitwise.bitwise_xor(products, _shifted(products, 16))
+
+
+def _shifted(words: tf.Tensor, bits: int) -> tf.Tensor:
+    return tf.bitwise.right_shift(words, tf.constant(bits, tf.uint32))
 
 
 @tf.custom_gradient
