@@ -168,7 +168,10 @@ class TrainingStep:
                 return done + 1, votes + vote
 
             start = (tf.constant(0), tf.constant(0.0))
-            return tf.while_loop(lambda done, _: done < count, body, start)[1]
+            # One after the other: what a reduction gave may be gone when the next one is done.
+            return tf.while_loop(lambda done, _: done < count, body, start, parallel_iterations=1)[
+                1
+            ]
 
         return run_steps
 

@@ -4,8 +4,10 @@ Horovod's Keras wrapper runs under Keras 3 and silently does not reduce, so only
 used. They stand outside XLA, which cannot compile them.
 """
 
+import logging
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,13 +16,23 @@ import tensorflow as tf
 from distcnn.cluster import Cluster
 from distcnn.distribute.base import Backend
 from distcnn.distribute.rendezvous import Rendezvous
+from distcnn.distribute.shared_memory import Neighbours
 from distcnn.errors import DistcnnError
+
+log = logging.getLogger("distcnn")
 
 _WIRE_TYPES = {tf.bfloat16: tf.float32}
 """Types that Horovod does not have, and those in which they travel."""
 
 _GATHERED_PROCESSES = 4
-"""Up to so many processes a gather of halves moves no more bytes than a ring of float32."""
+"""Up to so many processes each reads what all the others have; a gather of halves then moves no
+more bytes than a ring of float32."""
+
+_SMALL = 4096
+"""Elements up to which tensors travel together."""
+
+_IDLE_CYCLE_MS = "10"
+"""How often Horovod looks for work where the steps do not need it: each look costs time."""
 
 
 class Horovod(Backend):
@@ -30,6 +42,10 @@ class Horovod(Backend):
         cluster: Where this process stands.
         compression: Whether gradients travel as float16.
         port: First port of the run, where Horovod's own launcher does not say.
+        shared_memory: Whether steps may be reduced through memory that the processes share.
+
+    Attributes:
+        carrier: What carries the gradients.
 
     Raises:
         DistcnnError: If Horovod is missing, or the processes do not find each other.
@@ -38,11 +54,22 @@ class Horovod(Backend):
     name = "horovod"
 
     def __init__(
-        self, cluster: Cluster, compression: Literal["none", "fp16"], port: int | None
+        self,
+        cluster: Cluster,
+        compression: Literal["none", "fp16"],
+        port: int | None,
+        *,
+        shared_memory: bool = True,
     ) -> None:
         self._hvd = import_horovod()
         self._rendezvous = Rendezvous(cluster, port)
         environment = self._rendezvous.open()
+        self._compression = compression
+        few = 1 < cluster.size <= _GATHERED_PROCESSES and compression == "none"
+        self._gathers = few and not tf.config.get_visible_devices("GPU")
+        near = self._gathers and cluster.one_host and hasattr(os, "memfd_create")
+        if near and shared_memory:
+            os.environ.setdefault("HOROVOD_CYCLE_TIME", _IDLE_CYCLE_MS)
         os.environ.update(environment)  # the only way to tell Horovod
         try:
             self._hvd.init()
@@ -58,34 +85,65 @@ class Horovod(Backend):
                 "launch/install_horovod.sh --mpi serves mpirun"
             )
         self.rank, self.size = found
-        self._compression = compression
+        self._neighbours = self._find_neighbours() if near and shared_memory else None
+
+    @property
+    def carrier(self) -> str:
+        """What carries the gradients."""
+        return "shared memory" if self._neighbours else "Horovod"
+
+    def _find_neighbours(self) -> Neighbours | None:
+        """Connects with the other processes of the host; all of them or none."""
+        token = self.broadcast_object(secrets.token_hex(16))
+        try:
+            found = Neighbours(self.rank, self.size, token, self.barrier)
+        except OSError as error:
+            log.warning("warning: no shared memory between the processes of this host: %s", error)
+            found = None
+        everywhere = self.sum(np.array([found is not None]))[0] == self.size
+        return found if everywhere else None
 
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         """See `Backend.reduce_sum`."""
         as_computed = [_as_computed(tensor) for tensor in tensors]
-        halved = sum(t.dtype.size == 2 for t in as_computed) if self._gathers else 0
-        if halved:
-            return self._gather_and_add(as_computed)
+        if self._neighbours and all(t.shape.is_fully_defined() for t in tensors):
+            return self._share_and_add(as_computed, [t.dtype for t in tensors])
+        if self._gathers and any(t.dtype.size == 2 for t in as_computed):
+            sums = _add_up(self._gather_bits(as_computed))
+            return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
         return self._allreduce(tensors, compressible)
 
-    @property
-    def _gathers(self) -> bool:
-        few = self.size <= _GATHERED_PROCESSES and self._compression == "none"
-        return few and not tf.config.list_logical_devices("GPU")
+    def _share_and_add(
+        self, tensors: list[tf.Tensor], kinds: Sequence[tf.DType]
+    ) -> list[tf.Tensor]:
+        neighbours = self._neighbours
+        assert neighbours is not None
 
-    def _gather_and_add(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Carries the bits of every process to every other, and adds up in float32 by rank.
+        @tf.custom_gradient
+        def shared(*own: tf.Tensor) -> Any:
+            packed, unpack = _pack(own)
+            sums = unpack(_add_up(neighbours.gather(packed)))
+
+            def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
+                back = self.reduce_sum(upstream)
+                return [tf.cast(g, t.dtype) for g, t in zip(back, own, strict=True)]
+
+            return [tf.cast(total, kind) for total, kind in zip(sums, kinds, strict=True)], gradient
+
+        return list(shared(*tensors))
+
+    def _gather_bits(self, tensors: list[tf.Tensor]) -> list[list[tf.Tensor]]:
+        """Carries the bits of every process to every other; returns the tensors of each.
 
         Horovod cannot add up bfloat16, but its bits are fewer bytes than a ring of float32 moves.
         """
         bits = [tf.reshape(tf.bitcast(tensor, tf.uint16), [-1]) for tensor in tensors]
-        sums = []
+        found = []
         for tensor, gathered in zip(tensors, self._hvd.grouped_allgather(bits), strict=True):
             width = [2] if tensor.dtype.size == 4 else []
             shape = [self.size, *tensor.shape, *width]
-            own = tf.unstack(tf.bitcast(tf.reshape(gathered, shape), tensor.dtype))
-            sums.append(tf.add_n([tf.cast(part, tf.float32) for part in own]))
-        return sums
+            found.append(tf.unstack(tf.bitcast(tf.reshape(gathered, shape), tensor.dtype)))
+        return [list(parts) for parts in zip(*found, strict=True)]
 
     def _allreduce(self, tensors: Sequence[tf.Tensor], compressible: int) -> list[tf.Tensor]:
         wire = [self._to_wire(tensor, index < compressible) for index, tensor in enumerate(tensors)]
@@ -114,6 +172,8 @@ class Horovod(Backend):
 
     def close(self) -> None:
         """See `Backend.close`."""
+        if self._neighbours:
+            self._neighbours.close()
         self._hvd.shutdown()
 
     def lost_peer(self, error: BaseException) -> str | None:
@@ -126,6 +186,46 @@ class Horovod(Backend):
         if isinstance(error, kinds) and any(sign in str(error) for sign in signs):
             return "another rank"
         return None
+
+
+def _pack(
+    tensors: Sequence[tf.Tensor],
+) -> tuple[list[tf.Tensor], Callable[[list[tf.Tensor]], list[tf.Tensor]]]:
+    """Joins small tensors of one type, each of which would cost a few operations of its own.
+
+    Returns:
+        The large tensors and the joined ones, and what takes such a list apart again.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        small = tensor.shape.num_elements() <= _SMALL
+        groups.setdefault(tensor.dtype if small else index, []).append(index)
+    packed = [
+        tf.concat([tf.reshape(tensors[index], [-1]) for index in group], 0)
+        if len(group) > 1
+        else tensors[group[0]]
+        for group in groups.values()
+    ]
+
+    def unpack(totals: list[tf.Tensor]) -> list[tf.Tensor]:
+        found = dict.fromkeys(range(len(tensors)))
+        for group, total in zip(groups.values(), totals, strict=True):
+            sizes = [tensors[index].shape.num_elements() for index in group]
+            parts = tf.split(total, sizes) if len(group) > 1 else [total]
+            for index, part in zip(group, parts, strict=True):
+                found[index] = tf.reshape(part, tensors[index].shape)
+        return list(found.values())
+
+    return packed, unpack
+
+
+def _add_up(parts: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
+    """Adds up the tensors of all processes in order, halves in float32."""
+    sums = []
+    for own in zip(*parts, strict=True):
+        wide = tf.float32 if own[0].dtype.size == 2 else own[0].dtype
+        sums.append(tf.add_n([tf.cast(part, wide) for part in own]))
+    return sums
 
 
 def _as_computed(tensor: tf.Tensor) -> tf.Tensor:

@@ -16,11 +16,19 @@ HALF_TOLERANCE = {"float16": 1e-5, "bfloat16": 1e-2}
 """In half precision each share's gradient is rounded by itself: to 11 bits, or to 8. float16 runs
 with a rate at which the weights change little in 20 steps."""
 
+OWN_SOCKETS = " by Horovod's sockets"
+"""Ends the name of a case that is not reduced through shared memory."""
+
 GROUPS: dict[str, tuple[str, int, list[str]]] = {
     "mirrored x2": ("mirrored", 2, list(ANY_WORKERS)),
     "multi_worker x2": ("multi_worker", 2, list(ANY_WORKERS)),
-    "horovod x2": ("horovod", 2, list(ANY_WORKERS)),
-    "horovod x3": ("horovod", 3, ["adam", "sgd", "accumulation", "sync_batchnorm", "uneven"]),
+    "horovod x2": ("horovod", 2, [*ANY_WORKERS, "bfloat16" + OWN_SOCKETS]),
+    "horovod x3": (
+        "horovod",
+        3,
+        [f"{case}{OWN_SOCKETS}" for case in ("adam", "sgd", "accumulation", "uneven")]
+        + ["sync_batchnorm" + OWN_SOCKETS, "adam"],
+    ),
     "horovod x4": ("horovod", 4, ["adam", "sgd", "accumulation", "sync_batchnorm", "uneven"]),
 }
 
@@ -29,10 +37,20 @@ def plan_of(kind: str, names: list[str]) -> list[dict[str, Any]]:
     overrides = {"distribute__strategy": kind}
     if kind == "mirrored":
         overrides["distribute__devices"] = 2  # type: ignore[assignment]
-    return [
-        {"name": name, "case": name, "overrides": overrides, "overflow": name == "float16"}
-        for name in names
-    ]
+    plan = []
+    for name in names:
+        case, more = name.removesuffix(OWN_SOCKETS), {}
+        if case != name:
+            more = {"distribute__shared_memory": "off"}
+        plan.append(
+            {
+                "name": name,
+                "case": case,
+                "overrides": overrides | more,
+                "overflow": case == "float16",
+            }
+        )
+    return plan
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +93,8 @@ EVERY = [(group, case) for group, (_, _, cases) in GROUPS.items() for case in ca
 
 @pytest.mark.parametrize("outcome", EVERY, indirect=True, ids=lambda pair: " ".join(pair))
 def test_any_number_of_workers_makes_the_weights_of_one(outcome, alone):
-    case, several = outcome
+    name, several = outcome
+    case = name.removesuffix(OWN_SOCKETS)
     summary, single = several.summary, alone[case].summary
     assert summary["steps"] == single["steps"] >= 20
     assert summary["weights_agree"] is True
@@ -97,19 +116,21 @@ def test_any_number_of_workers_makes_the_weights_of_one(outcome, alone):
 
 
 @pytest.fixture
-def in_bfloat16(groups, tmp_path_factory) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The weights of two workers by Horovod and by TensorFlow's collectives."""
-    for group in ("horovod x2", "multi_worker x2"):
+def in_bfloat16(groups, tmp_path_factory) -> list[list[np.ndarray]]:
+    """The weights of two workers by shared memory, Horovod and TensorFlow's collectives."""
+    names = {"horovod x2": ["bfloat16", "bfloat16" + OWN_SOCKETS], "multi_worker x2": ["bfloat16"]}
+    for group, cases in names.items():
         if group not in groups:
-            plan = plan_of(GROUPS[group][0], ["bfloat16"])
+            plan = plan_of(GROUPS[group][0], cases)
             folder = tmp_path_factory.mktemp("group") / "out"
             groups[group] = run_plan(*GROUPS[group][:2], plan, folder)
-    return groups["horovod x2"]["bfloat16"].weights, groups["multi_worker x2"]["bfloat16"].weights
+    return [groups[group][case].weights for group, cases in names.items() for case in cases]
 
 
 def test_what_travels_as_bfloat16_is_added_up_in_float32(in_bfloat16):
-    """Horovod carries the bits of bfloat16 gradients; the sums are those of float32."""
-    by_horovod, by_tensorflow = in_bfloat16
+    """The bits of bfloat16 gradients are carried; the sums are those of float32."""
+    by_memory, by_horovod, by_tensorflow = in_bfloat16
+    assert difference(by_memory, by_horovod) == 0.0
     assert difference(by_horovod, by_tensorflow) <= 1e-6
 
 

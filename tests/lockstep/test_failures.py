@@ -83,6 +83,7 @@ def test_rank_0_alone_prints_and_writes(whole):
     assert (summary["strategy"], summary["world_size"], summary["weights_agree"]) == (kind, 2, True)
     assert output.count("test accuracy") == 1
     assert output.count(f"strategy        {kind} on CPU") == 1
+    assert ("gradients by shared memory" in output) == (kind == "horovod")
     assert "[1]<std" not in output
     steps = [row["step"] for row in rows(run)]
     assert steps == sorted(set(steps))
