@@ -145,7 +145,7 @@ class Campaign:
             peak_gflops=self._peak_of_each,
             rows=tuple(rows),
             comparisons=tuple(comparisons),
-            prediction=self._prediction(model, first["per_worker_batch"], predicted, rows)
+            prediction=self._prediction(*model, first["per_worker_batch"], predicted)
             if model
             else None,
             environment=first["environment"] | {"cores": self._machine.cores},
@@ -177,32 +177,40 @@ class Campaign:
         train = self._config.train
         return train.global_batch_size or train.batch_size * train.accumulation_steps
 
-    @property
-    def _several(self) -> int:
-        """The number of workers whose reduction a prediction is made from."""
-        fitting = [n for n in self._counts if n > 1 and not self.oversubscribed(n)]
-        return max(fitting) if fitting else 2
+    def _model(self, folder: Path) -> tuple[ScalingModel, dict[int, float]]:
+        """Measures and fits what predictions are made from.
 
-    def _model(self, folder: Path) -> ScalingModel:
-        """Measures and fits what predictions are made from."""
+        What is predicted is mostly workers on several hosts, so here they share no memory.
+
+        Returns:
+            The model, and the times in milliseconds of steps by number of workers, weak scaling.
+        """
         log.info("measuring       steps by batch, and reductions by size")
         batch = self._batch_of_one
-        sizes = sorted({max(1, batch // 4), max(1, batch // 2), batch, 2 * batch})
-        several = self._several
+        several = [n for n in self._counts if n > 1 and not self.oversubscribed(n)] or [2]
+        cores = self.cores_of(max(several))
         found = {}
-        for workers in (1, several):
-            file = self._write(self._config_for(workers, "weak"), folder, f"model-{workers}")
-            arguments = {"batches": sizes, "repeats": max(self._steps, 25)}
+        for workers in (1, *several):
+            config = self._config_for(workers, "weak")
+            apart = dataclasses.replace(config.distribute, shared_memory="off")
+            name = f"model-{workers}"
+            file = self._write(dataclasses.replace(config, distribute=apart), folder, name)
+            sizes = {max(1, batch // 4), max(1, batch // 2), 2 * batch} if workers == 1 else set()
+            arguments = {
+                "batches": sorted({*sizes, workers * batch}),
+                "repeats": max(self._steps, 25),
+            }
             entry = {"kind": "model", "config": file, "arguments": arguments}
-            cores = self.cores_of(several)
-            (found[workers],) = self._group(workers, [entry], folder / f"model-{workers}", cores)
-        reduced = found[several]
-        return fit(
+            (found[workers],) = self._group(workers, [entry], folder / name, cores)
+        reduced = found[max(several)]
+        model = fit(
             {int(k): v for k, v in found[1]["step_ms"].items()},
             {int(k): v for k, v in reduced["reduction_ms"].items()},
-            reduced["workers"],
+            max(several),
             reduced["bytes_per_step"],
         )
+        steps = {workers: each["step_ms"][str(workers * batch)] for workers, each in found.items()}
+        return model, steps
 
     def _group(
         self, workers: int, entries: list[dict[str, Any]], folder: Path, cores: int | None = None
@@ -305,23 +313,23 @@ class Campaign:
         )
 
     def _prediction(
-        self, model: ScalingModel, batch: float, predicted: Sequence[int], rows: Sequence[Row]
+        self,
+        model: ScalingModel,
+        steps: dict[int, float],
+        batch: float,
+        predicted: Sequence[int],
     ) -> Prediction:
         """Returns efficiency by weak scaling at the counts asked for, and at those measured."""
-        cores = self.cores_of(self._several)
-        alike = [r for r in rows if not r.oversubscribed and r.cores_per_worker == cores]
-        weak = {row.workers: row for row in alike if row.scaling == "weak"}
         points = []
-        for workers in sorted({*predicted, *weak}):
-            step = model.step_ms(workers, batch)
-            row = weak.get(workers)
+        for workers in sorted({*predicted, *steps}):
+            step, measured = model.step_ms(workers, batch), steps.get(workers)
             points.append(
                 PredictedPoint(
                     workers=workers,
                     step_ms=step,
                     efficiency=model.efficiency(workers, batch),
-                    measured_efficiency=row.efficiency if row else None,
-                    error=step / row.step_ms_p25 - 1 if row else None,
+                    measured_efficiency=steps[1] / measured if measured else None,
+                    error=step / measured - 1 if measured else None,
                 )
             )
         return Prediction(

@@ -38,13 +38,11 @@ def comparison(config: Config, cluster: Cluster, *, repeats: int) -> list[dict[s
 def scaling(
     config: Config, cluster: Cluster, *, batches: list[int], repeats: int
 ) -> dict[str, Any]:
-    """Measures what a `ScalingModel` is fitted to: steps by batch if alone, else reductions."""
+    """Measures what a `ScalingModel` is fitted to and judged by: steps by batch, reductions."""
     trainer = Trainer(config, cluster=cluster)
-    if trainer.backend.replicas == 1:
-        return {"step_ms": step_times_by_batch(trainer, batches, repeats)}
-    weights = trainer.model.trainable_variables
-    return {
-        "reduction_ms": reduction_times(trainer.backend, _REDUCED_BYTES, repeats),
-        "bytes_per_step": 4 * sum(int(np.prod(w.shape)) for w in weights),
-        "workers": trainer.backend.replicas,
-    }
+    found: dict[str, Any] = {"step_ms": step_times_by_batch(trainer, batches, repeats)}
+    if trainer.backend.replicas > 1:
+        weights = trainer.model.trainable_variables
+        found["reduction_ms"] = reduction_times(trainer.backend, _REDUCED_BYTES, repeats)
+        found["bytes_per_step"] = 4 * sum(int(np.prod(w.shape)) for w in weights)
+    return found

@@ -244,7 +244,8 @@ def _prediction_table(prediction: Prediction) -> _Table:
         f"{_rate(prediction.bandwidth_mb_per_s)} MB/s with a latency of "
         f"{prediction.latency_ms:.4g} ms"
     )
-    return _Table("Predicted weak scaling", headings, lines, (note,))
+    apart = "predicted, and measured for it, without shared memory, as between hosts"
+    return _Table("Predicted weak scaling", headings, lines, (note, apart))
 
 
 def _with_strategy(table: _Table, rows: Sequence[Row]) -> _Table:

@@ -149,6 +149,8 @@ class PredictedPoint:
 class Prediction:
     """A model of the step time, and what it says of weak scaling.
 
+    Workers on several hosts share no memory, so neither did those that it was fitted to.
+
     Attributes:
         step_fixed_ms: Time of a step that does not depend on the batch, in milliseconds.
         step_ms_per_image: Time that each image of a worker's batch adds, in milliseconds.

@@ -6,6 +6,7 @@ used. They stand outside XLA, which cannot compile them.
 
 import logging
 import os
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -183,9 +184,10 @@ class Horovod(Backend):
         # Shapes that differ, NCCL and memory are errors of this rank, whose text it must show.
         signs = ("has been shut down", "Connection", "connection", "timed out", "Broken pipe")
         kinds = (HorovodInternalError, tf.errors.UnknownError, tf.errors.AbortedError)
-        if isinstance(error, kinds) and any(sign in str(error) for sign in signs):
-            return "another rank"
-        return None
+        if not isinstance(error, kinds) or not any(sign in str(error) for sign in signs):
+            return None
+        named = re.search(r"the connection to (rank \d+) was lost", str(error))
+        return named[1] if named else "another rank"
 
 
 def _pack(

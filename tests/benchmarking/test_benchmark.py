@@ -1,13 +1,18 @@
 """The command, end to end, with real workers."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from distcnn import benchmark as benchmark_command
 from distcnn.benchmarking.report import write_all
 from distcnn.benchmarking.results import Results, read_results
 from tests.benchmarking.samples import results
@@ -90,6 +95,7 @@ def test_more_workers_are_predicted(benchmark):
     assert points[64].efficiency < points[8].efficiency < 1
     assert points[1].error is not None
     assert points[64].error is None
+    assert (points[2].error is None) == (len(os.sched_getaffinity(0)) < 2)
     assert results.prediction.bytes_per_step == 4 * (results.parameters - 16)  # moving statistics
 
 
@@ -158,3 +164,50 @@ def test_a_worker_that_fails_is_quoted(run_module):
     )
     assert found.returncode == 1
     assert "1 workers by one_device failed: error: model.factory is" in found.stderr
+
+
+def ranks_of(launcher: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for child in launcher.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "HOROVOD_RANK" in child.environ() and sys.executable == child.cmdline()[0]:
+                found.append(child)
+    return found
+
+
+def test_a_signal_leaves_no_worker_behind(tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [
+        *(sys.executable, "-m", "distcnn.benchmark", *NET, *QUICK, "--steps", "100000"),
+        *("--workers", "2", "--distribute.strategy", "horovod", "--out", "bench"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
+    with psutil.Popen(command, cwd=scratch, env=environment, stderr=subprocess.DEVNULL) as found:
+        while len(workers := ranks_of(found)) < 2:
+            assert found.poll() is None
+            time.sleep(0.2)
+        found.terminate()
+        assert found.wait(timeout=60) == 143
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive
+    assert not list(scratch.glob("distcnn-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("--recipe", "article"), "synthetic"),
+        (("--recipe", "article", "--data.name", "cifar10"), "cifar10"),
+        (("--recipe", "article", "--data.dir=images"), "cifar10"),
+        (("--recipe", "quickstart"), "digits"),
+    ],
+)
+def test_only_images_to_be_downloaded_become_synthetic(arguments, name, monkeypatch):
+    def campaign(config, *_args, **_settings):
+        raise LookupError(config.data.name)
+
+    monkeypatch.setattr(benchmark_command, "Campaign", campaign)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(LookupError, match=name):
+        benchmark_command.main(arguments)
