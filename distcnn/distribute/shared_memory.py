@@ -6,11 +6,14 @@ through a Unix socket, and reads theirs in place. Neither memory nor sockets hav
 system, so nothing is left behind, however a process ends.
 """
 
+import contextlib
 import math
 import mmap
 import os
 import socket
 import struct
+import weakref
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +28,7 @@ _PATIENCE_SECONDS = 30
 """How long a process may not come, or stand still; as long as Horovod waits."""
 
 _MESSAGE = struct.Struct("<QQ")
-"""Number of the channel, and its bytes."""
+"""Checksum of shapes and types, and their bytes."""
 
 _CREDENTIALS = struct.Struct("3i")
 """Process, user and group at the other end of a socket."""
@@ -47,7 +50,6 @@ class Neighbours:
     def __init__(self, rank: int, size: int, token: str, barrier: Callable[[], None]) -> None:
         self.rank = rank
         self.size = size
-        self._channels = 0
         self._last: tf.Operation | None = None
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             try:
@@ -79,7 +81,7 @@ class Neighbours:
         Returns:
             For each process in order its tensors.
         """
-        channel = self.open_channel(tensors)
+        channel = Channel(self, tensors)
         kinds = [tensor.dtype for tensor in tensors]
         # In the order of tracing, the same everywhere: else two could wait for each other.
         with tf.control_dependencies(self._before()):
@@ -91,11 +93,6 @@ class Neighbours:
             for own, tensor in zip(tensors, part, strict=True):
                 tensor.set_shape(own.shape)
         return parts
-
-    def open_channel(self, tensors: Sequence[tf.Tensor | tf.TensorSpec]) -> "Channel":
-        """Returns the next channel, for tensors like these."""
-        self._channels += 1
-        return Channel(self, self._channels, tensors)
 
     def tell(self, content: bytes, descriptors: Sequence[int]) -> None:
         """Sends a message and descriptors of open files to every other process."""
@@ -150,11 +147,9 @@ class Channel:
     def __init__(
         self,
         neighbours: Neighbours,
-        number: int,
         tensors: Sequence[tf.Tensor | tf.TensorSpec],
     ) -> None:
         self._neighbours = neighbours
-        self._number = number
         self._places: list[tuple[int, tuple[int, ...], np.dtype]] = []
         self._size = 0
         for tensor in tensors:
@@ -162,7 +157,9 @@ class Channel:
             self._places.append((self._size, shape, kind))
             count = math.prod(shape) * kind.itemsize
             self._size += -(-count // _ALIGNMENT) * _ALIGNMENT
+        self._message = _MESSAGE.pack(zlib.crc32(repr(self._places).encode()), self._size)
         self._descriptor = os.memfd_create("distcnn")
+        self._close = weakref.finalize(self, os.close, self._descriptor)
         os.ftruncate(self._descriptor, 2 * self._size)
         own = self._map(self._descriptor, mmap.PROT_READ | mmap.PROT_WRITE)
         self._halves = {neighbours.rank: own}
@@ -175,20 +172,20 @@ class Channel:
         ):
             np.copyto(place, array)
         first = len(self._halves) == 1
-        message = _MESSAGE.pack(self._number, self._size)
-        self._neighbours.tell(message, [self._descriptor] if first else [])
+        self._neighbours.tell(self._message, [self._descriptor] if first else [])
         for rank, (content, descriptors) in self._neighbours.hear().items():
-            if content != message:
-                raise RuntimeError(
-                    f"rank {rank} reduces other tensors than rank {self._neighbours.rank} "
-                    f"({_MESSAGE.unpack(content)} instead of {_MESSAGE.unpack(message)}); start "
-                    "every rank with the same command and code"
-                )
-            if first:
-                self._halves[rank] = self._map(descriptors[0], mmap.PROT_READ)
-                os.close(descriptors[0])
+            with contextlib.ExitStack() as stack:
+                files = [stack.enter_context(os.fdopen(each, "rb")) for each in descriptors]
+                if content != self._message or bool(files) != first:
+                    raise RuntimeError(
+                        f"rank {rank} reduces other tensors ({_MESSAGE.unpack(content)[1]} bytes) "
+                        f"than rank {self._neighbours.rank} ({self._size} bytes); start every rank "
+                        "with the same command and code"
+                    )
+                if first:
+                    self._halves[rank] = self._map(files[0].fileno(), mmap.PROT_READ)
         if first:
-            os.close(self._descriptor)
+            self._close()
         found = [array for rank in sorted(self._halves) for array in self._halves[rank][self._half]]
         self._half = 1 - self._half
         return found
