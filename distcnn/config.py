@@ -269,10 +269,10 @@ class DistributeConfig:
     sync_batchnorm: bool = False
     """Normalise over the images of all workers instead of each worker's own."""
     compression: Literal["none", "fp16"] = "none"
-    """Send gradients as float16 (horovod)."""
+    """Send gradients as float16 (horovod), which goes without shared memory."""
     shared_memory: Literal["auto", "off"] = "auto"
     """Reduce through memory that processes share instead of Horovod's sockets. auto: for up to 4
-    processes on the CPUs of one Linux host, without compression."""
+    processes of horovod, all on the CPUs of one Linux host, without compression."""
     port: int | None = None
     """First port of the run, where the launcher gives none. Default: derived from the job."""
 

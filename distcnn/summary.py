@@ -58,9 +58,8 @@ def _describe_strategy(resolved: dict[str, Any]) -> str:
     workers, hosts = resolved["world_size"], resolved["hosts"]
     if workers == 1:
         return name
-    return (
-        f"{name}: {workers} workers on {', '.join(hosts[:4]) + (', ...' if len(hosts) > 4 else '')}"
-    )
+    places = ", ".join(hosts[:4]) + (", ..." if len(hosts) > 4 else "")
+    return f"{name}: {workers} workers on {places}, gradients by {resolved['carrier']}"
 
 
 def _describe_batch(resolved: dict[str, Any]) -> str:

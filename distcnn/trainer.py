@@ -307,6 +307,7 @@ class Trainer:
             "data": config.data.name,
             "strategy": backend.name,
             "strategy_reason": self._strategy_reason,
+            "carrier": backend.carrier,
             "world_size": backend.replicas,
             "processes": backend.size,
             "hosts": sorted(set(hosts), key=hosts.index),

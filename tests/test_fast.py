@@ -1,6 +1,7 @@
 """The fast path computes what the plain model computes, on the same variables."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -293,13 +294,16 @@ def test_what_is_made_of_one_random_word_is_independent(rate: float) -> None:
     lanes = mask.transpose(0, 2, 1).reshape(16, words)  # the decisions of a word are a column
     lanes = (lanes - lanes.mean()) / lanes.std()
     bound = 5.5 / np.sqrt(words)
-    for first in range(16):
-        pairs = lanes @ lanes[first] / words
-        triples = (lanes * lanes[first]) @ lanes.T / words
-        others = np.arange(16) != first
-        assert np.abs(pairs[others]).max() < bound
-        distinct = others & others[:, None] & ~np.eye(16, dtype=bool)
-        assert np.abs(triples[distinct]).max() < bound
+    pairs = list(itertools.combinations(range(16), 2))
+    products = np.stack([lanes[a] * lanes[b] for a, b in pairs])
+    assert np.abs(products.mean(axis=1)).max() < bound
+    for lane in range(16):
+        others = [index for index, pair in enumerate(pairs) if lane not in pair]
+        assert np.abs(products[others] @ lanes[lane] / words).max() < bound
+    of_four = products @ products.T / words
+    for (row, first), (column, second) in itertools.combinations(enumerate(pairs), 2):
+        if not set(first) & set(second):
+            assert abs(of_four[row, column]) < bound, (first, second)
 
 
 def test_dropout_preserves_the_mean_and_scales_the_variance() -> None:

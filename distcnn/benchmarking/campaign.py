@@ -145,9 +145,7 @@ class Campaign:
             peak_gflops=self._peak_of_each,
             rows=tuple(rows),
             comparisons=tuple(comparisons),
-            prediction=self._prediction(*model, first["per_worker_batch"], predicted)
-            if model
-            else None,
+            prediction=self._prediction(*model, predicted) if model else None,
             environment=first["environment"] | {"cores": self._machine.cores},
         )
 
@@ -209,7 +207,11 @@ class Campaign:
             max(several),
             reduced["bytes_per_step"],
         )
-        steps = {workers: each["step_ms"][str(workers * batch)] for workers, each in found.items()}
+        steps = {
+            workers: each["step_ms"][str(workers * batch)]
+            for workers, each in found.items()
+            if not self.oversubscribed(workers)
+        }
         return model, steps
 
     def _group(
@@ -297,6 +299,7 @@ class Campaign:
                 precision=resolved["precision"],
                 oversubscribed=self.oversubscribed(workers),
                 fast_path=resolved["fast_path"],
+                carrier=resolved["carrier"],
                 fastest_policy=measured["fastest_policy"],
             ),
         )
@@ -316,12 +319,12 @@ class Campaign:
         self,
         model: ScalingModel,
         steps: dict[int, float],
-        batch: float,
         predicted: Sequence[int],
     ) -> Prediction:
         """Returns efficiency by weak scaling at the counts asked for, and at those measured."""
         points = []
         for workers in sorted({*predicted, *steps}):
+            batch = self._batch_of_one
             step, measured = model.step_ms(workers, batch), steps.get(workers)
             points.append(
                 PredictedPoint(

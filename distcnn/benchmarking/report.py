@@ -132,7 +132,8 @@ def _tables(results: Results) -> Iterator[_Table]:
     if results.comparisons:
         yield _comparison_table(results.comparisons)
     if results.prediction is not None:
-        yield _prediction_table(results.prediction)
+        shared = any(row.strategy == "horovod" and row.cores_per_worker for row in results.rows)
+        yield _prediction_table(results.prediction, apart=shared)
 
 
 def _scaling_table(title: str, rows: Sequence[Row]) -> _Table:
@@ -226,7 +227,7 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> _Table:
     )
 
 
-def _prediction_table(prediction: Prediction) -> _Table:
+def _prediction_table(prediction: Prediction, *, apart: bool) -> _Table:
     headings = ("workers", "step ms", "efficiency", "measured\nefficiency", "error of\nstep ms")
     lines = [
         (
@@ -244,8 +245,10 @@ def _prediction_table(prediction: Prediction) -> _Table:
         f"{_rate(prediction.bandwidth_mb_per_s)} MB/s with a latency of "
         f"{prediction.latency_ms:.4g} ms"
     )
-    apart = "predicted, and measured for it, without shared memory, as between hosts"
-    return _Table("Predicted weak scaling", headings, lines, (note, apart))
+    notes = (
+        (note, "by Horovod's sockets, as between hosts, not shared memory") if apart else (note,)
+    )
+    return _Table("Predicted weak scaling", headings, lines, notes)
 
 
 def _with_strategy(table: _Table, rows: Sequence[Row]) -> _Table:

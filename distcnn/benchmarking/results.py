@@ -149,7 +149,8 @@ class PredictedPoint:
 class Prediction:
     """A model of the step time, and what it says of weak scaling.
 
-    Workers on several hosts share no memory, so neither did those that it was fitted to.
+    Workers on several hosts share no memory, so neither did those that it was fitted to and is
+    compared with.
 
     Attributes:
         step_fixed_ms: Time of a step that does not depend on the batch, in milliseconds.

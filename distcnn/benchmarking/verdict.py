@@ -17,6 +17,7 @@ def verdict(
     precision: str,
     oversubscribed: bool,
     fast_path: bool,
+    carrier: str,
     fastest_policy: str,
 ) -> str:
     """Names the largest avoidable cost and the flag that lowers it.
@@ -28,6 +29,7 @@ def verdict(
         precision: Resolved dtype policy.
         oversubscribed: Whether workers shared a core or a GPU.
         fast_path: Whether the model's fast form was computed.
+        carrier: What carried the gradients.
         fastest_policy: What this hardware does fastest.
     """
     if oversubscribed:
@@ -36,7 +38,7 @@ def verdict(
     if fed >= max(_NOTABLE, told):
         return f"bound by input ({fed:.0%}): {_feed_faster(config)}"
     if told >= _NOTABLE:
-        return f"bound by communication ({told:.0%}): {_reduce_less(config)}"
+        return f"bound by communication ({told:.0%}): {_reduce_less(config, carrier)}"
     return f"bound by computing ({shares['compute_share']:.0%}): " + _compute_less(
         config, step_ms, fast_path, None if precision == fastest_policy else fastest_policy
     )
@@ -50,11 +52,11 @@ def _feed_faster(config: Config) -> str:
     return "augment less (--data.augment flip,crop), or give the workers more cores"
 
 
-def _reduce_less(config: Config) -> str:
+def _reduce_less(config: Config, carrier: str) -> str:
     if config.distribute.sync_batchnorm:
         return "synchronised normalisation reduces in each layer: --distribute.sync_batchnorm false"
     compressed = config.distribute.compression != "none"
-    if compressed or config.distribute.strategy not in ("auto", "horovod"):
+    if compressed or carrier != "Horovod":
         return "reduce less often with a larger --train.batch_size"
     if config.train.accumulation_steps == 1:
         return "reduce less often with a larger --train.batch_size or --train.accumulation_steps 2"

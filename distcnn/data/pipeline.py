@@ -14,8 +14,12 @@ import tensorflow as tf
 from distcnn.config import AugmentConfig
 from distcnn.data.augment import Randomness, augment
 from distcnn.data.split import Split
+from distcnn.errors import DataError
 
 _PREFETCHED_BYTES = 64 * 2**20
+
+_MOST_CROPPED_BYTES = 2**31 - 2**16
+"""What TensorFlow can serialise, as cropping does."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,13 @@ def training_dataset(
         of shape `(count, height, width, channels)`, float32 one-hot of shape `(count, num_classes)`
         and float32 of shape `(count,)`, 1 / images of the batch or 0 for a stand-in. Each step has
         `len(shares.own) * shares.accumulation_steps` elements.
+
+    Raises:
+        DataError: If a share is too large to be cropped.
     """
+    assert split.image_shape is not None
+    share_images = math.ceil(order.global_batch_size / shares.count)
+    _require_croppable(split.image_shape, share_images, augmentation.crop)
     epochs = tf.data.Dataset.range(
         first_step // order.steps_per_epoch, math.ceil(last_step / order.steps_per_epoch)
     )
@@ -165,10 +175,20 @@ def training_dataset(
 
     batches = epochs.flat_map(steps_of)
     batches = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    assert split.image_shape is not None
-    share_bytes = order.global_batch_size / shares.count * math.prod(split.image_shape)
+    share_bytes = share_images * math.prod(split.image_shape)
     # Far enough ahead for a stall; left to itself, TensorFlow keeps too few of small batches.
     return batches.prefetch(max(2, min(8, int(_PREFETCHED_BYTES / share_bytes))))
+
+
+def _require_croppable(shape: tuple[int, ...], images: int, padding: int) -> None:
+    height, width, channels = shape
+    size = images * (height + 2 * padding) * (width + 2 * padding) * channels
+    if padding and size > _MOST_CROPPED_BYTES:
+        raise DataError(
+            f"{images} images of {height} x {width} pixels are too much to be cropped at once "
+            f"({size / 2**30:.1f} of 2 GiB); lower --train.batch_size, or raise "
+            "--train.accumulation_steps"
+        )
 
 
 def evaluation_shares(

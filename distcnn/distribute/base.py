@@ -53,6 +53,11 @@ class Backend(abc.ABC):
         first = self.rank * self.local_replicas
         return range(first, first + self.local_replicas)
 
+    @property
+    def carrier(self) -> str:
+        """What carries gradients from replica to replica."""
+        return "TensorFlow" if self.replicas > 1 else "nothing"
+
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context in which the model and its optimizer are built."""
         return contextlib.nullcontext()

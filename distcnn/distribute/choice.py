@@ -72,13 +72,10 @@ def build_backend(config: DistributeConfig, cluster: Cluster) -> tuple[Backend, 
     """
     name, reason = choose_strategy(config, cluster, gpus=len(tf.config.get_visible_devices("GPU")))
     if name == "horovod":
-        backend = Horovod(
-            cluster,
-            config.compression,
-            config.port,
-            shared_memory=config.shared_memory == "auto",
-        )
-        return backend, f"{reason}; gradients by {backend.carrier}" if cluster.size > 1 else reason
+        shared_memory = config.shared_memory == "auto"
+        return Horovod(
+            cluster, config.compression, config.port, shared_memory=shared_memory
+        ), reason
     if name == "multi_worker":
         addresses = cluster.worker_addresses(config.port)
         return MultiWorker(cluster, addresses, config.devices), reason

@@ -1,4 +1,4 @@
-"""Horovod: a process a device, gradients reduced by grouped, fused allreduce.
+"""Horovod: a process a device, gradients reduced by grouped, fused allreduce or shared memory.
 
 Horovod's Keras wrapper runs under Keras 3 and silently does not reduce, so only its operations are
 used. They stand outside XLA, which cannot compile them.
@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.cluster import Cluster
-from distcnn.distribute.base import Backend
+from distcnn.distribute.base import Backend, peers_watched
 from distcnn.distribute.rendezvous import Rendezvous
 from distcnn.distribute.shared_memory import Neighbours
 from distcnn.errors import DistcnnError
@@ -32,6 +32,9 @@ more bytes than a ring of float32."""
 _SMALL = 4096
 """Elements up to which tensors travel together."""
 
+_PATIENCE_SECONDS = 30
+"""How long Horovod waits for a process that stands still, unless it is told otherwise."""
+
 _IDLE_CYCLE_MS = "10"
 """How often Horovod looks for work where the steps do not need it: each look costs time."""
 
@@ -44,9 +47,6 @@ class Horovod(Backend):
         compression: Whether gradients travel as float16.
         port: First port of the run, where Horovod's own launcher does not say.
         shared_memory: Whether steps may be reduced through memory that the processes share.
-
-    Attributes:
-        carrier: What carries the gradients.
 
     Raises:
         DistcnnError: If Horovod is missing, or the processes do not find each other.
@@ -69,7 +69,8 @@ class Horovod(Backend):
         few = 1 < cluster.size <= _GATHERED_PROCESSES and compression == "none"
         self._gathers = few and not tf.config.get_visible_devices("GPU")
         near = self._gathers and cluster.one_host and hasattr(os, "memfd_create")
-        if near and shared_memory:
+        wanted = shared_memory and near
+        if wanted:
             os.environ.setdefault("HOROVOD_CYCLE_TIME", _IDLE_CYCLE_MS)
         os.environ.update(environment)  # the only way to tell Horovod
         try:
@@ -86,23 +87,36 @@ class Horovod(Backend):
                 "launch/install_horovod.sh --mpi serves mpirun"
             )
         self.rank, self.size = found
-        self._neighbours = self._find_neighbours() if near and shared_memory else None
+        with peers_watched(self):
+            self._neighbours = self._find_neighbours(wanted) if self.size > 1 else None
 
     @property
     def carrier(self) -> str:
-        """What carries the gradients."""
+        """See `Backend.carrier`."""
         return "shared memory" if self._neighbours else "Horovod"
 
-    def _find_neighbours(self) -> Neighbours | None:
+    def _find_neighbours(self, wanted: bool) -> Neighbours | None:
         """Connects with the other processes of the host; all of them or none."""
+        if not self._all(wanted):  # where settings differ, they are compared later
+            return None
         token = self.broadcast_object(secrets.token_hex(16))
+        found = None
         try:
-            found = Neighbours(self.rank, self.size, token, self.barrier)
-        except OSError as error:
-            log.warning("warning: no shared memory between the processes of this host: %s", error)
-            found = None
-        everywhere = self.sum(np.array([found is not None]))[0] == self.size
-        return found if everywhere else None
+            patience = float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", _PATIENCE_SECONDS))
+            found = Neighbours(self.rank, self.size, token, self.barrier, patience)
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        if self._all(found is not None):
+            return found
+        if found is not None:
+            found.close()
+            reason = "another rank could not"
+        if self.is_chief:
+            log.warning("warning: the processes of this host share no memory: %s", reason)
+        return None
+
+    def _all(self, agrees: bool) -> bool:
+        return bool(self.sum(np.array([float(agrees)]))[0] == self.size)
 
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         """See `Backend.reduce_sum`."""
@@ -198,10 +212,10 @@ def _pack(
     Returns:
         The large tensors and the joined ones, and what takes such a list apart again.
     """
-    groups: dict[Any, list[int]] = {}
+    groups: dict[tuple[str, int | None], list[int]] = {}
     for index, tensor in enumerate(tensors):
-        small = tensor.shape.num_elements() <= _SMALL
-        groups.setdefault(tensor.dtype if small else index, []).append(index)
+        alone = None if tensor.shape.num_elements() <= _SMALL else index
+        groups.setdefault((tensor.dtype.name, alone), []).append(index)
     packed = [
         tf.concat([tf.reshape(tensors[index], [-1]) for index in group], 0)
         if len(group) > 1

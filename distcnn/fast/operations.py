@@ -11,11 +11,11 @@ import tensorflow as tf
 _LEVELS = 256
 
 _MULTIPLIERS = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F)
-"""Odd numbers without a pattern; no small multiple of one is near a small multiple of another."""
+"""Odd numbers without a pattern."""
 
 
 def keep_mask(seed: tf.Tensor, rate: float, like: tf.Tensor) -> tf.Tensor:
-    """Draws which elements dropout keeps, each by 8 random bits of its own.
+    """Draws which elements dropout keeps, by comparing 8 random bits for each.
 
     The share that is kept is a multiple of 1 / 256, drawn anew each time from the two next to
     `1 - rate`, so that its mean is exact.
@@ -49,7 +49,8 @@ def _spread(words: tf.Tensor) -> tf.Tensor:
 
     Drawing random words is what costs most in dropout. 16 decisions are at most 16 bits of
     information, half of what a word has, so one is enough for them if it is spread well. A
-    product's lowest byte depends on nothing but the word's lowest; mixing in the third mends that.
+    product's low bits depend on nothing but the word's low bits, so higher ones are mixed in, by a
+    shift that does not lay one byte upon another.
 
     Args:
         words: uint32 tensor of shape `(count,)`.
@@ -58,7 +59,7 @@ def _spread(words: tf.Tensor) -> tf.Tensor:
         uint32 tensor of shape `(4, count)`.
     """
     products = words * tf.constant(_MULTIPLIERS, tf.uint32)[:, None]
-    return tf.bitwise.bitwise_xor(products, _shifted(products, 16))
+    return tf.bitwise.bitwise_xor(products, _shifted(products, 13))
 
 
 def _shifted(words: tf.Tensor, bits: int) -> tf.Tensor:

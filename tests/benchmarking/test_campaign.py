@@ -107,6 +107,12 @@ TOLD = {"input_share": 0.0, "communication_share": 0.3, "compute_share": 0.7}
             "--distribute.sync_batchnorm false",
         ),
         (Config(train=TrainConfig(accumulation_steps=4)), TOLD, {}, "--distribute.compression"),
+        (
+            Config(train=TrainConfig(accumulation_steps=4)),
+            TOLD,
+            {"carrier": "shared memory"},  # which compression would switch off
+            "a larger --train.batch_size",
+        ),
     ],
 )
 def test_the_verdict_names_the_flag(config, shares, settings, words):
@@ -115,6 +121,7 @@ def test_the_verdict_names_the_flag(config, shares, settings, words):
         "precision": "mixed_bfloat16",
         "oversubscribed": False,
         "fast_path": True,
+        "carrier": "Horovod",
         "fastest_policy": "mixed_bfloat16",
     }
     assert words in verdict(config, shares, **(usual | settings))

@@ -186,6 +186,31 @@ def test_crop_cuts_windows_of_the_padded_image_at_every_offset(channels: int) ->
     assert hits.sum(1).max() <= 36
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize(("count", "padding"), [(1, 1), (40, 4), (40, 11)])
+def test_crop_cuts_where_it_has_drawn(kind: type, count: int, padding: int) -> None:
+    images = batch(count, side=8)[0].astype(kind)
+    random = randomness(count)
+    out = aug.pad_and_crop(tf.constant(images), padding, random).numpy()
+    assert out.dtype == kind
+    corners = (random.uniform(aug.Stream.CROP, 2).numpy() * (2 * padding + 1)).astype(int)
+    beside = [(padding, padding), (padding, padding), (0, 0)]
+    height, width = images.shape[1:3]
+    for image, cropped, (y, x) in zip(images, out, corners, strict=True):
+        expected = np.pad(image, beside)[y : y + height, x : x + width]
+        np.testing.assert_array_equal(cropped, expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_flip_takes_few_images_and_floats(count: int) -> None:
+    images = batch(count, side=6, channels=1)[0].astype(np.float32)
+    for step in range(12):
+        random = randomness(count, step)
+        mirror = random.uniform(aug.Stream.FLIP, 1).numpy()[:, 0] < 0.5
+        expected = np.where(mirror[:, None, None, None], images[:, :, ::-1], images)
+        np.testing.assert_array_equal(aug.flip(tf.constant(images), random), expected)
+
+
 def test_color_jitter_of_strength_0_is_the_identity() -> None:
     images, _ = batch(8)
     np.testing.assert_array_equal(aug.color_jitter(tf.constant(images), 0.0, randomness(8)), images)

@@ -12,6 +12,7 @@ from distcnn.data.pipeline import (
     evaluation_shares,
     training_dataset,
 )
+from distcnn.errors import DataError
 
 CLASSES = 5
 
@@ -158,3 +159,24 @@ def test_evaluation_sees_every_image_once_over_all_workers(split, replicas, batc
             seen += [int(i) for i in images[weights > 0][:, 0, 0, 0]]
     assert len(steps) == 1
     assert seen == list(range(23))
+
+
+def test_what_cannot_be_cropped_at_once_is_refused_by_name():
+    images = np.broadcast_to(np.uint8(0), (4096, 512, 512, 3))
+    order = EpochOrder(4096, 4096, 3)
+
+    def dataset(crop, part):
+        return training_dataset(
+            ArraySplit(images, np.zeros(4096, int)),
+            CLASSES,
+            order,
+            AugmentConfig(crop=crop),
+            part,
+            first_step=0,
+            last_step=1,
+        )
+
+    with pytest.raises(DataError, match="4096 images of 512 x 512 pixels are too much"):
+        dataset(8, Shares())
+    dataset(8, Shares(range(1), replicas=2))
+    dataset(0, Shares())
