@@ -145,10 +145,13 @@ class Neighbours:
         heard: dict[int, tuple[bytes, list[int]]] = {}
         still, began, reminded = dict.fromkeys(self._peers, 0.0), time.monotonic(), False
         while len(heard) < len(self._peers):
-            waiting = {peer: rank for rank, peer in self._peers.items() if rank not in heard}
-            ready, _, _ = select.select(list(waiting), [], [], 1.0)
-            for peer in ready:
-                heard[waiting[peer]] = _receive(peer, waiting[peer], size)
+            waiting = {p.fileno(): rank for rank, p in self._peers.items() if rank not in heard}
+            poll = select.poll()
+            for descriptor in waiting:
+                poll.register(descriptor, select.POLLIN)
+            ready = [waiting[descriptor] for descriptor, _ in poll.poll(1000)]
+            for rank in ready:
+                heard[rank] = _receive(self._peers[rank], rank, size)
             if ready:
                 continue
             # One may have other things to do, as long as it is not stopped altogether.

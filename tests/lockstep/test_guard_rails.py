@@ -42,7 +42,10 @@ def plan(kind: str) -> list[dict[str, Any]]:
         ]
     if kind == "horovod":
         fp16 = {"distribute__compression": "fp16"}
-        entries.append({"name": "compressed", "case": "sgd", "overrides": fp16})
+        entries += [
+            {"name": "compressed", "case": "sgd", "overrides": fp16},
+            {"name": "compressed by one", "case": "sgd", "rank_1": fp16},
+        ]
     return [{**entry, "overrides": own | entry.get("overrides", {})} for entry in entries]
 
 
@@ -92,6 +95,14 @@ def test_ranks_with_different_settings_do_not_start(made):
     for rank, value in enumerate((0.01, 0.5)):
         message = made["other rate"].results[rank]["error"]
         assert f"the ranks 0 and 1 differ in optimizer.lr (rank {rank} has {value})" in message
+
+
+@pytest.mark.parametrize("made", ["horovod"], indirect=True)
+def test_ranks_that_would_reduce_in_different_ways_do_not_wait_for_each_other(made):
+    for rank, value in enumerate(("none", "fp16")):
+        message = made["compressed by one"].results[rank]["error"]
+        words = f"the ranks 0 and 1 differ in distribute.compression (rank {rank} has {value})"
+        assert words in message
 
 
 @pytest.mark.parametrize("made", ["horovod", "multi_worker"], indirect=True)
