@@ -65,7 +65,7 @@ class Neighbours:
     """
 
     def __init__(
-        self, rank: int, size: int, token: str, barrier: Callable[[], None], patience: float = 30
+        self, rank: int, size: int, token: str, barrier: Callable[[], None], patience: float
     ) -> None:
         self.rank = rank
         self.size = size

@@ -39,7 +39,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 def ranks(threads: ThreadPoolExecutor) -> Iterator[list[Neighbours]]:
     token, barrier = secrets.token_hex(8), threading.Barrier(SIZE)
     begun = [
-        threads.submit(Neighbours, rank, SIZE, token, lambda: (barrier.wait(), None)[1])
+        threads.submit(Neighbours, rank, SIZE, token, lambda: (barrier.wait(), None)[1], 30.0)
         for rank in range(SIZE)
     ]
     found = [future.result(timeout=30) for future in begun]
