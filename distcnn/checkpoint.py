@@ -44,6 +44,11 @@ class Progress:
             return self
         return replace(self, best_epoch=epoch, best_loss=validation_loss)
 
+    def out_of_patience(self, patience: int, epochs_done: int) -> bool:
+        """Tells whether `patience` epochs passed without a better one; 0 is endless patience."""
+        waited = epochs_done - 1 - self.best_epoch
+        return patience > 0 and self.best_epoch >= 0 and waited >= patience
+
 
 class Checkpoints:
     """The checkpoints in a run's folder `checkpoints/`.

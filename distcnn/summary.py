@@ -31,7 +31,7 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
 
     Args:
         path: The run directory.
-        resolved: See `Trainer.resolved`.
+        resolved: See `Assembly.resolved`.
     """
     log.info("run directory   %s", path)
     log.info("model           %s, %s parameters", resolved["model"], f"{resolved['parameters']:,}")
@@ -85,7 +85,7 @@ def make_summary(
 
     Args:
         recipe: Name of the recipe.
-        resolved: See `Trainer.resolved`.
+        resolved: See `Assembly.resolved`.
         progress: How far the run came.
         rows: All rows of `metrics.jsonl`.
         model: The classifier as it is saved.

@@ -5,23 +5,24 @@ from typing import Any
 import keras
 import numpy as np
 
+from distcnn.assembly import Assembly
 from distcnn.benchmarking.hardware import peak_flops
 from distcnn.benchmarking.plain import compare_with_plain
 from distcnn.benchmarking.steps import measure_steps, reduction_times, step_times_by_batch
 from distcnn.cluster import Cluster
 from distcnn.config import Config, PrecisionConfig
+from distcnn.devices import Devices
 from distcnn.environment import describe_environment
 from distcnn.precision import find_hardware, resolve_precision
-from distcnn.trainer import Trainer
 
 _REDUCED_BYTES = [2**12, 2**18, 2**20, 2**22, 2**24]
 
 
 def steps(config: Config, cluster: Cluster, *, count: int, warmup: int) -> dict[str, Any]:
     """Times training steps, and says on what; see `measure_steps`."""
-    trainer = Trainer(config, cluster=cluster)
-    found = measure_steps(trainer, count, warmup)
-    resolved = trainer.resolved()
+    parts = Assembly(config, Devices(config, cluster))
+    found = measure_steps(parts, count, warmup)
+    resolved = parts.resolved()
     return found | {
         "peak_gflops": peak_flops(keras.config.dtype_policy().compute_dtype) / 1e9,
         "fastest_policy": resolve_precision(PrecisionConfig(), find_hardware()).policy,
@@ -32,17 +33,17 @@ def steps(config: Config, cluster: Cluster, *, count: int, warmup: int) -> dict[
 
 def comparison(config: Config, cluster: Cluster, *, repeats: int) -> list[dict[str, Any]]:
     """Compares with the plain Keras script; see `compare_with_plain`."""
-    return compare_with_plain(Trainer(config, cluster=cluster), repeats)
+    return compare_with_plain(Assembly(config, Devices(config, cluster)), repeats)
 
 
 def scaling(
     config: Config, cluster: Cluster, *, batches: list[int], repeats: int
 ) -> dict[str, Any]:
     """Measures what a `ScalingModel` is fitted to and judged by: steps by batch, reductions."""
-    trainer = Trainer(config, cluster=cluster)
-    found: dict[str, Any] = {"step_ms": step_times_by_batch(trainer, batches, repeats)}
-    if trainer.backend.replicas > 1:
-        weights = trainer.model.trainable_variables
-        found["reduction_ms"] = reduction_times(trainer.backend, _REDUCED_BYTES, repeats)
+    parts = Assembly(config, Devices(config, cluster))
+    found: dict[str, Any] = {"step_ms": step_times_by_batch(parts, batches, repeats)}
+    if parts.backend.replicas > 1:
+        weights = parts.model.trainable_variables
+        found["reduction_ms"] = reduction_times(parts.backend, _REDUCED_BYTES, repeats)
         found["bytes_per_step"] = 4 * sum(int(np.prod(w.shape)) for w in weights)
     return found

@@ -8,14 +8,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distcnn.assembly import Assembly, compile_arguments
 from distcnn.benchmarking.reading import Reader
 from distcnn.benchmarking.statistics import noise_floor, ratio_of_quartiles
 from distcnn.benchmarking.steps import TimedSteps, require_steps
 from distcnn.config import AugmentConfig
-from distcnn.data.pipeline import evaluation_dataset, evaluation_shares
+from distcnn.data.pipeline import evaluation_dataset
 from distcnn.models import build_model
 from distcnn.optimizer import plain_optimizer
-from distcnn.trainer import Trainer, compile_arguments
 
 _WARMUP = 5
 _EVALUATED_IMAGES = 1024
@@ -26,25 +26,25 @@ class PlainScript:
     """What one would write without distcnn: `compile`, then `fit` on arrays of float32 pixels.
 
     Args:
-        trainer: The run whose model, optimizer and batch size it takes; it computes in float32.
+        parts: The run whose model, optimizer and batch size it takes; it computes in float32.
         most: How many of the images it needs at most; they are held in memory.
     """
 
-    def __init__(self, trainer: Trainer, most: int) -> None:
-        config, dataset = trainer.config, trainer.dataset
-        self.batch_size = trainer.order.global_batch_size
+    def __init__(self, parts: Assembly, most: int) -> None:
+        config, dataset = parts.config, parts.dataset
+        self.batch_size = parts.order.global_batch_size
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy("float32")
         try:
             classes = len(dataset.classes)
-            self.model = build_model(config.model, trainer.model.input_shape[1:], classes)
+            self.model = build_model(config.model, parts.model.input_shape[1:], classes)
         finally:
             keras.config.set_dtype_policy(policy)
         optimizer = plain_optimizer(config.optimizer, config.optimizer.lr, self.model)
-        self.model.compile(optimizer, **compile_arguments(trainer.logits))
+        self.model.compile(optimizer, **compile_arguments(parts.logits))
         count = min(len(dataset.train), max(most, _EVALUATED_IMAGES))
         self.stored = dataset.train.gather(tf.range(count, dtype=tf.int64))
-        self.images = trainer.evaluation.scaled(self.stored).numpy()
+        self.images = parts.evaluation.scaled(self.stored).numpy()
         self.labels = np.eye(classes, dtype=np.float32)[dataset.train.labels[:count]]
 
     def fit(self, steps: int, between: Callable[[bool], None], times: list[float]) -> None:
@@ -108,35 +108,33 @@ class _Timer(keras.callbacks.Callback):
         self._between(batch < self._full)
 
 
-def compare_with_plain(trainer: Trainer, repeats: int) -> list[dict[str, Any]]:
+def compare_with_plain(parts: Assembly, repeats: int) -> list[dict[str, Any]]:
     """Measures training, evaluation and prediction of both in turn.
 
     Args:
-        trainer: The run, on one device, built and not begun.
+        parts: The run, on one device, built and not begun.
         repeats: Training steps of each; the others are repeated at most 25 times.
 
     Returns:
         The content of a `distcnn.benchmarking.results.Comparison` for each of the four.
     """
-    require_steps(trainer)
-    plain = PlainScript(trainer, (repeats + _WARMUP) * trainer.order.global_batch_size)
-    found = {"training step": (_training(plain, trainer, repeats), plain.batch_size)}
+    require_steps(parts)
+    plain = PlainScript(parts, (repeats + _WARMUP) * parts.order.global_batch_size)
+    found = {"training step": (_training(plain, parts, repeats), plain.batch_size)}
     count = min(_EVALUATED_IMAGES, len(plain.images))
     images, labels = plain.images[:count], plain.labels[:count]
-    split = trainer.dataset.train.subset(np.arange(count))
-    size, classes = trainer.config.train.eval_batch_size, len(trainer.dataset.classes)
+    split = parts.dataset.train.subset(np.arange(count))
+    size, classes = parts.config.train.eval_batch_size, len(parts.dataset.classes)
     stored = evaluation_dataset(split, classes, size).map(lambda pixels, _: pixels)
     few = min(repeats, 25)
-    naive = Reader(plain.naive_batches(trainer.config.data.augment))
-    own = Reader(trainer.training_batches(0))
+    naive = Reader(plain.naive_batches(parts.config.data.augment))
+    own = Reader(parts.training_batches(0))
     found["input of a batch"] = (_read_in_turn(naive, own, few), plain.batch_size)
     # Both with the batch size that they use by themselves.
     found["evaluation"] = (
         _in_turn(
             lambda: plain.model.evaluate(images, labels, verbose=0),
-            lambda: trainer.evaluation.evaluate(
-                *evaluation_shares(split, classes, size, trainer.shares)
-            ),
+            lambda: parts.evaluate(split),
             few,
         ),
         count,
@@ -144,7 +142,7 @@ def compare_with_plain(trainer: Trainer, repeats: int) -> list[dict[str, Any]]:
     found["prediction"] = (
         _in_turn(
             lambda: plain.model.predict(images, verbose=0),
-            lambda: trainer.evaluation.predict(stored),
+            lambda: parts.evaluation.predict(stored),
             few,
         ),
         count,
@@ -156,17 +154,15 @@ def compare_with_plain(trainer: Trainer, repeats: int) -> list[dict[str, Any]]:
             "repeats": len(ours),
             **_ratio(theirs, ours),
             "plain_precision": "float32",
-            "distcnn_precision": trainer.precision.policy,
+            "distcnn_precision": parts.precision.policy,
         }
         for what, ((theirs, ours), batch) in found.items()
     ]
 
 
-def _training(
-    plain: PlainScript, trainer: Trainer, repeats: int
-) -> tuple[list[float], list[float]]:
-    batches = trainer.backend.iterate(trainer.training_batches(0))
-    ours = TimedSteps(trainer.training, batches)
+def _training(plain: PlainScript, parts: Assembly, repeats: int) -> tuple[list[float], list[float]]:
+    batches = parts.backend.iterate(parts.training_batches(0))
+    ours = TimedSteps(parts.training, batches)
     times: list[float] = []
     pairs: list[tuple[float, float]] = []
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from distcnn.assembly import Assembly
 from distcnn.benchmarking.hardware import training_flops
 from distcnn.benchmarking.reading import Reader
 from distcnn.benchmarking.statistics import summarise
 from distcnn.data.pipeline import training_dataset
 from distcnn.distribute import Backend
 from distcnn.errors import UsageError
-from distcnn.trainer import Trainer
 from distcnn.training_step import TrainingStep
 
 _READ_SECONDS = 2.0
@@ -85,51 +85,51 @@ def unreduced(backend: Backend) -> Iterator[None]:
         del backend.reduce_sum
 
 
-def resident_batch(trainer: Trainer, global_batch: int | None = None) -> Any:
+def resident_batch(parts: Assembly, global_batch: int | None = None) -> Any:
     """Returns an iterator that gives the first batch again and again, from memory.
 
     Args:
-        trainer: The run.
+        parts: The run.
         global_batch: Another size of the batch, or None for that of the run.
     """
-    order = trainer.order
+    order = parts.order
     if global_batch is not None:
         order = type(order)(order.examples, global_batch, order.seed)
     shares = training_dataset(
-        trainer.dataset.train,
-        len(trainer.dataset.classes),
+        parts.dataset.train,
+        len(parts.dataset.classes),
         order,
-        trainer.config.data.augment,
-        trainer.shares,
+        parts.config.data.augment,
+        parts.shares,
         first_step=0,
         last_step=1,
     )
-    return trainer.backend.iterate(shares.cache().repeat())
+    return parts.backend.iterate(shares.cache().repeat())
 
 
-def measure_steps(trainer: Trainer, steps: int, warmup: int) -> dict[str, Any]:
+def measure_steps(parts: Assembly, steps: int, warmup: int) -> dict[str, Any]:
     """Times a run's steps, and where their time goes.
 
     Args:
-        trainer: The run, built and not begun.
+        parts: The run, built and not begun.
         steps: Executions to time of each kind.
         warmup: Executions before that, whose times do not count.
 
     Returns:
         Times in milliseconds and shares; see `distcnn.benchmarking.results.Row`.
     """
-    require_steps(trainer)
-    trainer.state.share()
-    batches = trainer.backend.iterate(trainer.training_batches(0))
-    full = TimedSteps(trainer.training, batches)
+    require_steps(parts)
+    parts.state.share()
+    batches = parts.backend.iterate(parts.training_batches(0))
+    full = TimedSteps(parts.training, batches)
     kinds = {"full": full}
-    kinds["resident"] = TimedSteps(trainer.new_training_step(), resident_batch(trainer))
-    if trainer.backend.replicas > 1:
-        with unreduced(trainer.backend):
-            alone = TimedSteps(trainer.new_training_step(), resident_batch(trainer))
+    kinds["resident"] = TimedSteps(parts.new_training_step(), resident_batch(parts))
+    if parts.backend.replicas > 1:
+        with unreduced(parts.backend):
+            alone = TimedSteps(parts.new_training_step(), resident_batch(parts))
         kinds["unreduced"] = alone
     began = time.perf_counter()
-    _in_turn(trainer.backend, kinds, warmup)
+    _in_turn(parts.backend, kinds, warmup)
     warmed = time.perf_counter() - began
     with _without_collection():
         # Without a pause, in which the pipeline could catch up: so a run pays for its input.
@@ -137,37 +137,37 @@ def measure_steps(trainer: Trainer, steps: int, warmup: int) -> dict[str, Any]:
         for _ in range(steps):
             full.repeat()
         times, waited = summarise(full.seconds), full.input_wait()
-        _in_turn(trainer.backend, kinds, steps)
+        _in_turn(parts.backend, kinds, steps)
     quartiles = {name: summarise(timed.seconds).p25 for name, timed in kinds.items()}
-    memory = trainer.backend.gather(np.array([peak_memory_mb()]))
+    memory = parts.backend.gather(np.array([peak_memory_mb()]))
     return {
         **{f"step_ms_{name}": value for name, value in asdict(times).items()},
         **shares_of(quartiles, waited),
         "input_wait": waited,
-        "input_images_per_second": Reader(trainer.training_batches(0)).read(_READ_SECONDS)[1]
-        * trainer.backend.size,
+        "input_images_per_second": Reader(parts.training_batches(0)).read(_READ_SECONDS)[1]
+        * parts.backend.size,
         "steps": steps,
         "compile_seconds": full.first_seconds,
         "warmup_seconds": warmed,
-        "images_per_second": trainer.order.global_batch_size / times.p25 * 1e3,
-        "global_batch": trainer.order.global_batch_size,
-        "per_worker_batch": trainer.order.global_batch_size / trainer.backend.replicas,
+        "images_per_second": parts.order.global_batch_size / times.p25 * 1e3,
+        "global_batch": parts.order.global_batch_size,
+        "per_worker_batch": parts.order.global_batch_size / parts.backend.replicas,
         "peak_memory_mb": float(memory.max()),
-        "flops_per_image": training_flops(trainer.model),
+        "flops_per_image": training_flops(parts.model),
     }
 
 
-def require_steps(trainer: Trainer) -> None:
+def require_steps(parts: Assembly) -> None:
     """Refuses runs whose epochs have too few steps of a full batch to be timed.
 
     Raises:
         UsageError: Says how many there are.
     """
-    full = len(trainer.dataset.train) // trainer.order.global_batch_size
-    needed = 2 * trainer.config.train.steps_per_execution
+    full = len(parts.dataset.train) // parts.order.global_batch_size
+    needed = 2 * parts.config.train.steps_per_execution
     if full < needed:
         raise UsageError(
-            f"an epoch has {full} steps of {trainer.order.global_batch_size} images; expected at "
+            f"an epoch has {full} steps of {parts.order.global_batch_size} images; expected at "
             f"least {needed}: lower --train.batch_size or --train.steps_per_execution, or measure "
             "with --data.name synthetic"
         )
@@ -188,11 +188,10 @@ def shares_of(quartiles: dict[str, float], waited: float) -> dict[str, float]:
     return {"input_share": fed, "communication_share": told, "compute_share": 1 - fed - told}
 
 
-def step_times_by_batch(trainer: Trainer, sizes: list[int], steps: int) -> dict[int, float]:
+def step_times_by_batch(parts: Assembly, sizes: list[int], steps: int) -> dict[int, float]:
     """Returns the lower quartile of the step's time in milliseconds for each global batch."""
     timed = {
-        size: TimedSteps(trainer.new_training_step(), resident_batch(trainer, size))
-        for size in sizes
+        size: TimedSteps(parts.new_training_step(), resident_batch(parts, size)) for size in sizes
     }
     for _ in range(steps):
         for each in timed.values():

@@ -81,8 +81,7 @@ class Saver(keras.callbacks.Callback):
         known = self.progress
         self.progress = known.after_epoch(epoch, (logs or {}).get("val_loss"))
         is_best = self.progress is not known
-        waited = epoch - self.progress.best_epoch
-        if self._patience and self.progress.best_epoch >= 0 and waited >= self._patience:
+        if self.progress.out_of_patience(self._patience, epoch + 1):
             self.model.stop_training = True
         own = np.array([self._stop.name is not None, self.model.stop_training], np.float64)
         stop, self.model.stop_training = (bool(votes) for votes in self._backend.sum(own))

@@ -7,13 +7,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distcnn.assembly import Assembly
 from distcnn.callbacks.recorder import Row
-from distcnn.config import Config
-from distcnn.data.dataset import Dataset
-from distcnn.data.split import Split
 from distcnn.evaluation import evaluate_split
 from distcnn.plots import confusion_figure, mistakes_figure, stretch_contrast, tile, to_pixels
-from distcnn.training_step import EvaluationStep, TrainingStep
+from distcnn.training_step import TrainingStep
 
 
 class TensorBoardScalars:
@@ -47,88 +45,48 @@ class TensorBoardScalars:
 
 
 def tensorboard_callbacks(
-    folder: Path,
-    config: Config,
-    training: TrainingStep,
-    evaluation: EvaluationStep,
-    batches: tf.data.Dataset,
-    dataset: Dataset,
-    *,
-    logits: bool,
+    folder: Path, parts: Assembly, first_step: int
 ) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that the logging section asks for.
 
     Args:
         folder: TensorBoard's folder of the run.
-        config: The run.
-        training: The training step.
-        evaluation: Predicts for the examination.
-        batches: Training batches; the first one is shown.
-        dataset: Images and class names.
-        logits: Whether the classifier returns logits.
+        parts: The run.
+        first_step: Global step at which it begins.
     """
-    callbacks: list[keras.callbacks.Callback] = []
-    if config.logging.images:
-        callbacks.append(
-            TensorBoardImages(
-                folder,
-                training,
-                batches,
-                evaluation,
-                dataset.validation,
-                dataset.classes,
-                logits=logits,
-                batch_size=config.train.eval_batch_size,
-            )
-        )
-    if config.logging.profile:
-        first, last = map(int, config.logging.profile.split(","))
-        callbacks.append(Profiler(folder, training, first, last))
+    logging, callbacks = parts.config.logging, []
+    if logging.images:
+        callbacks.append(TensorBoardImages(folder, parts, parts.training_batches(first_step)))
+    if logging.profile:
+        first, last = map(int, logging.profile.split(","))
+        callbacks.append(Profiler(folder, parts.training, first, last))
     return callbacks
 
 
 class TensorBoardImages(keras.callbacks.Callback):
     """Writes the graph and images: a training batch, filters, feature maps, mistakes.
 
+    Confusion matrix and worst mistakes are those on the validation images at the end, if there are
+    any.
+
     Args:
         folder: TensorBoard's folder of the run.
-        training: The training step.
+        parts: The run.
         batches: Training batches; the first one is shown.
-        evaluation: Predicts for the examination.
-        examined: Images whose confusion matrix and worst mistakes are shown at the end, or None.
-        classes: Class names.
-        logits: Whether the classifier returns logits.
-        batch_size: Images per step of that examination.
     """
 
     reads_logs = False
 
-    def __init__(
-        self,
-        folder: Path,
-        training: TrainingStep,
-        batches: tf.data.Dataset,
-        evaluation: EvaluationStep,
-        examined: Split | None,
-        classes: tuple[str, ...],
-        *,
-        logits: bool,
-        batch_size: int,
-    ) -> None:
+    def __init__(self, folder: Path, parts: Assembly, batches: tf.data.Dataset) -> None:
         super().__init__()
         # A folder of their own: TensorBoard follows only the newest file of a folder.
         self._writer = tf.summary.create_file_writer(str(folder / "images"))
-        self._training = training
+        self._parts = parts
         self._batch = np.asarray(next(iter(batches.take(1)))[0])
-        self._evaluation = evaluation
-        self._examined = examined
-        self._classes = classes
-        self._logits = logits
-        self._batch_size = batch_size
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Writes the graph of the classifier and the first training batch."""
-        with self._writer.as_default(self._training.step):
+        with self._writer.as_default(self._parts.training.step):
             signature = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
             forward = tf.function(self.model).get_concrete_function(signature)
             tf.summary.graph(forward.graph)
@@ -141,24 +99,26 @@ class TensorBoardImages(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Writes the confusion matrix and the worst mistakes."""
-        if self._examined is None:
+        parts, examined = self._parts, self._parts.dataset.validation
+        if examined is None:
             return
-        with self._training.evaluated_weights():
+        classes = parts.dataset.classes
+        with parts.training.evaluated_weights():
             result = evaluate_split(
-                self._evaluation.predict,
-                self._examined,
-                self._classes,
-                logits=self._logits,
-                batch_size=self._batch_size,
+                parts.evaluation.predict,
+                examined,
+                classes,
+                logits=parts.logits,
+                batch_size=parts.config.train.eval_batch_size,
             )
-        with self._writer.as_default(self._training.step):
-            figure = confusion_figure(result.confusion(), self._classes)
+        with self._writer.as_default(parts.training.step):
+            figure = confusion_figure(result.confusion(), classes)
             self._image("validation/confusion_matrix", to_pixels(figure))
             worst = result.worst(25)
             if len(worst):
-                images = self._examined.gather(tf.constant(worst, tf.int64)).numpy()
+                images = examined.gather(tf.constant(worst, tf.int64)).numpy()
                 figure = mistakes_figure(
-                    images, result.labels[worst], result.probabilities[worst], self._classes
+                    images, result.labels[worst], result.probabilities[worst], classes
                 )
                 self._image("validation/worst_mistakes", to_pixels(figure))
         self._writer.flush()
@@ -174,9 +134,9 @@ class TensorBoardImages(keras.callbacks.Callback):
         if kernels.shape[3] not in (1, 3):
             kernels = kernels.mean(axis=3, keepdims=True)
         example = self._batch[:1]
-        maps = keras.Model(self.model.inputs, layer.output)(self._evaluation.scaled(example))
+        maps = keras.Model(self.model.inputs, layer.output)(self._parts.evaluation.scaled(example))
         maps = np.asarray(maps, np.float32)[0].transpose(2, 0, 1)[..., None]
-        with self._writer.as_default(self._training.step):
+        with self._writer.as_default(self._parts.training.step):
             self._image("first_layer/filters", tile(stretch_contrast(kernels)[:64]))
             self._image("first_layer/input", tile(example))
             self._image("first_layer/feature_maps", tile(stretch_contrast(maps)[:64]))

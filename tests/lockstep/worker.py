@@ -57,7 +57,7 @@ class WithoutReduction:
     """Switches the reduction of the gradients off; all else still works."""
 
     def __init__(self, trainer: Trainer) -> None:
-        backend = trainer.backend
+        backend = trainer.parts.backend
         reduce_sum = type(backend).reduce_sum
 
         def own(tensors: Any, *, compressible: int = 0) -> Any:
@@ -114,16 +114,16 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
             summary = trainer.fit()
         except DistcnnError as error:
             return {"error": str(error)}
-    if trainer.backend.is_chief:
+    if trainer.parts.backend.is_chief:
         np.savez(out / "weights.npz", *trainer.model.get_weights())
     moved = max(
         float(np.abs(a - b).max()) for a, b in zip(trainer.model.get_weights(), start, strict=True)
     )
-    scale = getattr(trainer.optimizer, "dynamic_scale", None)
+    scale = getattr(trainer.parts.optimizer, "dynamic_scale", None)
     return {
         "summary": summary,
         "moved": moved,
-        "iterations": int(keras.ops.convert_to_numpy(trainer.optimizer.iterations)),
+        "iterations": int(keras.ops.convert_to_numpy(trainer.parts.optimizer.iterations)),
         "scale": None if scale is None else float(keras.ops.convert_to_numpy(scale)),
     }
 
