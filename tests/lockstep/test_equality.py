@@ -19,10 +19,13 @@ with a rate at which the weights change little in 20 steps."""
 OWN_SOCKETS = " by Horovod's sockets"
 """Ends the name of a case that is not reduced through shared memory."""
 
+FORBIDDEN = " without memory"
+"""Ends the name of a case in which the system does not let one rank share memory."""
+
 GROUPS: dict[str, tuple[str, int, list[str]]] = {
     "mirrored x2": ("mirrored", 2, list(ANY_WORKERS)),
     "multi_worker x2": ("multi_worker", 2, list(ANY_WORKERS)),
-    "horovod x2": ("horovod", 2, [*ANY_WORKERS, "bfloat16" + OWN_SOCKETS]),
+    "horovod x2": ("horovod", 2, [*ANY_WORKERS, "bfloat16" + OWN_SOCKETS, "adam" + FORBIDDEN]),
     "horovod x3": (
         "horovod",
         3,
@@ -33,14 +36,18 @@ GROUPS: dict[str, tuple[str, int, list[str]]] = {
 }
 
 
+def case_of(name: str) -> str:
+    return name.removesuffix(OWN_SOCKETS).removesuffix(FORBIDDEN)
+
+
 def plan_of(kind: str, names: list[str]) -> list[dict[str, Any]]:
     overrides = {"distribute__strategy": kind}
     if kind == "mirrored":
         overrides["distribute__devices"] = 2  # type: ignore[assignment]
     plan = []
     for name in names:
-        case, more = name.removesuffix(OWN_SOCKETS), {}
-        if case != name:
+        case, more = case_of(name), {}
+        if name.endswith(OWN_SOCKETS):
             more = {"distribute__shared_memory": "off"}
         plan.append(
             {
@@ -48,6 +55,7 @@ def plan_of(kind: str, names: list[str]) -> list[dict[str, Any]]:
                 "case": case,
                 "overrides": overrides | more,
                 "overflow": case == "float16",
+                "without_memory": name.endswith(FORBIDDEN),
             }
         )
     return plan
@@ -94,12 +102,15 @@ EVERY = [(group, case) for group, (_, _, cases) in GROUPS.items() for case in ca
 @pytest.mark.parametrize("outcome", EVERY, indirect=True, ids=lambda pair: " ".join(pair))
 def test_any_number_of_workers_makes_the_weights_of_one(outcome, alone):
     name, several = outcome
-    case = name.removesuffix(OWN_SOCKETS)
+    case = case_of(name)
     summary, single = several.summary, alone[case].summary
     assert summary["steps"] == single["steps"] >= 20
     assert summary["weights_agree"] is True
     hashes = {result["summary"]["weights_sha256"] for result in several.results}
     assert hashes == {summary["weights_sha256"]}
+    if summary["strategy"] == "horovod":
+        carrier = "shared memory" if name == case else "Horovod"
+        assert {result["carrier"] for result in several.results} == {carrier}
     bound = HALF_TOLERANCE.get(case, TOLERANCE)
     assert difference(several.weights, alone[case].weights) <= bound
     for key in ("val_loss", "test_loss", "loss"):

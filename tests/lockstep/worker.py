@@ -4,6 +4,7 @@ Usage: python -m tests.lockstep.worker PLAN.json OUT
 """
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -18,8 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distcnn import replicated_state
-from distcnn import trainer as trainer_module
+from distcnn import assembly, replicated_state
 from distcnn.cluster import find_cluster
 from distcnn.errors import DistcnnError
 from distcnn.trainer import Trainer
@@ -88,6 +88,11 @@ def replacing(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
+def forbidden(*arguments: Any) -> int:
+    """What a system call does that a container does not allow."""
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
     """Trains one case and returns what came of it."""
     overrides = entry.get("overrides", {}) | (entry.get("rank_1", {}) if rank == 1 else {})
@@ -103,7 +108,9 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
         if entry.get("without_guard"):
             stack.enter_context(replacing(replicated_state, "require_same_state", lambda *_: None))
         if entry.get("same_dropout"):
-            stack.enter_context(replacing(trainer_module, "vary_randomness", lambda *_: None))
+            stack.enter_context(replacing(assembly, "vary_randomness", lambda *_: None))
+        if entry.get("without_memory") and rank == 1:
+            stack.enter_context(replacing(os, "memfd_create", forbidden))
         try:
             trainer = Trainer(config, callbacks)
             start = trainer.model.get_weights()
@@ -122,6 +129,7 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
     scale = getattr(trainer.parts.optimizer, "dynamic_scale", None)
     return {
         "summary": summary,
+        "carrier": trainer.parts.backend.carrier,
         "moved": moved,
         "iterations": int(keras.ops.convert_to_numpy(trainer.parts.optimizer.iterations)),
         "scale": None if scale is None else float(keras.ops.convert_to_numpy(scale)),
