@@ -25,6 +25,7 @@ class Devices:
     Args:
         config: What the run is.
         cluster: Where this process stands; by default what the environment says.
+        bound: Whether this process is bound to its cores already, which it may share with others.
 
     Attributes:
         cluster: Where this process stands.
@@ -37,9 +38,11 @@ class Devices:
         DistcnnError: If the devices cannot be used as asked for, or do not reduce.
     """
 
-    def __init__(self, config: Config, cluster: Cluster | None = None) -> None:
+    def __init__(
+        self, config: Config, cluster: Cluster | None = None, *, bound: bool = False
+    ) -> None:
         self.cluster = cluster or find_cluster(os.environ)
-        threads = share_cores(self.cluster)
+        threads = None if bound else share_cores(self.cluster)
         gpus = tf.config.list_physical_devices("GPU")
         strategy, _ = choose_strategy(config.distribute, self.cluster, gpus=len(gpus))
         own = visible_gpus(self.cluster, strategy, len(gpus))

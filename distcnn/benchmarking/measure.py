@@ -9,38 +9,31 @@ from distcnn.assembly import Assembly
 from distcnn.benchmarking.hardware import peak_flops
 from distcnn.benchmarking.plain import compare_with_plain
 from distcnn.benchmarking.steps import measure_steps, reduction_times, step_times_by_batch
-from distcnn.cluster import Cluster
-from distcnn.config import Config, PrecisionConfig
-from distcnn.devices import Devices
+from distcnn.config import PrecisionConfig
 from distcnn.environment import describe_environment
-from distcnn.precision import find_hardware, resolve_precision
+from distcnn.precision import resolve_precision
 
 _REDUCED_BYTES = [2**12, 2**18, 2**20, 2**22, 2**24]
 
 
-def steps(config: Config, cluster: Cluster, *, count: int, warmup: int) -> dict[str, Any]:
+def steps(parts: Assembly, *, count: int, warmup: int) -> dict[str, Any]:
     """Times training steps, and says on what; see `measure_steps`."""
-    parts = Assembly(config, Devices(config, cluster))
-    found = measure_steps(parts, count, warmup)
-    resolved = parts.resolved()
-    return found | {
+    hardware, resolved = parts.devices.hardware, parts.resolved()
+    return measure_steps(parts, count, warmup) | {
         "peak_gflops": peak_flops(keras.config.dtype_policy().compute_dtype) / 1e9,
-        "fastest_policy": resolve_precision(PrecisionConfig(), find_hardware()).policy,
+        "fastest_policy": resolve_precision(PrecisionConfig(), hardware).policy,
         "resolved": resolved,
-        "environment": describe_environment(find_hardware(), resolved),
+        "environment": describe_environment(hardware, resolved),
     }
 
 
-def comparison(config: Config, cluster: Cluster, *, repeats: int) -> list[dict[str, Any]]:
+def comparison(parts: Assembly, *, repeats: int) -> list[dict[str, Any]]:
     """Compares with the plain Keras script; see `compare_with_plain`."""
-    return compare_with_plain(Assembly(config, Devices(config, cluster)), repeats)
+    return compare_with_plain(parts, repeats)
 
 
-def scaling(
-    config: Config, cluster: Cluster, *, batches: list[int], repeats: int
-) -> dict[str, Any]:
+def scaling(parts: Assembly, *, batches: list[int], repeats: int) -> dict[str, Any]:
     """Measures what a `ScalingModel` is fitted to and judged by: steps by batch, reductions."""
-    parts = Assembly(config, Devices(config, cluster))
     found: dict[str, Any] = {"step_ms": step_times_by_batch(parts, batches, repeats)}
     if parts.backend.replicas > 1:
         weights = parts.model.trainable_variables

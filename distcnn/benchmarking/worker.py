@@ -39,8 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     plan = json.loads(Path(plan_file).read_text())
     cluster = find_cluster(os.environ)
     pin(plan["cores_per_process"], cluster.local_rank)
+    bound = plan["cores_per_process"] is not None
     import_tensorflow()
+    from distcnn.assembly import Assembly
     from distcnn.benchmarking import measure
+    from distcnn.devices import Devices
 
     kinds: dict[str, Callable[..., Any]] = {
         "steps": measure.steps,
@@ -51,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     for entry in plan["entries"]:
         config = parse_config("distcnn.benchmark", "", ["--recipe", entry["config"]])
         assert config is not None
-        found.append(kinds[entry["kind"]](config, cluster, **entry["arguments"]))
+        parts = Assembly(config, Devices(config, cluster, bound=bound))
+        found.append(kinds[entry["kind"]](parts, **entry["arguments"]))
     if cluster.is_chief:
         Path(results_file).write_text(json.dumps(found))
     return 0

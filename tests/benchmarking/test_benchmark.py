@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from distcnn import benchmark as benchmark_command
+from distcnn.benchmarking.groups import run_group
 from distcnn.benchmarking.report import write_all
 from distcnn.benchmarking.results import Results, read_results
+from distcnn.commandline import config_yaml, parse_config
 from tests.benchmarking.samples import results
 from tests.conftest import ROOT
 
@@ -138,6 +141,18 @@ def test_other_strategies(strategy, run_module):
     (row,) = read_results(Path("bench")).rows
     assert (row.strategy, row.workers, row.efficiency) == (strategy, 2, None)
     assert row.communication_share + row.compute_share > 0.3
+
+
+def test_workers_that_share_cores_have_all_that_they_were_given(tmp_path):
+    config = parse_config("benchmark", "", [*NET, "--distribute.strategy", "multi_worker"])
+    assert config is not None
+    (tmp_path / "config.yaml").write_text(config_yaml(replace(config, out=str(tmp_path / "run"))))
+    entry = {"kind": "steps", "arguments": {"count": 5, "warmup": 1}}
+    entry["config"] = str(tmp_path / "config.yaml")
+    cores = len(os.sched_getaffinity(0))
+    plan = {"cores_per_process": cores, "entries": [entry]}
+    (found,) = run_group("multi_worker", 2, plan, tmp_path / "group")
+    assert found["environment"]["cores"] == cores
 
 
 @pytest.mark.parametrize(
