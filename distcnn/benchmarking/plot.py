@@ -51,8 +51,7 @@ def _draw_throughput(figure: Any, results: Results) -> None:
     handles = []
     for number, (label, rows) in enumerate(_series(results.rows).items()):
         color = _COLORS[number % len(_COLORS)]
-        ideal = _ideal_per_worker(rows[0])
-        axes.plot(counts, [ideal * count for count in counts], ":", color="grey", linewidth=1.2)
+        axes.plot(counts, _ideal(rows, counts), ":", color="grey", linewidth=1.2)
         axes.plot(
             [row.workers for row in rows],
             [row.images_per_second for row in rows],
@@ -71,7 +70,7 @@ def _draw_throughput(figure: Any, results: Results) -> None:
         )
     if any(row.oversubscribed for row in results.rows):
         hollow = Line2D([], [], color="grey", marker="o", mfc="white", linestyle="none")
-        hollow.set_label("* more workers than cores or GPUs")
+        hollow.set_label("* sharing cores or GPUs")
         handles.append(hollow)
     _label_throughput(axes, counts)
     longest = max(len(str(handle.get_label())) for handle in handles)
@@ -156,9 +155,15 @@ def _batch(row: Row) -> str:
     return f"batch {row.per_worker_batch if row.scaling == 'weak' else row.global_batch:.10g}"
 
 
-def _ideal_per_worker(first: Row) -> float:
-    """Returns the images per second of a worker at an efficiency of 1."""
-    return first.images_per_second_per_worker / (first.efficiency or 1)
+def _ideal(rows: Sequence[Row], counts: Sequence[int]) -> list[float]:
+    """Returns the images per second of so many workers at an efficiency of 1.
+
+    Workers have the cores that they had when they were measured, others those of the most workers.
+    """
+    cores = {row.workers: row.cores_per_worker or 1 for row in rows}
+    first, last = rows[0], rows[-1]
+    of_each = first.images_per_second_per_worker / cores[first.workers] / (first.efficiency or 1)
+    return [of_each * count * cores.get(count, cores[last.workers]) for count in counts]
 
 
 def _predicted_throughput(prediction: Prediction | None, rows: Sequence[Row]) -> dict[int, float]:

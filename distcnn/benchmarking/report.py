@@ -18,7 +18,7 @@ from distcnn.benchmarking.results import Comparison, Prediction, Results, Row
 from distcnn.files import replacing, write_json, write_text
 from distcnn.plots import to_png
 
-OVERSUBSCRIBED_NOTE = "* more workers than cores or GPUs, which they share: this is not scaling"
+OVERSUBSCRIBED_NOTE = "* these workers share cores or GPUs: this is not scaling"
 
 _TEXT_COLUMNS = ("strategy", "scaling", "what", "precision", "verdict")
 _WRAPPED_COLUMNS = ("precision", "verdict")

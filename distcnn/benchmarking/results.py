@@ -19,7 +19,7 @@ class Row:
         strategy: Name of the distribution strategy.
         workers: Number of workers.
         cores_per_worker: CPU cores of each worker; None on GPUs.
-        oversubscribed: Whether there are more workers than cores or GPUs, so that they share them.
+        oversubscribed: Whether the workers share cores or GPUs, of which there are too few.
         per_worker_batch: Images per step and worker.
         global_batch: Images per step of all workers.
         steps: Number of measured steps.

@@ -33,7 +33,7 @@ def verdict(
         fastest_policy: What this hardware does fastest.
     """
     if oversubscribed:
-        return "more workers than cores or GPUs: they wait for each other; start fewer"
+        return "sharing cores or GPUs, the workers wait for each other; start fewer"
     fed, told = shares["input_share"], shares["communication_share"]
     if fed >= max(_NOTABLE, told):
         return f"bound by input ({fed:.0%}): {_feed_faster(config)}"

@@ -151,7 +151,7 @@ def test_the_markdown_holds_the_same_numbers():
         assert part in text
     weak, strong, shares, comparisons, predicted = markdown_tables(text).values()
     assert [line["workers x cores"] for line in weak] == ["1 x 1", "2 x 1", r"4 x 1\*"]
-    assert r"\* more workers than cores or GPUs" in text
+    assert r"\* these workers share cores or GPUs" in text
     for line, one in zip((*weak, *strong), found.rows, strict=True):
         low, high = line["95 % interval"].split("-")
         shown = [
@@ -236,6 +236,17 @@ def test_the_picture_shows_the_numbers():
         np.testing.assert_allclose([bar.get_x() for bar in bars], starts)
     assert shares.get_yticklabels()[2].get_text() == "weak 4 x 1*, batch 512"
     assert shares.yaxis_inverted()
+
+
+def test_workers_that_divide_all_cores_are_ideal_if_they_do_as_much():
+    """Four cores in all, for one worker or among two or four."""
+    divided = [
+        row(workers=n, cores_per_worker=4 // n, step_ms=50.0 * n, efficiency=1.0) for n in (1, 2, 4)
+    ]
+    found = results(rows=tuple(divided), prediction=None)
+    axes = scaling_figure(found).axes[0]
+    (dotted,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+    np.testing.assert_allclose(coordinates(dotted), [(n, 2560) for n in (1, 2, 4)])
 
 
 @pytest.mark.parametrize(
