@@ -77,7 +77,9 @@ class FastModel(keras.Model):
         values = dict(zip(self._graph_inputs, keras.tree.flatten(inputs), strict=True))
         for each in self._calls:
             arguments, keywords = each.arguments.fill_in(values)
-            if "training" in keywords:  # as functional models do
+            if isinstance(each.operation, Chain):  # whose layers were given nothing else
+                keywords = {"training": training}
+            elif "training" in keywords:  # as functional models do
                 keywords["training"] = training
             outputs = keras.tree.flatten(each.operation(*arguments, **keywords))
             values.update(zip(map(id, each.outputs), outputs, strict=True))
