@@ -2,15 +2,12 @@
 
 import dataclasses
 import logging
-import os
-import shutil
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from distcnn.benchmarking.groups import run_group, scratch_folder
+from distcnn.benchmarking.machine import Cores, Machine
 from distcnn.benchmarking.results import Comparison, PredictedPoint, Prediction, Results, Row
 from distcnn.benchmarking.scaling import ScalingModel, fit
 from distcnn.benchmarking.verdict import verdict
@@ -22,31 +19,6 @@ log = logging.getLogger("distcnn")
 
 Mode = Literal["weak", "strong"]
 Strategy = Literal["one_device", "mirrored", "multi_worker", "horovod"]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What workers can be given here.
-
-    Attributes:
-        cores: CPU cores that this process may use.
-        gpus: GPUs.
-    """
-
-    cores: int
-    gpus: int
-
-    @classmethod
-    def find(cls) -> "Machine":
-        """Looks, without starting TensorFlow, which would take all GPUs."""
-        gpus = 0
-        if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-            listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-            gpus = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            if visible and gpus:
-                gpus = sum(name.strip() != "-1" for name in visible.split(","))
-        return cls(len(os.sched_getaffinity(0)), gpus)
 
 
 class Campaign:
@@ -76,33 +48,9 @@ class Campaign:
         self._counts = list(counts)
         self._steps = steps
         self._warmup = warmup
-        self._cores_rule = cores_per_worker
-        if cores_per_worker not in ("fixed", "divided") and not cores_per_worker.isdigit():
-            raise UsageError(
-                f"cores_per_worker is {cores_per_worker!r}; expected fixed, divided or a number"
-            )
+        self._cores = Cores(machine, cores_per_worker, tuple(counts))
         self._strategy = _strategy_for_several(config)
         self._peak_of_each = 0.0  # GFLOP/s of a core or GPU, known when the first group is done
-
-    def cores_of(self, workers: int) -> int | None:
-        """Returns the cores of each worker, or None on GPUs."""
-        if self._machine.gpus:
-            return None
-        cores = self._machine.cores
-        if self._cores_rule.isdigit():
-            return min(int(self._cores_rule), cores)
-        fitting = [count for count in self._counts if count <= cores] or [cores]
-        divisor = max(fitting) if self._cores_rule == "fixed" else workers
-        return max(1, cores // divisor)
-
-    def oversubscribed(self, workers: int) -> bool:
-        """Tells whether workers share a core, or a GPU."""
-        cores = self.cores_of(workers)
-        return (
-            workers > self._machine.gpus
-            if cores is None
-            else (workers * cores > self._machine.cores)
-        )
 
     def run(
         self,
@@ -128,7 +76,7 @@ class Campaign:
             model = self._model(folder) if predicted else None
         first = found[self._counts[0]][modes[0]]
         replicas = 1 if self._machine.gpus else self._counts[0] // first["resolved"]["processes"]
-        own = replicas * (self.cores_of(self._counts[0]) or 1)
+        own = replicas * (self._cores.of_each(self._counts[0]) or 1)
         self._peak_of_each = first["peak_gflops"] / min(own, self._machine.cores)
         rows = self._rows(found, modes)
         resolved = first["resolved"]
@@ -185,8 +133,8 @@ class Campaign:
         """
         log.info("measuring       steps by batch, and reductions by size")
         batch = self._batch_of_one
-        several = [n for n in self._counts if n > 1 and not self.oversubscribed(n)] or [2]
-        cores = self.cores_of(max(several))
+        several = [n for n in self._counts if n > 1 and not self._cores.shared(n)] or [2]
+        cores = self._cores.of_each(max(several))
         found = {}
         for workers in (1, *several):
             config = self._config_for(workers, "weak")
@@ -210,14 +158,14 @@ class Campaign:
         steps = {
             workers: each["step_ms"][str(workers * batch)]
             for workers, each in found.items()
-            if not self.oversubscribed(workers)
+            if not self._cores.shared(workers)
         }
         return model, steps
 
     def _group(
         self, workers: int, entries: list[dict[str, Any]], folder: Path, cores: int | None = None
     ) -> list[Any]:
-        own = cores or self.cores_of(workers)
+        own = cores or self._cores.of_each(workers)
         strategy = self._strategy if workers > 1 else "one_device"
         if own is not None and strategy == "mirrored":
             own = min(own * workers, self._machine.cores)  # they are one process
@@ -271,8 +219,7 @@ class Campaign:
 
     def _rate_of_each(self, found: dict[int, dict[str, Any]], workers: int, mode: Mode) -> float:
         """Returns the images a second of each core or GPU that the workers were given."""
-        given = workers * (self.cores_of(workers) or 1)
-        return found[workers][mode]["images_per_second"] / given
+        return found[workers][mode]["images_per_second"] / self._cores.given(workers)
 
     def _row(
         self, measured: dict[str, Any], mode: Mode, workers: int, efficiency: float | None
@@ -280,24 +227,22 @@ class Campaign:
         resolved = measured["resolved"]
         own = {field.name for field in dataclasses.fields(Row)}
         rate = measured["flops_per_image"] * measured["images_per_second"] / 1e9
-        given = min(
-            workers * (self.cores_of(workers) or 1), self._machine.gpus or self._machine.cores
-        )
+        present = min(self._cores.given(workers), self._machine.gpus or self._machine.cores)
         return Row(
             **{name: value for name, value in measured.items() if name in own},
             scaling=mode,
             strategy=resolved["strategy"],
             workers=workers,
-            cores_per_worker=self.cores_of(workers),
-            oversubscribed=self.oversubscribed(workers),
+            cores_per_worker=self._cores.of_each(workers),
+            oversubscribed=self._cores.shared(workers),
             efficiency=efficiency,
-            share_of_peak=rate / given / self._peak_of_each,
+            share_of_peak=rate / present / self._peak_of_each,
             verdict=verdict(
                 self._config,
                 measured,
                 step_ms=measured["step_ms_p25"],
                 precision=resolved["precision"],
-                oversubscribed=self.oversubscribed(workers),
+                oversubscribed=self._cores.shared(workers),
                 fast_path=resolved["fast_path"],
                 carrier=resolved["carrier"],
                 fastest_policy=measured["fastest_policy"],

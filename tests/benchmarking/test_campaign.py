@@ -5,18 +5,13 @@ import os
 
 import pytest
 
-from distcnn.benchmarking.campaign import Campaign, Machine
+from distcnn.benchmarking.campaign import Campaign
+from distcnn.benchmarking.machine import Cores, Machine
 from distcnn.benchmarking.steps import shares_of
 from distcnn.benchmarking.verdict import verdict
 from distcnn.benchmarking.worker import pin
 from distcnn.config import Config, DataConfig, DistributeConfig, TrainConfig
 from distcnn.errors import UsageError
-
-
-def campaign(cores: int, counts: list[int], rule: str = "fixed", gpus: int = 0) -> Campaign:
-    return Campaign(
-        Config(), Machine(cores, gpus), counts, steps=5, warmup=1, cores_per_worker=rule
-    )
 
 
 @pytest.mark.parametrize(
@@ -30,22 +25,26 @@ def campaign(cores: int, counts: list[int], rule: str = "fixed", gpus: int = 0) 
     ],
 )
 def test_cores_of_each_worker(cores, counts, rule, expected):
-    found = campaign(cores, counts, rule)
-    assert {count: found.cores_of(count) for count in counts} == expected
+    found = Cores(Machine(cores, 0), rule, tuple(counts))
+    assert {count: found.of_each(count) for count in counts} == expected
 
 
 def test_counts_beyond_the_hardware_are_marked():
-    found = campaign(2, [1, 2, 4])
-    assert [found.oversubscribed(count) for count in (1, 2, 4)] == [False, False, True]
-    on_gpus = campaign(8, [1, 2, 4], gpus=2)
-    assert on_gpus.cores_of(2) is None
-    assert [on_gpus.oversubscribed(count) for count in (2, 4)] == [False, True]
-    assert campaign(8, [2, 4], "3").oversubscribed(4)
+    found = Cores(Machine(2, 0), "fixed", (1, 2, 4))
+    assert [found.shared(count) for count in (1, 2, 4)] == [False, False, True]
+    on_gpus = Cores(Machine(8, 2), "fixed", (1, 2, 4))
+    assert on_gpus.of_each(2) is None
+    assert [on_gpus.shared(count) for count in (2, 4)] == [False, True]
+    assert Cores(Machine(8, 0), "3", (2, 4)).shared(4)
 
 
-def test_wrong_rules_are_refused():
-    with pytest.raises(UsageError, match="cores_per_worker is 'some'; expected fixed"):
-        campaign(2, [1], "some")
+@pytest.mark.parametrize("rule", ["some", "0", "-1"])
+def test_wrong_rules_are_refused(rule):
+    with pytest.raises(UsageError, match=f"cores_per_worker is '{rule}'; expected fixed"):
+        Cores(Machine(2, 0), rule, (1,))
+
+
+def test_several_workers_need_a_strategy_of_several():
     with pytest.raises(UsageError, match="one_device; expected horovod"):
         Campaign(
             Config(distribute=DistributeConfig(strategy="one_device")),
@@ -128,7 +127,7 @@ def test_the_verdict_names_the_flag(config, shares, settings, words):
 
 
 def test_the_global_batch_of_each_count():
-    found = campaign(4, [1, 2])
+    found = Campaign(Config(), Machine(4, 0), [1, 2], steps=5, warmup=1, cores_per_worker="fixed")
     sizes = [
         found._config_for(workers, mode).train.global_batch_size
         for mode in ("weak", "strong")
