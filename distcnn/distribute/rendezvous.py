@@ -8,6 +8,7 @@ import functools
 import os
 import socket
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -150,8 +151,11 @@ def _wait_for_all(url: str, cluster: Cluster) -> None:
 
 
 def _ask(request: urllib.request.Request) -> None:
-    with _DIRECT.open(request, timeout=5):
-        pass
+    try:
+        _DIRECT.open(request, timeout=5).close()
+    except urllib.error.HTTPError as error:  # which is a response, and holds its connection
+        error.close()
+        raise
 
 
 def _patiently(attempt: Callable[[], _T], deadline: float, complaint: str) -> _T:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
 
 import pytest
 
@@ -46,6 +47,8 @@ def test_a_rank_that_does_not_come_is_named(rank, complaint, monkeypatch):
         store._server.stop()
         store._server._httpd.server_close()
     assert complaint in str(error.value)
+    cause = error.value.__context__
+    assert not isinstance(cause, urllib.error.HTTPError) or cause.closed
 
 
 @pytest.mark.parametrize("strategy", ["horovod", "multi_worker"])
