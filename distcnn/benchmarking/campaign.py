@@ -199,12 +199,11 @@ class Campaign:
                 devices=devices,
                 compression=config.distribute.compression if strategy == "horovod" else "none",
             ),
-            checkpoint=dataclasses.replace(config.checkpoint, resume="never"),
         )
 
     def _write(self, config: Config, folder: Path, name: str) -> str:
         file = folder / f"{name}.yaml"
-        file.write_text(config_yaml(dataclasses.replace(config, out=str(folder / f"run-{name}"))))
+        file.write_text(config_yaml(config))
         return str(file)
 
     def _rows(self, found: dict[int, dict[str, Any]], modes: Sequence[Mode]) -> list[Row]:

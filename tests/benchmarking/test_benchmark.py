@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -146,7 +145,7 @@ def test_other_strategies(strategy, run_module):
 def test_workers_that_share_cores_have_all_that_they_were_given(tmp_path):
     config = parse_config("benchmark", "", [*NET, "--distribute.strategy", "multi_worker"])
     assert config is not None
-    (tmp_path / "config.yaml").write_text(config_yaml(replace(config, out=str(tmp_path / "run"))))
+    (tmp_path / "config.yaml").write_text(config_yaml(config))
     entry = {"kind": "steps", "arguments": {"count": 5, "warmup": 1}}
     entry["config"] = str(tmp_path / "config.yaml")
     cores = len(os.sched_getaffinity(0))
