@@ -9,7 +9,7 @@ from distcnn.config import Config
 from distcnn.version import __version__
 
 if TYPE_CHECKING:
-    from distcnn.trainer import Trainer
+    from distcnn.training.trainer import Trainer
 
 __all__ = ["Config", "Trainer", "__version__"]
 
@@ -17,7 +17,7 @@ __all__ = ["Config", "Trainer", "__version__"]
 def __getattr__(name: str) -> Any:
     """Imports the trainer, and TensorFlow with it, only when it is asked for."""
     if name == "Trainer":
-        from distcnn.trainer import Trainer
+        from distcnn.training.trainer import Trainer
 
         return Trainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from distcnn.benchmarking.baseline import environment_differences, regressions
-from distcnn.benchmarking.campaign import Campaign, Mode
 from distcnn.benchmarking.machine import Machine
 from distcnn.benchmarking.report import show, write_all
 from distcnn.benchmarking.results import Results, read_results
-from distcnn.commandline import parse_run, run_command, write_json
+from distcnn.benchmarking.scaling_benchmark import Campaign, Mode
+from distcnn.cli.commandline import parse_run, run_command, write_json
 from distcnn.errors import DistcnnError, UsageError
 
 log = logging.getLogger("distcnn")

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from distcnn.commandline import Parser, run_command, write_json
-from distcnn.health import (
+from distcnn.cli.checks import (
     Finding,
     check_cluster,
     check_hardware,
@@ -16,7 +15,8 @@ from distcnn.health import (
     check_storage,
     check_versions,
 )
-from distcnn.startup import import_tensorflow
+from distcnn.cli.commandline import Parser, run_command, write_json
+from distcnn.cli.startup import import_tensorflow
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from distcnn.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.cli.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.cli.startup import import_tensorflow
 from distcnn.errors import DataError
-from distcnn.startup import import_tensorflow
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from distcnn.evaluation import Evaluation
+    from distcnn.inference.evaluation import Evaluation
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,11 +41,11 @@ def main(arguments: Sequence[str]) -> int:
     require_at_least_one(options, "batch_size")
 
     import_tensorflow()
-    from distcnn.classifier import load_classifier
     from distcnn.data.dataset import load_split
     from distcnn.data.sources import open_source
-    from distcnn.evaluation import evaluate_split
-    from distcnn.plots import confusion_figure, to_png
+    from distcnn.inference.classifier import load_classifier
+    from distcnn.inference.evaluation import evaluate_split
+    from distcnn.inference.plots import confusion_figure, to_png
 
     classifier = load_classifier(Path(options.model))
     source = open_source(data)

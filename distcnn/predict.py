@@ -4,9 +4,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from distcnn.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.cli.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.cli.startup import import_tensorflow
 from distcnn.errors import DataError
-from distcnn.startup import import_tensorflow
 
 log = logging.getLogger("distcnn")
 
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     paths = _find(options.images)
 
     import_tensorflow()
-    from distcnn.classifier import load_classifier
-    from distcnn.prediction import predict_files
+    from distcnn.inference.classifier import load_classifier
+    from distcnn.inference.prediction import predict_files
 
     classifier = load_classifier(Path(options.model))
     probabilities, errors = predict_files(classifier, paths, options.batch_size)

@@ -6,10 +6,10 @@
 import os
 from collections.abc import Sequence
 
-from distcnn.cluster import find_cluster
-from distcnn.commandline import Parser, run_command
+from distcnn.cli.commandline import Parser, run_command
+from distcnn.cli.startup import import_tensorflow
 from distcnn.config import DistributeConfig
-from distcnn.startup import import_tensorflow
+from distcnn.runtime.cluster import find_cluster
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     import_tensorflow()
     from distcnn.distribute import build_backend
     from distcnn.distribute.base import peers_watched
-    from distcnn.distribute.lockstep import prove_reduction
+    from distcnn.distribute.consistency import prove_reduction
 
     backend, _ = build_backend(DistributeConfig(**options.distribute.as_dict()), cluster)
     with peers_watched(backend):

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from distcnn.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.cli.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.cli.startup import import_tensorflow
 from distcnn.config import DataConfig
-from distcnn.startup import import_tensorflow
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from distcnn.commandline import EXIT_STOPPED, parse_config, run_command
-from distcnn.startup import import_tensorflow
+from distcnn.cli.commandline import EXIT_STOPPED, parse_config, run_command
+from distcnn.cli.startup import import_tensorflow
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     if config is None:
         return 0
     import_tensorflow()
-    from distcnn.trainer import Trainer  # here, so that --help needs no TensorFlow
+    from distcnn.training.trainer import Trainer  # here, so that --help needs no TensorFlow
 
     summary = Trainer(config).fit()
     return EXIT_STOPPED if summary is None else 0

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from distcnn.config import Config
-from distcnn.recipe import flatten
-from distcnn.trainer import Trainer
+from distcnn.config.recipe import flatten
+from distcnn.training.trainer import Trainer
 
 
 def small_config(out: Path | str, **overrides: Any) -> Config:

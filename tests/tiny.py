@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from distcnn.cluster import find_cluster
+from distcnn.runtime.cluster import find_cluster
 
 
 def tiny(

@@ -15,8 +15,8 @@ from rich.table import Table as RichTable
 
 from distcnn.benchmarking.plot import scaling_figure
 from distcnn.benchmarking.results import Comparison, Prediction, Results, Row
-from distcnn.files import replacing, write_json, write_text
-from distcnn.plots import to_png
+from distcnn.inference.plots import to_png
+from distcnn.runtime.files import replacing, write_json, write_text
 
 OVERSUBSCRIBED_NOTE = "* these workers share cores or GPUs: this is not scaling"
 

@@ -188,7 +188,7 @@ class Results:
         rows: The measurements.
         comparisons: Comparisons with a plain Keras script.
         prediction: The prediction for more workers, or None.
-        environment: Versions and hardware; see `distcnn.environment`.
+        environment: Versions and hardware; see `distcnn.storage.environment`.
     """
 
     command: str

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distcnn.cluster import find_cluster
-from distcnn.commandline import parse_config, run_command
-from distcnn.startup import import_tensorflow
+from distcnn.cli.commandline import parse_config, run_command
+from distcnn.cli.startup import import_tensorflow
+from distcnn.runtime.cluster import find_cluster
 
 
 def pin(cores: int | None, local_rank: int) -> None:
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     pin(plan["cores_per_process"], cluster.local_rank)
     bound = plan["cores_per_process"] is not None
     import_tensorflow()
-    from distcnn.assembly import Assembly
-    from distcnn.benchmarking import measure
-    from distcnn.devices import Devices
+    from distcnn.benchmarking import measurements as measure
+    from distcnn.distribute.context import Devices
+    from distcnn.training.setup import Assembly
 
     kinds: dict[str, Callable[..., Any]] = {
         "steps": measure.steps,

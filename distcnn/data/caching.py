@@ -13,12 +13,12 @@ import numpy as np
 
 from distcnn.config import DataConfig
 from distcnn.data.arrays import ArraySplit
-from distcnn.data.capacity import available_memory, writable_disk
 from distcnn.data.encoded import EncodedSplit
 from distcnn.data.split import Shape, Split
 from distcnn.data.verify import decode_all, explain
 from distcnn.errors import DataError
-from distcnn.files import locked, replacing
+from distcnn.runtime.files import locked, replacing
+from distcnn.runtime.free_space import available_memory, writable_disk
 
 _VERSION = "1"  # of the decoding: raise it when the same file would give other pixels
 _MEMORY_SHARE = 0.25

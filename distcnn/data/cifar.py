@@ -17,7 +17,7 @@ from distcnn.data.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES
 from distcnn.data.download import download
 from distcnn.data.split import Source
 from distcnn.errors import DataError
-from distcnn.files import file_digest
+from distcnn.runtime.files import file_digest
 
 URL = "https://www.cs.toronto.edu/~kriz"
 """Where the archives are downloaded from."""

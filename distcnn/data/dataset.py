@@ -6,8 +6,8 @@ from typing import Literal
 
 from distcnn.config import DataConfig
 from distcnn.data.caching import load
-from distcnn.data.selection import split_train_validation
 from distcnn.data.split import Shape, Source, Split
+from distcnn.data.validation_split import split_train_validation
 from distcnn.errors import DataError
 
 log = logging.getLogger("distcnn")

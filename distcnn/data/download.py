@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distcnn.data.progress import progress_bar
 from distcnn.errors import DataError
-from distcnn.files import file_digest, locked, replacing
+from distcnn.runtime.files import file_digest, locked, replacing
 
 _TIMEOUT_SECONDS = 30.0
 _CHUNK_BYTES = 1 << 20

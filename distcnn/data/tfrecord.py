@@ -18,7 +18,7 @@ from distcnn.data import tfrecord_format as layout
 from distcnn.data.encoded import EncodedSplit
 from distcnn.data.split import Shape, Source
 from distcnn.errors import DataError
-from distcnn.files import file_digest
+from distcnn.runtime.files import file_digest
 
 _REMEDY = "copy it again or write the records anew with distcnn.records"
 

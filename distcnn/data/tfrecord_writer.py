@@ -16,7 +16,7 @@ from distcnn.data.encoded import EncodedSplit, parallel_map
 from distcnn.data.progress import progress_bar
 from distcnn.data.split import Source, Split
 from distcnn.errors import DataError, UsageError
-from distcnn.files import file_digest
+from distcnn.runtime.files import file_digest
 
 _CHUNK_IMAGES = 64
 

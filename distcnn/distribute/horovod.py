@@ -14,11 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from distcnn.cluster import Cluster
 from distcnn.distribute.base import Backend, peers_watched
 from distcnn.distribute.rendezvous import Rendezvous
 from distcnn.distribute.shared_memory import Neighbours
 from distcnn.errors import DistcnnError
+from distcnn.runtime.cluster import Cluster
 
 log = logging.getLogger("distcnn")
 

@@ -13,8 +13,8 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from distcnn.cluster import Cluster
 from distcnn.errors import DistcnnError
+from distcnn.runtime.cluster import Cluster
 
 _T = TypeVar("_T")
 

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distcnn.cluster import Cluster
 from distcnn.distribute.base import Backend
 from distcnn.errors import DistcnnError, UsageError
+from distcnn.runtime.cluster import Cluster
 
 
 class OneDevice(Backend):

@@ -12,10 +12,10 @@ from typing import Any
 import keras
 
 from distcnn.config import ModelConfig
+from distcnn.config.recipe import nearest
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.models.article import article
 from distcnn.models.compact import compact
-from distcnn.recipe import nearest
 
 log = logging.getLogger("distcnn")
 

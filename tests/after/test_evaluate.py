@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from distcnn.commandline import UsageError
+from distcnn.cli.commandline import UsageError
 from distcnn.errors import DistcnnError
 from distcnn.evaluate import main
-from distcnn.evaluation import Evaluation
+from distcnn.inference.evaluation import Evaluation
 from tests.after.conftest import RUN
 from tests.tiny import fixed_input
 

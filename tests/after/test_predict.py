@@ -82,7 +82,7 @@ def test_folders_are_searched_and_sizes_may_differ(finished, tmp_path):
 
 def test_thousands_of_files_stay_in_order(finished, tmp_path, monkeypatch):
     """In several chunks and batches, with bad files between them."""
-    monkeypatch.setattr("distcnn.prediction._CHUNK_BYTES", 600 * 32 * 32 * 3)
+    monkeypatch.setattr("distcnn.inference.prediction._CHUNK_BYTES", 600 * 32 * 32 * 3)
     folder = tmp_path / "many"
     folder.mkdir()
     colours = np.random.default_rng(0).integers(0, 256, (2000, 1, 1, 3), dtype=np.uint8)

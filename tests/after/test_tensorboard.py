@@ -5,7 +5,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distcnn import train
-from distcnn.callbacks.tensorboard import Profiler
+from distcnn.training.callbacks.tensorboard import Profiler
 from tests.after.conftest import RUN, Finished
 from tests.runs import rows
 

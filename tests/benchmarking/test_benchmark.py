@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from distcnn import benchmark as benchmark_command
-from distcnn.benchmarking.groups import run_group
+from distcnn.benchmarking.process_groups import run_group
 from distcnn.benchmarking.report import write_all
 from distcnn.benchmarking.results import Results, read_results
-from distcnn.commandline import config_yaml, parse_config
+from distcnn.cli.commandline import config_yaml, parse_config
 from tests.benchmarking.samples import results
 from tests.conftest import ROOT
 

@@ -14,7 +14,7 @@ from distcnn.benchmarking.plot import scaling_figure
 from distcnn.benchmarking.report import show, to_csv, to_markdown, write_all
 from distcnn.benchmarking.results import Results, Row, read_results
 from distcnn.errors import DistcnnError
-from distcnn.plots import to_pixels
+from distcnn.inference.plots import to_pixels
 from tests.benchmarking.samples import comparison, results, row
 
 

@@ -12,12 +12,13 @@ import pytest
 import tensorflow as tf
 
 from distcnn.config import DataConfig
-from distcnn.data import caching, capacity
+from distcnn.data import caching
 from distcnn.data.arrays import ArraySplit
 from distcnn.data.caching import load
 from distcnn.data.folder import FolderSplit, open_folder
 from distcnn.errors import DataError
-from distcnn.files import locked
+from distcnn.runtime import free_space
+from distcnn.runtime.files import locked
 
 SHAPE = (8, 10, 3)
 
@@ -93,16 +94,16 @@ def test_auto_takes_what_fits(image_folder, monkeypatch, tmp_path):
 
 
 def test_capacity(tmp_path, monkeypatch):
-    assert 0 < capacity.available_memory() < 1 << 50
-    assert capacity.writable_disk(tmp_path / "not" / "there") > 0
+    assert 0 < free_space.available_memory() < 1 << 50
+    assert free_space.writable_disk(tmp_path / "not" / "there") > 0
     (tmp_path / "file").write_text("x")
-    assert capacity.writable_disk(tmp_path / "file" / "below") == 0
+    assert free_space.writable_disk(tmp_path / "file" / "below") == 0
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
-    monkeypatch.setattr(capacity, "_CGROUP", tmp_path)
-    assert capacity.available_memory() == 600
+    monkeypatch.setattr(free_space, "_CGROUP", tmp_path)
+    assert free_space.available_memory() == 600
     (tmp_path / "memory.max").write_text("max\n")
-    assert capacity.available_memory() > 600
+    assert free_space.available_memory() > 600
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "none"])
@@ -176,7 +177,7 @@ def test_array_without_verdict_is_decoded_anew(image_folder, monkeypatch):
 
 def test_lock_keeps_other_processes_out(tmp_path):
     code = (
-        "import sys, pathlib; from distcnn.files import locked\n"
+        "import sys, pathlib; from distcnn.runtime.files import locked\n"
         "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     path = tmp_path / "lock"

@@ -8,8 +8,8 @@ import pytest
 from distcnn.config import DataConfig
 from distcnn.data.arrays import ArraySplit
 from distcnn.data.progress import progress_bar
-from distcnn.data.selection import split_train_validation
 from distcnn.data.sources import SOURCES, open_source
+from distcnn.data.validation_split import split_train_validation
 from distcnn.errors import DataError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distcnn.distribute.lockstep import (
+from distcnn.distribute.consistency import (
     LockstepError,
     average_per_replica,
     prove_reduction,
@@ -176,7 +176,7 @@ def test_every_replica_that_differs_is_named():
 
 
 def test_keras_writers_work_in_rank_0_alone():
-    from distcnn.callbacks.dispatch import callbacks_of_rank
+    from distcnn.training.callbacks.callback_list import callbacks_of_rank
 
     class Mine(keras.callbacks.Callback):
         chief_only = True

@@ -19,11 +19,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distcnn import assembly, replicated_state
-from distcnn.cluster import find_cluster
 from distcnn.errors import DistcnnError
-from distcnn.trainer import Trainer
-from distcnn.training_step import TrainingStep
+from distcnn.runtime.cluster import find_cluster
+from distcnn.training import setup, state
+from distcnn.training.step import TrainingStep
+from distcnn.training.trainer import Trainer
 from tests.lockstep.cases import case_config
 
 OVERFLOW_AT = 7
@@ -106,9 +106,9 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
         if entry.get("overflow"):
             stack.enter_context(Overflow())
         if entry.get("without_guard"):
-            stack.enter_context(replacing(replicated_state, "require_same_state", lambda *_: None))
+            stack.enter_context(replacing(state, "require_same_state", lambda *_: None))
         if entry.get("same_dropout"):
-            stack.enter_context(replacing(assembly, "vary_randomness", lambda *_: None))
+            stack.enter_context(replacing(setup, "vary_randomness", lambda *_: None))
         if entry.get("without_memory") and rank == 1:
             stack.enter_context(replacing(os, "memfd_create", forbidden))
         try:

@@ -1,0 +1,285 @@
+"""What all commands share: flags to a `Config`, exit codes, one readable line for an error."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+import yaml
+
+from distcnn.config import AUGMENT_PRESETS, Config, DataConfig
+from distcnn.config.recipe import (
+    config_keys,
+    load_recipe,
+    nearest,
+    settings_of_run,
+    without_excluded,
+)
+from distcnn.errors import DistcnnError, PeerLostError, UsageError
+from distcnn.runtime.cluster import Cluster, ClusterError, find_cluster
+
+EXIT_STOPPED = 75
+"""Exit code of a run that a signal stopped after it was saved (EX_TEMPFAIL: try again)."""
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser whose errors are `UsageError`s of one line that name the nearest flag."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        super().__init__(prog=f"python -m {prog}", description=description, allow_abbrev=False)
+        self.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+
+    def add_data_arguments(self, *keys: str) -> None:
+        """Adds flags `--data.KEY` for some keys of the data section."""
+        others = {field.name for field in dataclasses.fields(DataConfig)} - set(keys)
+        self.add_class_arguments(DataConfig, "data", skip=others)
+        self.hide_section_flags()
+
+    def parse_with_data(self, arguments: Sequence[str]) -> tuple[Any, DataConfig, int]:
+        """Parses a command whose argument `model` may be a run, which then names the data too.
+
+        Args:
+            arguments: The command line; its `--data.*` flags replace the run's own values, and
+                `--data.name` replaces all of them.
+
+        Returns:
+            The flags, the data section, and the seed of the validation split.
+        """
+        keys = ("name", "dir", "validation", "validation_split", "cache", "on_error")
+        self.add_data_arguments(*keys, "synthetic_examples")
+        path = Path(self.parse_args(list(arguments)).model)
+        settings = settings_of_run(path)
+        flags = []
+        if not any(argument.startswith("--data.name") for argument in arguments):
+            known = {flag for action in self._actions for flag in action.option_strings}
+            flags = [f"--{k}={_as_flag(v)}" for k, v in settings.items() if f"--{k}" in known]
+            if not settings:
+                raise UsageError(
+                    f"{path} belongs to no run, so it does not say which images to use; add "
+                    "--data.name NAME, and --data.dir DIR for your own"
+                )
+        options = self.parse_args([*flags, *arguments])
+        seed = settings.get("train.seed", Config().train.seed)
+        return options, DataConfig(**options.data.as_dict()), seed
+
+    def hide_section_flags(self) -> None:
+        """Leaves the flags that would read a whole section from a file out of the help."""
+        for action in self._actions:
+            if action.metavar == "CONFIG":
+                short_form = f"Short form: {','.join(AUGMENT_PRESETS)}, or none."
+                is_augment = action.dest == "data.augment"
+                action.help = short_form if is_augment else jsonargparse.SUPPRESS
+                action.metavar = "NAME,NAME"
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises the error instead of printing the usage."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        raise UsageError(_readable(message, flags))
+
+
+def parse_config(prog: str, description: str, arguments: Sequence[str]) -> Config | None:
+    """Turns the command line of a training run into a configuration; see `parse_run`.
+
+    Returns:
+        The configuration, or None if `--print-config` asked only to see it.
+    """
+    return parse_run(prog, description, arguments, {})[0]
+
+
+def parse_run(
+    prog: str,
+    description: str,
+    arguments: Sequence[str],
+    own: Mapping[str, Mapping[str, Any]],
+) -> tuple[Config | None, dict[str, Any]]:
+    """Turns a command line with the flags of a training run into a configuration.
+
+    The recipe's values come first, wherever `--recipe` stands on the line; then the other flags.
+
+    Args:
+        prog: Module that is run.
+        description: First line of the help text.
+        arguments: The command line, without the program.
+        own: Further flags of the command: their names, and what `add_argument` takes for each.
+
+    Returns:
+        The configuration, or None if `--print-config` asked only to see it; and the values of the
+        command's own flags by name.
+
+    Raises:
+        UsageError: If a flag, a value or a combination is wrong.
+    """
+    parser = Parser(prog, description)
+    for name, settings in own.items():
+        parser.add_argument(f"--{name}", **settings)
+    parser.add_argument(
+        "--print-config", action="store_true", help="Print the resolved YAML and stop."
+    )
+    parser.add_class_arguments(Config)
+    parser.hide_section_flags()
+    given = [argument.partition("=")[0].removeprefix("--") for argument in arguments]
+    values = without_excluded(load_recipe(_recipe_of(arguments)), given)
+    recipe = values.pop("recipe")
+    if {"-h", "--help"} & set(arguments):
+        parser.set_defaults(values)  # shown as defaults; parsing checks them as flags below
+    from_recipe = [f"--{key}={_as_flag(value)}" for key, value in values.items()]
+    try:
+        namespace = parser.parse_args([*from_recipe, *_expand_augment(arguments)])
+        namespace.recipe = recipe
+        print_config = namespace.pop("print_config")
+        namespace.pop("debug")
+        options = {name: namespace.pop(name) for name in own}
+        config = Config(**parser.instantiate(namespace).as_dict())
+    except UsageError as error:
+        error.on_every_rank = True  # all ranks have the same command line
+        raise
+    if print_config:
+        sys.stdout.write(config_yaml(config))
+        return None, options
+    return config, options
+
+
+def config_yaml(config: Config) -> str:
+    """Returns the configuration as YAML that `--recipe FILE.yaml` reads again."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+_GRACE_SECONDS = 5
+"""How long a process that lost another one waits for that one's message to come first."""
+
+
+def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Runs a command on the process's arguments and exits with its code.
+
+    Args:
+        command: Takes the arguments, returns the exit code (None for 0).
+    """
+    arguments = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("distcnn").setLevel(logging.INFO)
+    cluster = Cluster()
+    with contextlib.suppress(ClusterError):  # which commands that train together will meet again
+        cluster = find_cluster(os.environ)
+    try:
+        code = command(arguments) or 0
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        code = 130
+    except Exception as error:
+        if isinstance(error, PeerLostError):
+            time.sleep(_GRACE_SECONDS)
+        if "--debug" in arguments:
+            traceback.print_exc()
+        code = _report(error, cluster)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if cluster.size > 1 and code != 0:
+        os._exit(code)  # at once, so that the others notice and nothing waits for them
+    sys.exit(code)
+
+
+def _report(error: Exception, cluster: Cluster) -> int:
+    """Prints an error as one line and returns the exit code."""
+    code, text = 1, describe(error)
+    if isinstance(error, DistcnnError):
+        code = error.exit_code
+        if error.on_every_rank and not cluster.is_chief:
+            return code
+    elif not isinstance(error, (OSError, MemoryError)):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    rank = f"rank {cluster.rank}: " if cluster.size > 1 else ""
+    sys.stderr.write(f"error: {rank}{text}\n")
+    return code
+
+
+def describe(error: BaseException) -> str:
+    """Returns the message of an error as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def require_at_least_one(options: Any, *names: str) -> None:
+    """Refuses counts below one.
+
+    Raises:
+        UsageError: Names the flag.
+    """
+    for name in names:
+        if options[name] < 1:
+            raise UsageError(f"{name} is {options[name]}; expected at least 1")
+
+
+def write_json(path: str | None, content: object) -> None:
+    """Writes what a command found to the file of its `--json`, if one was given."""
+    if path is not None:
+        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _recipe_of(arguments: Sequence[str]) -> str:
+    recipe = Config.recipe
+    for position, argument in enumerate(arguments):
+        if argument == "--recipe" and position + 1 < len(arguments):
+            recipe = arguments[position + 1]
+        elif argument.startswith("--recipe="):
+            recipe = argument.removeprefix("--recipe=")
+    return recipe
+
+
+def _as_flag(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _expand_augment(arguments: Sequence[str]) -> list[str]:
+    """Replaces `--data.augment flip,crop` by one flag for each key of the section."""
+    expanded: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name != "--data.augment":
+            expanded.append(argument)
+            continue
+        names = (value if equals else next(rest, "")).split(",")
+        for preset in names:
+            if preset not in AUGMENT_PRESETS and names != ["none"]:
+                known = ", ".join(AUGMENT_PRESETS)
+                hint = nearest(preset, AUGMENT_PRESETS)
+                raise UsageError(
+                    f"data.augment is {preset!r}; expected none or some of {known}{hint}"
+                )
+        for preset, settings in AUGMENT_PRESETS.items():
+            for key, strength in settings.items():
+                chosen = strength if preset in names else type(strength)(0)
+                expanded.append(f"--data.augment.{key}={_as_flag(chosen)}")
+    return expanded
+
+
+def _readable(message: str, flags: Sequence[str]) -> str:
+    """Turns a parser's message into one line in the terms of the configuration."""
+    message = " ".join(message.split())
+    unknown = re.search(r"unrecognized arguments: (\S+)", message)
+    if unknown:
+        flag = unknown[1].partition("=")[0]
+        known = sorted({*flags, *(f"--{key}" for key in config_keys())} & set(flags))
+        return f"unknown argument {flag}{nearest(flag, known)}"
+    wrong = re.search(
+        r'Parser key "([^"]+)": (?:.*?)Expected an? (.+?)\. Got value: (.*)$', message
+    )
+    if wrong:
+        key, expected, received = wrong.groups()
+        expected = re.sub(r"<class '(\w+)'>", r"\1", expected)
+        expected = re.sub(r"^typing\.Literal\[(.*)\]$", r"one of \1", expected)
+        hint = nearest(received, re.findall(r"'([^']+)'", expected))
+        return f"{key} is {received!r}; expected {expected}{hint}"
+    return message

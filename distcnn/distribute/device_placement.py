@@ -1,0 +1,57 @@
+"""Gives each process of a host its own GPU, or its share of the cores."""
+
+import os
+
+from distcnn.errors import UsageError
+from distcnn.runtime.cluster import Cluster
+
+
+def share_cores(cluster: Cluster) -> int | None:
+    """Binds this process to its share of the host's cores, before TensorFlow's threads start.
+
+    Processes that a launcher has bound already (Slurm, Open MPI) keep what they have.
+
+    Args:
+        cluster: Where this process stands.
+
+    Returns:
+        Threads that TensorFlow should use where that is not what it would do by itself: 1 if there
+        are more processes than cores, else None.
+    """
+    if cluster.local_size == 1:
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) * cluster.local_size <= (os.cpu_count() or 1):
+        return None
+    if len(cores) < cluster.local_size:
+        return 1
+    first = cluster.local_rank * len(cores) // cluster.local_size
+    last = (cluster.local_rank + 1) * len(cores) // cluster.local_size
+    os.sched_setaffinity(0, cores[first:last])
+    return None
+
+
+def visible_gpus(cluster: Cluster, strategy: str, gpus: int) -> list[int] | None:
+    """Returns which of the host's GPUs this process takes, or None for all that it sees.
+
+    Args:
+        cluster: Where this process stands.
+        strategy: Name of the strategy; Horovod takes one GPU even in a single process.
+        gpus: GPUs that it sees; a single one may be its own, as Slurm can show each task.
+
+    Raises:
+        UsageError: If processes would share GPUs, which NCCL refuses.
+    """
+    if gpus == 0 or (cluster.local_size == 1 and strategy not in ("horovod", "one_device")):
+        return None
+    if cluster.local_size == 1 or gpus == 1:
+        return [0]
+    share = gpus // cluster.local_size
+    if share == 0:
+        raise UsageError(
+            f"there are {cluster.local_size} processes on this host, but {gpus} GPUs; start one "
+            "process a GPU, or set CUDA_VISIBLE_DEVICES= for the CPU"
+        )
+    if strategy != "multi_worker":
+        return [cluster.local_rank]
+    return list(range(cluster.local_rank * share, (cluster.local_rank + 1) * share))

@@ -1,0 +1,93 @@
+"""A trained classifier: the model of a run or a file, ready for stored pixels."""
+
+import functools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from distcnn.config import ModelConfig
+from distcnn.config.recipe import settings_of_run
+from distcnn.data.pixels import scale_pixels
+from distcnn.data.split import Shape
+from distcnn.errors import DistcnnError
+from distcnn.fast import fast_model
+from distcnn.inference.test_time_flip import mean_of_mirrored
+from distcnn.models import load_object, returns_logits, takes_images
+from distcnn.storage.model_file import ModelNote, find_model, load_model
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with what its outputs mean.
+
+    Attributes:
+        path: The model file.
+        model: The model.
+        note: Classes, range of pixels, and whether it returns logits.
+    """
+
+    path: Path
+    model: keras.Model
+    note: ModelNote
+
+    @property
+    def image_shape(self) -> Shape:
+        """`(height, width, channels)` of the images that it takes."""
+        return self.model.input_shape[1:]
+
+    def on_stored_pixels(self) -> keras.Model:
+        """Returns a model from uint8 images to probabilities, with the same weights."""
+        images = keras.Input(self.image_shape, dtype="uint8")
+        outputs = keras.layers.Lambda(self._classify, dtype="float32")(images)
+        if self.note.logits:
+            outputs = keras.layers.Softmax(dtype="float32")(outputs)
+        return keras.Model(images, outputs, name="classifier")
+
+    def _classify(self, images: tf.Tensor) -> tf.Tensor:
+        network = functools.partial(self._network, training=False)
+        scaled = scale_pixels(images, self.note.pixels)
+        return mean_of_mirrored(network, scaled) if self.note.test_flip else network(scaled)
+
+    @functools.cached_property
+    def _network(self) -> keras.Model:
+        return fast_model(self.model)
+
+
+def load_classifier(path: Path) -> Classifier:
+    """Loads the classifier of a run directory or of a `.keras` file, plain Keras' own included.
+
+    Raises:
+        DistcnnError: If there is none, or it is not an image classifier.
+    """
+    file = find_model(path)
+    try:
+        model, note = load_model(file)
+    except DistcnnError:
+        own = _own_objects(file)
+        if not own:
+            raise
+        model, note = load_model(file, own)
+    shape = getattr(model, "input_shape", None)
+    if not takes_images(shape):
+        raise DistcnnError(
+            f"{file} takes the input {shape}; expected images (None, height, width, 1 or 3)"
+        )
+    if note is None:
+        note = ModelNote(logits=returns_logits(ModelConfig(), model))
+    return Classifier(file, model, note)
+
+
+def _own_objects(file: Path) -> dict[str, type]:
+    """Imports the module of a run's `model.factory`, and returns its layers and models by name."""
+    factory = settings_of_run(file).get("model.factory")
+    if factory is None:
+        return {}
+    module = sys.modules[load_object(factory, "model.factory").__module__]
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, keras.layers.Layer)
+    }

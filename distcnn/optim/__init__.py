@@ -1,0 +1,1 @@
+"""Optimizers, schedules, fused updates and averaged weights."""

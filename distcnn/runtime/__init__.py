@@ -1,0 +1,1 @@
+"""What this process runs on: its place in the cluster, number formats, signals, files."""

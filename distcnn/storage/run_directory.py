@@ -1,0 +1,197 @@
+"""The run directory: where a run keeps what it was asked, what it did and what came out."""
+
+import fcntl
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from distcnn.cli.commandline import config_yaml
+from distcnn.config import Config
+from distcnn.errors import DistcnnError
+from distcnn.runtime.files import write_json, write_text
+
+log = logging.getLogger("distcnn")
+
+FREE_KEYS = (
+    *("recipe", "out", "checkpoint", "logging", "data.cache", "precision.threads"),
+    *("train.batch_size", "train.global_batch_size", "train.eval_batch_size"),
+    *("distribute.strategy", "distribute.devices", "distribute.port"),
+)
+"""Keys and sections that may differ when a run goes on: they do not change its result, as long as
+the global batch is the same."""
+
+
+class RunDirectory:
+    """The folder of one run.
+
+    Attributes:
+        path: The folder; it need not exist yet.
+        begun: Whether an unfinished run of the same configuration is in it.
+    """
+
+    def __init__(self, path: Path, begun: bool) -> None:
+        self.path = path
+        self.begun = begun
+        self._lock: int | None = None
+
+    @classmethod
+    def choose(cls, config: Config) -> Self:
+        """Finds the folder for a run: the one asked for, or the next free `runs/RECIPE-N`.
+
+        A folder with an unfinished run of the same configuration is chosen in order to go on with
+        it. Nothing is written yet.
+
+        Raises:
+            DistcnnError: If the folder asked for holds a finished run, an unfinished run of another
+                configuration, or something else.
+        """
+        resume = config.checkpoint.resume != "never"
+        if config.out is not None:
+            path = Path(config.out)
+            obstacle = _obstacle(path, config)
+            if obstacle is not None:
+                raise DistcnnError(obstacle)
+            if _is_begun(path) and not resume:
+                raise DistcnnError(
+                    f"{path} holds an unfinished run, and checkpoint.resume "
+                    f"{config.checkpoint.resume} would overwrite it; choose another --out, or "
+                    "delete it"
+                )
+            return cls(path, _is_begun(path))
+        number = 1
+        while True:
+            path = Path("runs", config.recipe if number == 1 else f"{config.recipe}-{number}")
+            if not path.exists() or (resume and _obstacle(path, config) is None):
+                return cls(path, _is_begun(path))
+            number += 1
+
+    def create(self, config: Config, environment: dict[str, Any]) -> None:
+        """Makes the folder and writes `config.yaml` and `environment.json`.
+
+        Raises:
+            DistcnnError: If another process trains in it, it was begun with other images, or it
+                cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._require_same_course(environment)
+            write_json(self.path / "environment.json", environment)
+            write_text(self.path / "config.yaml", config_yaml(config))
+        except BlockingIOError:
+            self.close()
+            raise DistcnnError(
+                f"another process trains in {self.path}; wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise DistcnnError(
+                f"the run directory {self.path} cannot be written: {error.strerror}; choose "
+                "another --out"
+            ) from None
+
+    def _require_same_course(self, environment: dict[str, Any]) -> None:
+        file = self.path / "environment.json"
+        if not self.begun or not file.exists():
+            return
+        resolved = json.loads(file.read_text())["resolved"]
+        for key, what, way_out in (
+            ("training_images", "training images", "bring the images back"),
+            (
+                "global_batch_size",
+                "images in the global batch",
+                "pass that number as --train.global_batch_size",
+            ),
+        ):
+            before, now = resolved[key], environment["resolved"][key]
+            if before != now:
+                raise DistcnnError(
+                    f"{self.path} was begun with {before} {what}, now there are {now}; {way_out}, "
+                    "choose another --out, or delete it"
+                )
+
+    def cut_metrics(self, step: int) -> list[dict[str, Any]]:
+        """Drops the rows of `metrics.jsonl` after a step, for a run that goes on from there.
+
+        Args:
+            step: Last global step to keep.
+
+        Returns:
+            The rows that were kept.
+        """
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break  # a row that the last run did not finish writing
+            if row["step"] <= step:
+                rows.append(row)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+    def close(self) -> None:
+        """Lets other processes use the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _is_begun(path: Path) -> bool:
+    return (path / "config.yaml").exists()
+
+
+def _obstacle(path: Path, config: Config) -> str | None:
+    """Says why a run of this configuration cannot use the folder, or returns None."""
+    if not path.exists():
+        return None
+    if not path.is_dir():
+        return f"{path} is a file; expected a folder for the run, so choose another --out"
+    if (path / "summary.json").exists():
+        return f"{path} holds a finished run; choose another --out, or delete it"
+    if not _is_begun(path):
+        if all(entry.name == ".lock" for entry in path.iterdir()):
+            return None
+        return f"{path} holds files that are not a run; choose another --out"
+    stored = yaml.safe_load((path / "config.yaml").read_text())
+    differing = [
+        f"{key} {old!r} -> {new!r}"
+        for (key, new), (_, old) in zip(
+            _flat(asdict(config)), _flat(_like(stored, asdict(config))), strict=True
+        )
+        if old != new and not any(f"{key}.".startswith(f"{free}.") for free in FREE_KEYS)
+    ]
+    if not differing:
+        return None
+    return (
+        f"{path} holds an unfinished run of another configuration ({', '.join(differing)}); run it "
+        "to its end with the old values, choose another --out, or delete it"
+    )
+
+
+def _like(stored: Any, template: dict[str, Any]) -> dict[str, Any]:
+    """Brings a stored configuration into the shape of the present one."""
+    stored = stored if isinstance(stored, dict) else {}
+    return {
+        key: _like(stored.get(key), value)
+        if isinstance(value, dict) and key != "args"
+        else stored.get(key)
+        for key, value in template.items()
+    }
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in content.items():
+        if isinstance(value, dict) and key != "args":
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + key, value))
+    return rows

@@ -1,0 +1,130 @@
+"""What a run says of itself: at its start, on the terminal; at its end, in `summary.json`."""
+
+import hashlib
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from distcnn.storage.checkpoint import Progress
+
+log = logging.getLogger("distcnn")
+
+_FROM_RESOLVED = (
+    "strategy",
+    "world_size",
+    "precision",
+    "xla",
+    "fast_path",
+    "parameters",
+    "global_batch_size",
+    "learning_rate",
+)
+_FROM_LAST_ROW = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+
+def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
+    """Logs what the configuration became, and why.
+
+    Args:
+        path: The run directory.
+        resolved: See `Assembly.resolved`.
+    """
+    log.info("run directory   %s", path)
+    log.info("model           %s, %s parameters", resolved["model"], f"{resolved['parameters']:,}")
+    log.info(
+        "images          %(data)s: %(training_images)d training, %(validation_images)d "
+        "validation, %(test_images)d test",
+        resolved,
+    )
+    log.info("strategy        %s", _describe_strategy(resolved))
+    log.info("precision       %(precision)s (%(precision_reason)s)", resolved)
+    log.info("xla             %s (%s)", "on" if resolved["xla"] else "off", resolved["xla_reason"])
+    fast = "on" if resolved["fast_path"] else "off"
+    log.info("fast path       %s (%s)", fast, resolved["fast_path_reason"])
+    log.info(
+        "batch           %s, %d steps an epoch",
+        _describe_batch(resolved),
+        resolved["steps_per_epoch"],
+    )
+    log.info("learning rate   %(base_learning_rate)g -> %(learning_rate)g", resolved)
+
+
+def _describe_strategy(resolved: dict[str, Any]) -> str:
+    name = f"{resolved['strategy']} on {resolved['device']} ({resolved['strategy_reason']})"
+    workers, hosts = resolved["world_size"], resolved["hosts"]
+    if workers == 1:
+        return name
+    places = ", ".join(hosts[:4]) + (", ..." if len(hosts) > 4 else "")
+    return f"{name}: {workers} workers on {places}, gradients by {resolved['carrier']}"
+
+
+def _describe_batch(resolved: dict[str, Any]) -> str:
+    total, workers = resolved["global_batch_size"], resolved["world_size"]
+    parts = [f"{resolved['per_worker_batch_size']:g}"]
+    if resolved["accumulation_steps"] > 1:
+        parts.insert(0, f"{resolved['accumulation_steps']} accumulated")
+    if workers > 1:
+        parts.insert(0, f"{workers} workers")
+    return " x ".join(parts) + (f" = {total}" if len(parts) > 1 else "")
+
+
+def make_summary(
+    recipe: str,
+    resolved: dict[str, Any],
+    progress: Progress,
+    rows: list[dict[str, Any]],
+    model: keras.Model,
+    *,
+    saved_epoch: int,
+) -> dict[str, Any]:
+    """Returns what `summary.json` holds, but for the test and whether the weights agree.
+
+    Args:
+        recipe: Name of the recipe.
+        resolved: See `Assembly.resolved`.
+        progress: How far the run came.
+        rows: All rows of `metrics.jsonl`.
+        model: The classifier as it is saved.
+        saved_epoch: Epoch (counted from 1) whose weights it has.
+    """
+    last: dict[str, Any] = next(
+        (row for row in reversed(rows) if row["epoch"] == saved_epoch and "val_loss" in row), {}
+    )
+    seconds = progress.train_seconds
+    return {
+        "recipe": recipe,
+        **{key: resolved[key] for key in _FROM_RESOLVED},
+        "epochs": math.ceil(progress.step / resolved["steps_per_epoch"]),
+        "saved_epoch": saved_epoch,
+        "steps": progress.step,
+        "train_seconds": seconds,
+        "images_per_second": progress.images / seconds if seconds else None,
+        **{key: last.get(key) for key in _FROM_LAST_ROW},
+        "weights_sha256": hash_weights(model),
+    }
+
+
+def log_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Logs the result of a run.
+
+    Args:
+        path: The run directory.
+        summary: Content of its `summary.json`.
+    """
+    for key in ("val_accuracy", "test_accuracy"):
+        if summary[key] is not None:
+            log.info("%-15s %.4f", key.replace("_", " "), summary[key])
+    log.info("%-15s %.1f s", "training time", summary["train_seconds"])
+    log.info("%-15s %s", "saved", path / "model.keras")
+
+
+def hash_weights(model: keras.Model) -> str:
+    """Returns the SHA-256 over the float32 bytes of all weights, in order."""
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        digest.update(np.asarray(weight, np.float32).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,106 @@
+"""Saves the state of the run, and stops it when it is time."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from distcnn.distribute import Backend
+from distcnn.runtime.signals import StopRequest
+from distcnn.storage.checkpoint import Checkpoints, Progress, snapshot
+from distcnn.training.callbacks.non_finite import require_finite
+from distcnn.training.step import TrainingStep
+
+
+class Stopped(BaseException):
+    """A signal stopped the run after its state was saved."""
+
+
+class Saver(keras.callbacks.Callback):
+    """Saves a checkpoint at the end of epochs and when a signal asks to stop.
+
+    It stands after the user's callbacks, so that what they did in an epoch is in its checkpoint. It
+    works in every process, so that all stop at the same step; only the chief writes.
+
+    Args:
+        training: The training step.
+        backend: Lets the processes agree.
+        variables: What to save: lists of variables by group.
+        checkpoints: Where to save.
+        progress: How far the run already is.
+        measured: Tells the seconds and images of this process so far.
+        align: Brings the replicas together.
+        every_epochs: Epochs between checkpoints.
+        patience: Epochs without a better validation loss before the run stops; 0 for never.
+        stop: Whether a signal asked to stop.
+    """
+
+    reads_logs = False
+
+    def __init__(
+        self,
+        training: TrainingStep,
+        backend: Backend,
+        variables: dict[str, list[Any]],
+        checkpoints: Checkpoints,
+        progress: Progress,
+        measured: Callable[[], tuple[float, int]],
+        align: Callable[[], None],
+        *,
+        every_epochs: int,
+        patience: int,
+        stop: StopRequest,
+    ) -> None:
+        super().__init__()
+        self._training = training
+        self._backend = backend
+        self._variables = variables
+        self._checkpoints = checkpoints
+        self._before = progress
+        self._measured = measured
+        self._align = align
+        self._every_epochs = every_epochs
+        self._patience = patience
+        self._stop = stop
+        self.progress = progress
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves and stops when a signal asked for it, except at the end of an epoch."""
+        if not self._training.step_in_epoch:
+            return
+        alone = self._backend.size == 1
+        if self._stop.name is not None if alone else self._training.voted_to_stop():
+            self._align()
+            self._save(is_best=False)
+            raise Stopped
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves the epoch if it is due, the best, the last, or asked for by a signal."""
+        known = self.progress
+        self.progress = known.after_epoch(epoch, (logs or {}).get("val_loss"))
+        is_best = self.progress is not known
+        if self.progress.out_of_patience(self._patience, epoch + 1):
+            self.model.stop_training = True
+        own = np.array([self._stop.name is not None, self.model.stop_training], np.float64)
+        stop, self.model.stop_training = (bool(votes) for votes in self._backend.sum(own))
+        last = self.model.stop_training or epoch + 1 == self.params["epochs"]
+        if is_best or last or stop or (epoch + 1) % self._every_epochs == 0:
+            self._save(is_best=is_best)
+        if stop and not last:
+            raise Stopped
+
+    def _save(self, *, is_best: bool) -> None:
+        require_finite(self._training)
+        seconds, images = self._measured()
+        self.progress = dataclasses.replace(
+            self.progress,
+            step=self._training.step,
+            train_seconds=self._before.train_seconds + seconds,
+            images=self._before.images + images,
+        )
+        self._backend.on_chief(lambda: self._write(is_best))
+
+    def _write(self, is_best: bool) -> None:
+        self._checkpoints.save(snapshot(self._variables), self.progress, is_best=is_best)

@@ -1,0 +1,146 @@
+"""Measures the run and hands a row to everything that shows or keeps it."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import keras
+
+from distcnn.data.pipeline import EpochOrder
+from distcnn.training.step import TrainingStep
+
+Row = dict[str, Any]
+"""One row of `metrics.jsonl`: step, epoch (counted from 1), loss, accuracy, learning_rate,
+images_per_second, step_ms, input_wait (share of the time) and, on an epoch's last row, val_loss and
+val_accuracy (None without validation)."""
+
+
+class Recorder(keras.callbacks.Callback):
+    """Makes a row every `every_steps` global steps and at the end of every epoch.
+
+    Loss and accuracy are those of the epoch so far. Speed is that since the last row; the first
+    execution of the process, in which the step is compiled, is left out, and so is validation.
+
+    Args:
+        training: The training step.
+        order: Tells steps and images.
+        every_steps: Steps between rows.
+        rate: Tells the present learning rate.
+        sinks: Called with each row.
+        advance: Called with every global step.
+    """
+
+    reads_logs = False
+
+    def __init__(
+        self,
+        training: TrainingStep,
+        order: EpochOrder,
+        every_steps: int,
+        rate: Callable[[], float],
+        sinks: list[Callable[[Row], None]],
+        advance: Callable[[int], None],
+    ) -> None:
+        super().__init__()
+        self._training = training
+        self._order = order
+        self._every_steps = every_steps
+        self._rate = rate
+        self._sinks = sinks
+        self._advance = advance
+        self._compiled = False
+        self._epoch_row: Row | None = None
+        self._seconds = 0.0
+        self._images = 0
+        self._mark()
+
+    def on_epoch_begin(self, epoch: int, logs: Row | None = None) -> None:
+        """Starts the clock."""
+        self._mark()
+
+    def on_train_batch_end(self, batch: int, logs: Row | None = None) -> None:
+        """Makes a row when one is due."""
+        training = self._training
+        if not self._compiled:
+            training.metrics()  # wait for the first execution
+            self._compiled = True
+            self._mark()
+        self._advance(training.step)
+        if training.just_passed(self._every_steps) and training.step_in_epoch:
+            self._emit(self._row())
+
+    def on_test_begin(self, logs: Row | None = None) -> None:
+        """Measures the epoch's last interval before its validation begins."""
+        self._epoch_row = self._row()
+
+    def on_epoch_end(self, epoch: int, logs: Row | None = None) -> None:
+        """Makes the epoch's last row, with the validation."""
+        row = self._epoch_row or self._row()
+        self._epoch_row = None
+        names = ("val_loss", "val_accuracy")
+        self._emit(row | {name: (logs or {}).get(name) for name in names})
+
+    def measured(self) -> tuple[float, int]:
+        """Returns the measured seconds of training and the images seen in them."""
+        return self._seconds, self._images
+
+    def _mark(self) -> None:
+        self._since = time.perf_counter()
+        self._since_step = self._training.step
+        self._training.take_input_wait()
+
+    def _row(self) -> Row:
+        metrics = self._training.metrics()  # waits for the device
+        step = self._training.step
+        seconds = time.perf_counter() - self._since
+        waited = self._training.take_input_wait()
+        steps = step - self._since_step
+        images = self._order.images_before(step) - self._order.images_before(self._since_step)
+        measured = steps > 0 and seconds > 0
+        if measured:
+            self._seconds += seconds
+            self._images += images
+        row = {
+            "step": step,
+            "epoch": math.ceil(step / self._order.steps_per_epoch),
+            "loss": metrics["loss"],
+            "accuracy": metrics["accuracy"],
+            "learning_rate": self._rate(),
+            "images_per_second": images / seconds if measured else None,
+            "step_ms": 1000 * seconds / steps if measured else None,
+            "input_wait": min(1.0, waited / seconds) if measured else None,
+        }
+        self._mark()
+        return row
+
+    def _emit(self, row: Row) -> None:
+        for sink in self._sinks:
+            sink(row)
+
+
+class MetricsFile:
+    """Appends rows to `metrics.jsonl`; a context manager that closes it.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+    def __call__(self, row: Row) -> None:
+        """Writes a row at once, so that a reader sees it; NaN and infinity become null."""
+        finite = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+        }
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()

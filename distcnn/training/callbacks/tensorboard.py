@@ -1,0 +1,194 @@
+"""What TensorBoard shows: scalars, images, the graph, a profile."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distcnn.inference.evaluation import evaluate_split
+from distcnn.inference.plots import (
+    confusion_figure,
+    mistakes_figure,
+    stretch_contrast,
+    tile,
+    to_pixels,
+)
+from distcnn.training.callbacks.metrics import Row
+from distcnn.training.setup import Assembly
+from distcnn.training.step import TrainingStep
+
+
+class TensorBoardScalars:
+    """Writes every row: the validation as `validation`, all else as `train`.
+
+    Args:
+        folder: TensorBoard's folder of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._writers = {
+            name: tf.summary.create_file_writer(str(folder / name))
+            for name in ("train", "validation")
+        }
+
+    def __call__(self, row: Row) -> None:
+        """Writes one row."""
+        step = row["step"]
+        with self._writers["train"].as_default(step):
+            for name in ("loss", "accuracy", "learning_rate"):
+                tf.summary.scalar(name, row[name])
+            for name in ("images_per_second", "step_ms", "input_wait"):
+                if row[name] is not None:
+                    tf.summary.scalar(f"speed/{name}", row[name])
+        with self._writers["validation"].as_default(step):
+            for name in ("loss", "accuracy"):
+                if row.get(f"val_{name}") is not None:
+                    tf.summary.scalar(name, row[f"val_{name}"])
+        for writer in self._writers.values():
+            writer.flush()
+
+
+def tensorboard_callbacks(
+    folder: Path, parts: Assembly, first_step: int
+) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that the logging section asks for.
+
+    Args:
+        folder: TensorBoard's folder of the run.
+        parts: The run.
+        first_step: Global step at which it begins.
+    """
+    logging, callbacks = parts.config.logging, []
+    if logging.images:
+        callbacks.append(TensorBoardImages(folder, parts, parts.training_batches(first_step)))
+    if logging.profile:
+        first, last = map(int, logging.profile.split(","))
+        callbacks.append(Profiler(folder, parts.training, first, last))
+    return callbacks
+
+
+class TensorBoardImages(keras.callbacks.Callback):
+    """Writes the graph and images: a training batch, filters, feature maps, mistakes.
+
+    Confusion matrix and worst mistakes are those on the validation images at the end, if there are
+    any.
+
+    Args:
+        folder: TensorBoard's folder of the run.
+        parts: The run.
+        batches: Training batches; the first one is shown.
+    """
+
+    reads_logs = False
+
+    def __init__(self, folder: Path, parts: Assembly, batches: tf.data.Dataset) -> None:
+        super().__init__()
+        # A folder of their own: TensorBoard follows only the newest file of a folder.
+        self._writer = tf.summary.create_file_writer(str(folder / "images"))
+        self._parts = parts
+        self._batch = np.asarray(next(iter(batches.take(1)))[0])
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Writes the graph of the classifier and the first training batch."""
+        with self._writer.as_default(self._parts.training.step):
+            signature = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
+            forward = tf.function(self.model).get_concrete_function(signature)
+            tf.summary.graph(forward.graph)
+            self._image("batch/augmented", tile(self._batch[:64]))
+        self._write_features()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the first layer's filters and feature maps."""
+        self._write_features()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Writes the confusion matrix and the worst mistakes."""
+        parts, examined = self._parts, self._parts.dataset.validation
+        if examined is None:
+            return
+        classes = parts.dataset.classes
+        with parts.training.evaluated_weights():
+            result = evaluate_split(
+                parts.evaluation.predict,
+                examined,
+                classes,
+                logits=parts.logits,
+                batch_size=parts.config.train.eval_batch_size,
+            )
+        with self._writer.as_default(parts.training.step):
+            figure = confusion_figure(result.confusion(), classes)
+            self._image("validation/confusion_matrix", to_pixels(figure))
+            worst = result.worst(25)
+            if len(worst):
+                images = examined.gather(tf.constant(worst, tf.int64)).numpy()
+                figure = mistakes_figure(
+                    images, result.labels[worst], result.probabilities[worst], classes
+                )
+                self._image("validation/worst_mistakes", to_pixels(figure))
+        self._writer.flush()
+
+    def _write_features(self) -> None:
+        layer = next(
+            (x for x in self.model.layers if isinstance(x, keras.layers.Conv2D)),
+            None,
+        )
+        if layer is None:
+            return
+        kernels = np.asarray(layer.kernel, np.float32).transpose(3, 0, 1, 2)
+        if kernels.shape[3] not in (1, 3):
+            kernels = kernels.mean(axis=3, keepdims=True)
+        example = self._batch[:1]
+        maps = keras.Model(self.model.inputs, layer.output)(self._parts.evaluation.scaled(example))
+        maps = np.asarray(maps, np.float32)[0].transpose(2, 0, 1)[..., None]
+        with self._writer.as_default(self._parts.training.step):
+            self._image("first_layer/filters", tile(stretch_contrast(kernels)[:64]))
+            self._image("first_layer/input", tile(example))
+            self._image("first_layer/feature_maps", tile(stretch_contrast(maps)[:64]))
+        self._writer.flush()
+
+    def _image(self, name: str, pixels: np.ndarray) -> None:
+        tf.summary.image(name, pixels[None])
+
+
+class Profiler(keras.callbacks.Callback):
+    """Records a profile of some steps for TensorBoard's Profile page.
+
+    Steps that are executed together are profiled together.
+
+    Args:
+        folder: TensorBoard's folder of the run.
+        training: The training step.
+        first: First global step to profile, counted from 1.
+        last: Last global step to profile.
+    """
+
+    reads_logs = False
+
+    def __init__(self, folder: Path, training: TrainingStep, first: int, last: int) -> None:
+        super().__init__()
+        self._folder = str(folder)
+        self._training = training
+        self._first = first
+        self._last = last
+        self._running = False
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begins before the first step."""
+        step = self._training.step
+        coming = step + self._training.steps_per_execution
+        if not self._running and step < self._last and self._first <= coming:
+            tf.profiler.experimental.start(self._folder)
+            self._running = True
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Ends after the last step."""
+        if self._running and self._training.step >= self._last:
+            self.on_train_end()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Ends with the run, if that comes first."""
+        if self._running:
+            tf.profiler.experimental.stop()
+            self._running = False

@@ -1,0 +1,64 @@
+"""The whole state of a run, held by every replica: shared out, kept together, restored."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from distcnn.distribute import Backend
+from distcnn.distribute.consistency import average_per_replica, require_same_state, share_state
+from distcnn.storage.checkpoint import restore
+from distcnn.training.step import TrainingStep
+
+
+class ReplicatedState:
+    """Weights, optimizer, averages and metrics of a run.
+
+    Args:
+        backend: The replicas.
+        model: The built classifier.
+        optimizer: Its built optimizer.
+        training: The step, with the moving average of the weights and the epoch's metrics.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        training: TrainingStep,
+    ) -> None:
+        self._backend = backend
+        self._model = model
+        self._optimizer = optimizer
+        self._training = training
+
+    @property
+    def variables(self) -> dict[str, list[Any]]:
+        """All variables by group, in the order in which checkpoints hold them."""
+        average = self._training.average
+        return {
+            "model": self._model.variables,
+            "optimizer": self._optimizer.variables,
+            "average": average.variables if average else [],
+            "metrics": self._training.epoch_variables,
+        }
+
+    def restore(self, arrays: dict[str, np.ndarray], origin: str) -> None:
+        """Assigns what a checkpoint holds, in this process; `share` then tells the others."""
+        restore(self.variables, arrays, origin)
+
+    def share(self) -> None:
+        """Gives every replica the chief's state."""
+        share_state(self._backend, [v for group in self.variables.values() for v in group])
+
+    def align(self) -> None:
+        """Averages what each replica keeps for itself, then checks that all hold the same.
+
+        Raises:
+            LockstepError: Names the first variable that differs, and the replicas.
+        """
+        average = self._training.average
+        own = [w for w in self._model.non_trainable_weights if w.dtype == "float32"]
+        average_per_replica(self._backend, [*own, *(average.statistics if average else ())])
+        require_same_state(self._backend, self.variables, self._training.step)

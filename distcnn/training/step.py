@@ -1,0 +1,313 @@
+"""The training step: forward and backward, reduce, apply; on any number of replicas."""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distcnn.data.pixels import scale_pixels
+from distcnn.distribute import Backend
+from distcnn.distribute.layers import SynchronisedStatistics
+from distcnn.inference.test_time_flip import mean_of_mirrored
+from distcnn.optim.ema import WeightAverage
+
+Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+"""One replica's share of a batch: images, one-hot labels, and weights of shape `(count,)`, each
+1 / images of the global batch, or 0 for a stand-in."""
+
+_VOTE_DELAY = 4
+"""Executions after which a request to stop is read: long enough never to wait for the device."""
+
+
+class TrainingStep:
+    """Trains a classifier step by step, the same on every replica.
+
+    Every share of a batch weighs its images by 1 / (images in the global batch), so the sum of the
+    replicas' gradients is the gradient of the mean over the global batch, however it is divided.
+    The sums that make loss and accuracy, and a request to stop, travel with the gradients. What is
+    reduced is the same in every replica; so is each decision that follows from it, such as whether
+    float16 overflowed.
+
+    Args:
+        model: The built classifier, whose weights are trained.
+        network: What computes its outputs: the classifier itself, or its fast form.
+        optimizer: Its built optimizer.
+        backend: Over which devices it is spread.
+        pixels: Range of the pixels that the classifier expects.
+        logits: Whether the classifier returns logits.
+        steps_per_epoch: Training steps per epoch.
+        steps_per_execution: Steps per call into TensorFlow.
+        accumulation_steps: Shares of each replica that are computed one after the other.
+        xla: Whether to compile forward and backward with XLA.
+        average: Moving average of the weights to maintain, or None.
+        statistics: Batch normalisation that is synchronised.
+
+    Attributes:
+        step: Global steps done.
+        steps_per_execution: Steps per call into TensorFlow.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        network: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        backend: Backend,
+        pixels: Literal["unit", "signed", "byte"],
+        *,
+        logits: bool,
+        steps_per_epoch: int,
+        steps_per_execution: int = 1,
+        accumulation_steps: int = 1,
+        xla: bool = False,
+        average: WeightAverage | None = None,
+        statistics: SynchronisedStatistics | None = None,
+    ) -> None:
+        self.model = model
+        self._network = network
+        self.average = average
+        self.step = 0
+        self._optimizer = optimizer
+        self._backend = backend
+        self._pixels = pixels
+        self._logits = logits
+        self._steps_per_epoch = steps_per_epoch
+        self.steps_per_execution = steps_per_execution
+        self._accumulation_steps = accumulation_steps
+        self._statistics = statistics
+        self._step_before = 0
+        self._votes: deque[tf.Tensor] = deque(maxlen=_VOTE_DELAY)
+        self._compute = self._forward_backward
+        if xla:
+            self._compute = tf.function(
+                self._forward_backward, reduce_retracing=True, jit_compile=True
+            )
+        with tf.device("CPU:0"):
+            self._input_wait = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+            self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
+            # Sums over the epoch so far: loss x images, correct images, images.
+            self._epoch_sums = tf.Variable([0.0, 0.0, 0.0], dtype=tf.float64, trainable=False)
+        self._run_steps = tf.function(self._make_run_steps(), reduce_retracing=True)
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Steps of the present epoch that are done."""
+        return self.step % self._steps_per_epoch
+
+    @property
+    def epoch_variables(self) -> list[tf.Variable]:
+        """What the epoch's metrics are made of, for checkpoints."""
+        return [self._epoch_sums]
+
+    @property
+    def first_bad_step(self) -> int | None:
+        """The first global step whose loss was NaN or infinite, counted from 1, or None."""
+        step = int(self._first_bad_step.numpy())
+        return step if step >= 0 else None
+
+    def metrics(self) -> dict[str, float]:
+        """Returns loss and accuracy over the images of the epoch so far, on all replicas."""
+        loss, correct, images = self._epoch_sums.numpy()
+        count = max(images, 1.0)
+        return {"loss": float(loss / count), "accuracy": float(correct / count)}
+
+    def reset_metrics(self) -> None:
+        """Forgets the epoch's metrics."""
+        self._epoch_sums.assign([0.0, 0.0, 0.0])
+
+    def just_passed(self, interval: int) -> bool:
+        """Tells whether the last execution reached or passed a multiple of `interval` steps."""
+        return self.step // interval > self._step_before // interval
+
+    def take_input_wait(self) -> float:
+        """Returns the seconds spent waiting for input since the last call."""
+        seconds = float(self._input_wait.numpy())
+        self._input_wait.assign(0.0)
+        return seconds
+
+    @contextlib.contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """Lends the weights that are evaluated and saved: the averages, if there are any."""
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            yield
+
+    def run(self, batches: Any, *, stop: bool = False) -> None:
+        """Does the steps of one execution, but not past the end of an epoch.
+
+        Args:
+            batches: Iterator of the backend over shares of batches, from the present step on.
+            stop: Whether this process has been asked to stop.
+        """
+        left = self._steps_per_epoch - self.step_in_epoch
+        count = min(self.steps_per_execution, left)
+        votes = self._run_steps(
+            batches, tf.constant(self.step, tf.int64), tf.constant(count), tf.constant(float(stop))
+        )
+        self._votes.append(votes)
+        self._step_before = self.step
+        self.step += count
+
+    def voted_to_stop(self) -> bool:
+        """Tells whether a process had been asked to stop, some executions ago; on all the same."""
+        return len(self._votes) == _VOTE_DELAY and float(self._votes[0]) > 0
+
+    def _make_run_steps(self) -> Callable[..., tf.Tensor]:
+        @tf.autograph.experimental.do_not_convert
+        def run_steps(
+            batches: Any, step: tf.Tensor, count: tf.Tensor, stop: tf.Tensor
+        ) -> tf.Tensor:
+            if self.steps_per_execution == 1:
+                return self._one_step(batches, step, stop)
+
+            def body(done: tf.Tensor, votes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                vote = self._one_step(batches, step + tf.cast(done, tf.int64), stop)
+                return done + 1, votes + vote
+
+            start = (tf.constant(0), tf.constant(0.0))
+            # One after the other: what a reduction gave may be gone when the next one is done.
+            return tf.while_loop(lambda done, _: done < count, body, start, parallel_iterations=1)[
+                1
+            ]
+
+        return run_steps
+
+    def _one_step(self, batches: Any, step: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        asked = tf.timestamp()
+        shares = [batches.get_next() for _ in range(self._accumulation_steps)]
+        with tf.control_dependencies(_first_tensors(shares)):
+            arrived = tf.timestamp()
+        # Nothing of the step begins before this time is taken, so that waiting is all that counts.
+        with tf.control_dependencies([arrived]):
+            self._input_wait.assign_add(arrived - asked)
+            sums = self._backend.run(self._in_replica, shares, stop)[0]
+        loss, correct, images, votes = tf.unstack(tf.cast(sums, tf.float64))
+        self._epoch_sums.assign_add(tf.stack([loss * images, correct, images]))
+        first = ~tf.math.is_finite(loss) & (self._first_bad_step < 0)
+        self._first_bad_step.assign(tf.where(first, step + 1, self._first_bad_step))
+        return tf.cast(votes, tf.float32)
+
+    def _in_replica(self, shares: Sequence[Batch], stop: tf.Tensor) -> tf.Tensor:
+        weights = self.model.trainable_variables
+        gradients, sums = self._compute(*shares[0])
+        for share in shares[1:]:
+            more, counted = self._compute(*share)
+            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
+            sums += counted
+        used = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        sums = tf.concat([sums, [stop]], 0)
+        own = [*(gradients[index] for index in used), sums]
+        *reduced, sums = self._backend.reduce_sum(own, compressible=len(used))
+        self._optimizer.apply(reduced, [weights[index] for index in used])
+        if self.average is not None:
+            self.average.update()
+        return sums
+
+    def _forward_backward(
+        self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Returns the gradients of this share, and the sums of its loss, hits and images."""
+        counts = tf.cast(weights > 0, tf.float32)
+        if self._statistics is not None:
+            self._statistics.count_images(counts[0])
+        with tf.GradientTape() as tape:
+            outputs = self._network(scale_pixels(images, self._pixels), training=True)
+            outputs = tf.cast(outputs, tf.float32)
+            losses = keras.losses.categorical_crossentropy(
+                labels, outputs, from_logits=self._logits
+            )
+            parts = self._backend.replicas * self._accumulation_steps
+            penalty = [tf.cast(loss, tf.float32) / parts for loss in self._network.losses]
+            loss = tf.add_n([tf.reduce_sum(weights * losses), *penalty])
+            scaled = self._optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, self.model.trainable_variables)
+        dense = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+        hits = tf.equal(tf.argmax(labels, 1), tf.argmax(outputs, 1))
+        correct = tf.reduce_sum(tf.cast(hits, tf.float32) * counts)
+        return dense, tf.stack([loss, correct, tf.reduce_sum(counts)])
+
+
+class EvaluationStep:
+    """Adds up loss, hits and images of a classifier over all replicas, every image once.
+
+    Args:
+        network: The built classifier, or its fast form.
+        backend: Over which devices it is spread.
+        pixels: Range of the pixels that the classifier expects.
+        logits: Whether the classifier returns logits.
+        test_flip: Whether to average over each image and its mirror image.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        backend: Backend,
+        pixels: Literal["unit", "signed", "byte"],
+        *,
+        logits: bool,
+        test_flip: bool = False,
+    ) -> None:
+        self._network = network
+        self._test_flip = test_flip
+        self._backend = backend
+        self._pixels = pixels
+        self._logits = logits
+        self._sums = tf.function(self._sums_of, reduce_retracing=True)
+        self._outputs = tf.function(self._outputs_of, reduce_retracing=True)
+
+    def evaluate(self, batches: tf.data.Dataset, steps: int) -> dict[str, float]:
+        """Evaluates in all processes together.
+
+        Args:
+            batches: Shares as `Batch`, whose weights are 1, or 0 for a stand-in.
+            steps: Shares of each replica, the same number in every process.
+
+        Returns:
+            Loss and accuracy over all images.
+        """
+        totals = np.zeros(3)
+        iterator = self._backend.iterate(batches)
+        for _ in range(steps):
+            totals += self._sums(iterator).numpy()
+        loss, correct, images = self._backend.sum(totals)
+        return {"loss": float(loss / images), "accuracy": float(correct / images)}
+
+    def predict(self, batches: tf.data.Dataset) -> np.ndarray:
+        """Returns the classifier's outputs on batches of stored pixels, in this process alone."""
+        return np.concatenate([self._outputs(images).numpy() for images in batches])
+
+    def scaled(self, images: tf.Tensor) -> tf.Tensor:
+        """Maps stored pixels to float32 in the range that the classifier expects."""
+        return scale_pixels(images, self._pixels)
+
+    def _outputs_of(self, images: tf.Tensor) -> tf.Tensor:
+        scaled = self.scaled(images)
+        return (
+            mean_of_mirrored(self._classify, scaled) if self._test_flip else self._classify(scaled)
+        )
+
+    def _classify(self, images: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self._network(images, training=False), tf.float32)
+
+    def _sums_of(self, iterator: Any) -> tf.Tensor:
+        return tf.add_n(self._backend.run(self._in_replica, iterator.get_next()))
+
+    def _in_replica(self, share: Batch) -> tf.Tensor:
+        images, labels, weights = share
+        outputs = self._outputs_of(images)
+        losses = keras.losses.categorical_crossentropy(labels, outputs, from_logits=self._logits)
+        hits = tf.equal(tf.argmax(labels, 1), tf.argmax(outputs, 1))
+        parts = [weights * losses, weights * tf.cast(hits, tf.float32), weights]
+        return tf.stack([tf.reduce_sum(tf.cast(part, tf.float64)) for part in parts])
+
+
+def _first_tensors(shares: Sequence[Any]) -> list[tf.Tensor]:
+    """Returns a tensor of each share in each replica, to wait for."""
+    found = []
+    for share in shares:
+        images = share[0]
+        found += list(getattr(images, "values", (images,)))
+    return found

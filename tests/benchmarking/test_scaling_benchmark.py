@@ -1,0 +1,146 @@
+"""Who gets which cores, and what the shares of a step mean."""
+
+import dataclasses
+import os
+
+import pytest
+
+from distcnn.benchmarking.bottleneck import verdict
+from distcnn.benchmarking.machine import Cores, Machine
+from distcnn.benchmarking.scaling_benchmark import Campaign
+from distcnn.benchmarking.step_timing import shares_of
+from distcnn.benchmarking.worker import pin
+from distcnn.config import Config, DataConfig, DistributeConfig, TrainConfig
+from distcnn.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("cores", "counts", "rule", "expected"),
+    [
+        (2, [1, 2, 4], "fixed", {1: 1, 2: 1, 4: 1}),
+        (16, [1, 2, 4], "fixed", {1: 4, 2: 4, 4: 4}),
+        (16, [1, 2, 4], "divided", {1: 16, 2: 8, 4: 4}),
+        (8, [1, 2], "3", {1: 3, 2: 3}),
+        (2, [4], "fixed", {4: 1}),
+    ],
+)
+def test_cores_of_each_worker(cores, counts, rule, expected):
+    found = Cores(Machine(cores, 0), rule, tuple(counts))
+    assert {count: found.of_each(count) for count in counts} == expected
+
+
+def test_counts_beyond_the_hardware_are_marked():
+    found = Cores(Machine(2, 0), "fixed", (1, 2, 4))
+    assert [found.shared(count) for count in (1, 2, 4)] == [False, False, True]
+    on_gpus = Cores(Machine(8, 2), "fixed", (1, 2, 4))
+    assert on_gpus.of_each(2) is None
+    assert [on_gpus.shared(count) for count in (2, 4)] == [False, True]
+    assert Cores(Machine(8, 0), "3", (2, 4)).shared(4)
+
+
+@pytest.mark.parametrize("rule", ["some", "0", "-1"])
+def test_wrong_rules_are_refused(rule):
+    with pytest.raises(UsageError, match=f"cores_per_worker is '{rule}'; expected fixed"):
+        Cores(Machine(2, 0), rule, (1,))
+
+
+def test_several_workers_need_a_strategy_of_several():
+    with pytest.raises(UsageError, match="one_device; expected horovod"):
+        Campaign(
+            Config(distribute=DistributeConfig(strategy="one_device")),
+            Machine(2, 0),
+            [1, 2],
+            steps=5,
+            warmup=1,
+            cores_per_worker="fixed",
+        )
+
+
+def test_each_process_is_bound_to_its_own_cores():
+    before = os.sched_getaffinity(0)
+    try:
+        cores = sorted(before)
+        for rank in range(len(cores) + 1):
+            os.sched_setaffinity(0, before)
+            pin(1, rank)
+            assert os.sched_getaffinity(0) == {cores[rank % len(cores)]}
+        os.sched_setaffinity(0, before)
+        pin(None, 0)
+        assert os.sched_getaffinity(0) == before
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_shares_add_up():
+    found = shares_of({"full": 100.0, "resident": 90.0, "unreduced": 70.0}, 0.02)
+    assert found == pytest.approx(
+        {"input_share": 0.1, "communication_share": 0.2, "compute_share": 0.7}
+    )
+    assert shares_of({"full": 100.0, "resident": 101.0}, 0.0)["compute_share"] == 1.0
+    # A pipeline that catches up while others have their turn is found by what a run waits for it.
+    assert shares_of({"full": 100.0, "resident": 100.0}, 0.4)["input_share"] == 0.4
+    noisy = shares_of({"full": 50.0, "resident": 90.0, "unreduced": 10.0}, 0.0)
+    assert noisy == {"input_share": 0.0, "compute_share": 0.0, "communication_share": 1.0}
+
+
+BASE = {"input_share": 0.0, "communication_share": 0.0, "compute_share": 1.0}
+FED = {"input_share": 0.4, "communication_share": 0.1, "compute_share": 0.5}
+TOLD = {"input_share": 0.0, "communication_share": 0.3, "compute_share": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("config", "shares", "settings", "words"),
+    [
+        (Config(), BASE, {}, "as it should be"),
+        (Config(), BASE, {"precision": "float32"}, "--precision.policy mixed_bfloat16"),
+        (Config(), BASE, {"fast_path": False}, "--train.fast_path on"),
+        (Config(), BASE, {"step_ms": 2.0}, "--train.steps_per_execution 10"),
+        (Config(), BASE, {"oversubscribed": True}, "start fewer"),
+        (Config(), FED, {}, "bound by input (40%): augment less"),
+        (Config(data=DataConfig(cache="none")), FED, {}, "--data.cache memory"),
+        (Config(), TOLD, {}, "bound by communication (30%): reduce less often"),
+        (
+            Config(distribute=DistributeConfig(sync_batchnorm=True)),
+            TOLD,
+            {},
+            "--distribute.sync_batchnorm false",
+        ),
+        (Config(train=TrainConfig(accumulation_steps=4)), TOLD, {}, "--distribute.compression"),
+        (
+            Config(train=TrainConfig(accumulation_steps=4)),
+            TOLD,
+            {"carrier": "shared memory"},  # which compression would switch off
+            "a larger --train.batch_size",
+        ),
+    ],
+)
+def test_the_verdict_names_the_flag(config, shares, settings, words):
+    usual = {
+        "step_ms": 50.0,
+        "precision": "mixed_bfloat16",
+        "oversubscribed": False,
+        "fast_path": True,
+        "carrier": "Horovod",
+        "fastest_policy": "mixed_bfloat16",
+    }
+    assert words in verdict(config, shares, **(usual | settings))
+
+
+def test_the_global_batch_of_each_count():
+    found = Campaign(Config(), Machine(4, 0), [1, 2], steps=5, warmup=1, cores_per_worker="fixed")
+    sizes = [
+        found._config_for(workers, mode).train.global_batch_size
+        for mode in ("weak", "strong")
+        for workers in (1, 2)
+    ]
+    assert sizes == [64, 128, 64, 64]
+    tiny = Campaign(
+        dataclasses.replace(Config(), train=TrainConfig(batch_size=1)),
+        Machine(4, 0),
+        [2],
+        steps=5,
+        warmup=1,
+        cores_per_worker="fixed",
+    )
+    with pytest.raises(UsageError, match="cannot be divided among 2 workers"):
+        tiny._config_for(2, "strong")

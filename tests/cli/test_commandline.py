@@ -1,0 +1,159 @@
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from distcnn.cli.commandline import config_yaml, parse_config
+from distcnn.config import Config, OptimizerConfig
+from distcnn.config.recipe import config_keys, load_recipe, recipe_names
+from distcnn.errors import UsageError
+
+
+def parse(*arguments: str) -> Config:
+    config = parse_config("distcnn.train", "Trains.", arguments)
+    assert config is not None
+    return config
+
+
+def test_the_article_is_the_default_recipe():
+    config = parse()
+    assert config == parse("--recipe", "article")
+    assert (config.recipe, config.train.seed, config.train.batch_size) == ("article", 21, 64)
+    assert (config.train.epochs, config.optimizer.name, config.optimizer.lr) == (25, "adam", 1e-3)
+    assert (config.data.name, config.data.pixels, config.data.validation) == (
+        "cifar10",
+        "unit",
+        "test",
+    )
+    assert config.precision.policy == "float32"
+
+
+def test_flags_replace_the_recipe_wherever_it_stands():
+    before = parse("--recipe", "quickstart", "--train.epochs", "3")
+    after = parse("--train.epochs", "3", "--recipe=quickstart")
+    assert before == after
+    assert (before.data.name, before.train.epochs) == ("digits", 3)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_printed_configuration_reads_back_the_same(name, tmp_path):
+    config = parse("--recipe", name, "--model.args", '{"dropout": 0.1}')
+    file = tmp_path / "config.yaml"
+    file.write_text(config_yaml(config))
+    assert parse("--recipe", str(file)) == config
+
+
+def test_a_recipe_file_starts_from_a_built_in_one(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: quickstart\ntrain: {epochs: 2}\n")
+    config = parse("--recipe", str(file))
+    assert (config.recipe, config.data.name, config.train.epochs) == ("mine", "digits", 2)
+
+
+def test_augmentations_are_switched_on_by_name():
+    augment = parse("--data.augment", "flip,crop,cutmix").data.augment
+    assert (augment.flip, augment.crop, augment.cutmix, augment.cutout) == (True, 4, 1.0, 0)
+    assert not parse("--data.augment=none").data.augment.flip
+    assert parse("--data.augment", "crop", "--data.augment.crop", "2").data.augment.crop == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.dri", "x"], "unknown argument --data.dri; did you mean --data.dir?"),
+        (["--epochs", "3"], "unknown argument --epochs; did you mean --train.epochs?"),
+        (["--train.epochs", "x"], "train.epochs is 'x'; expected int"),
+        (["--train.epochs", "2.5"], "train.epochs is '2.5'; expected int"),
+        (["--train.epochs", "-1"], "train.epochs is -1; expected at least 1"),
+        (["--train.batch_size", "0"], "train.batch_size is 0; expected at least 1"),
+        (["--train.epochs"], "argument --train.epochs: expected one argument"),
+        (["--data.name", "cifr10"], "did you mean cifar10?"),
+        (["--data.augment", "flp"], "did you mean flip?"),
+        (["--recipe", "quickstrt"], "did you mean quickstart?"),
+        (["--recipe", "none.yaml"], "the recipe none.yaml does not exist"),
+        (["--data.name", "folder"], "needs --data.dir DIR"),
+        (["--data.name", "digits", "--data.dir", "d"], "did you mean --data.name folder?"),
+        (["--optimizer.lr", "0"], "optimizer.lr is 0.0; expected a value above 0"),
+        (["--optimizer.weight_decay", "0.1"], "use --optimizer.name adamw"),
+        (["--optimizer.schedule", "step"], "needs --optimizer.step_epochs"),
+        (["--optimizer.schedule", "one_cycle", "--optimizer.warmup_epochs", "1"], "drop --opt"),
+        (["--train.early_stopping", "2", "--data.validation", "none"], "needs validation"),
+        (["--data.validation", "split", "--data.validation_split", "0"], "validation none"),
+        (["--data.validation_split", "1.5"], "expected 0 <= value < 1"),
+        (["--model.factory", "mine"], "expected package.module:function"),
+        (["--logging.profile", "9,3"], "expected FIRST,LAST"),
+        (["--logging.profile", "1,2", "--logging.tensorboard", "false"], "is for TensorBoard"),
+        (["--data.augment.randaugment_magnitude", "2"], "expected 0 <= value <= 1"),
+    ],
+)
+def test_bad_flags_are_named_with_the_fix(arguments, message):
+    with pytest.raises(UsageError) as error:
+        parse(*arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {epoch: 3}", "unknown key train.epoch; did you mean train.epochs?"),
+        ("tarin: {epochs: 3}", "unknown key tarin.epochs; did you mean train.epochs?"),
+        ("train: {epochs: many}", "train.epochs is 'many'; expected int"),
+        ("train: {epochs: [}", "is not valid YAML"),
+        ("just words", "holds no keys"),
+        ("recipe: artcle\ntrain: {epochs: 3}", "expected a built-in recipe to start from"),
+    ],
+)
+def test_bad_recipe_files_are_named_with_the_fix(text, message, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as error:
+        parse("--recipe", str(file))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_values_are_refused_from_python_too():
+    with pytest.raises(UsageError, match=r"optimizer\.momentum is 1"):
+        OptimizerConfig(momentum=1)
+
+
+def test_help_documents_every_key_without_tensorflow():
+    code = (
+        "import sys\nfrom distcnn.train import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    options = done.stdout.split("\n  --")
+    for key in config_keys():
+        described = [option for option in options if option.startswith(f"{key} ")]
+        assert described, key
+        assert len(described[0].split("\n", 1)[-1].split()) > 3, key
+
+
+def test_print_config_is_yaml(capsys):
+    assert parse_config("distcnn.train", "Trains.", ["--print-config"]) is None
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["train"]["epochs"] == load_recipe("article")["train.epochs"]
+
+
+def test_exit_codes_and_one_readable_line(run_module):
+    usage = run_module("distcnn.train", "--train.epochs", "x")
+    assert (usage.returncode, usage.stdout) == (2, "")
+    assert usage.stderr == "error: train.epochs is 'x'; expected int\n"
+    debug = run_module("distcnn.train", "--train.epochs", "x", "--debug")
+    assert debug.returncode == 2
+    assert "Traceback" in debug.stderr
+
+
+def test_a_batch_per_worker_replaces_the_recipes_global_one(tmp_path):
+    assert parse("--recipe", "quickstart").train.global_batch_size == 32
+    changed = parse("--recipe", "quickstart", "--train.batch_size", "8").train
+    assert (changed.batch_size, changed.global_batch_size) == (8, None)
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: quickstart\ntrain: {batch_size: 8}")
+    assert parse("--recipe", str(file)).train.global_batch_size is None
+    both = parse("--recipe", str(file), "--train.global_batch_size=64").train
+    assert both.global_batch_size == 64

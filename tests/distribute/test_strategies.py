@@ -1,0 +1,116 @@
+"""From what was asked for, what was started and what is there to a strategy and its devices."""
+
+import os
+
+import pytest
+
+from distcnn.config import DistributeConfig
+from distcnn.distribute import choose_strategy
+from distcnn.distribute.device_placement import share_cores, visible_gpus
+from distcnn.errors import UsageError
+from distcnn.runtime.cluster import Cluster
+
+ALONE = Cluster()
+
+
+def several(scheme, size=4, **more):
+    return Cluster(scheme=scheme, size=size, local_size=size, **more)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cluster", "gpus", "has_horovod", "chosen"),
+    [
+        ({}, ALONE, 0, True, "one_device"),
+        ({}, ALONE, 1, True, "one_device"),
+        ({}, ALONE, 4, True, "mirrored"),
+        ({"devices": 2}, ALONE, 0, False, "mirrored"),
+        ({"devices": 1}, ALONE, 4, False, "one_device"),
+        ({}, several("horovod"), 4, True, "horovod"),
+        ({}, several("tf_config"), 4, True, "multi_worker"),
+        ({}, several("slurm"), 4, True, "horovod"),
+        ({}, several("slurm"), 4, False, "multi_worker"),
+        ({}, several("kubernetes"), 0, False, "multi_worker"),
+        ({"strategy": "multi_worker"}, several("horovod"), 4, True, "multi_worker"),
+        ({"strategy": "horovod"}, ALONE, 4, True, "horovod"),
+    ],
+)
+def test_the_strategy_fits(asked, cluster, gpus, has_horovod, chosen):
+    config = DistributeConfig(**asked)
+    strategy, reason = choose_strategy(config, cluster, gpus=gpus, has_horovod=has_horovod)
+    assert strategy == chosen
+    assert (reason == "asked for") == ("strategy" in asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cluster", "message"),
+    [
+        ({"strategy": "mirrored"}, several("horovod"), "would train 4 separate models"),
+        ({"strategy": "one_device"}, several("slurm"), "slurm started 4 processes"),
+        ({"strategy": "one_device", "devices": 2}, ALONE, "use mirrored"),
+        ({"strategy": "horovod", "devices": 2}, ALONE, "start more processes"),
+        ({}, several("horovod"), "Horovod is not installed"),
+    ],
+)
+def test_what_would_not_train_together_is_refused(asked, cluster, message):
+    with pytest.raises(UsageError, match=message):
+        choose_strategy(DistributeConfig(**asked), cluster, gpus=0, has_horovod=False)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"devices": 0}, "distribute.devices is 0"),
+        ({"port": 70_000}, "expected a value below 65000"),
+        ({"compression": "fp16", "strategy": "mirrored"}, "only horovod has"),
+    ],
+)
+def test_bad_values_are_refused(keys, message):
+    with pytest.raises(UsageError, match=message):
+        DistributeConfig(**keys)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "local_size", "strategy", "gpus", "taken"),
+    [
+        (0, 1, "auto", 0, None),
+        (0, 1, "auto", 4, None),
+        (0, 1, "one_device", 4, [0]),
+        (0, 1, "horovod", 4, [0]),
+        (2, 4, "horovod", 4, [2]),
+        (3, 4, "auto", 1, [0]),  # Slurm shows each task its own GPU only
+        (1, 2, "multi_worker", 4, [2, 3]),
+    ],
+)
+def test_each_process_takes_its_own_gpus(local_rank, local_size, strategy, gpus, taken):
+    cluster = Cluster(size=local_size, local_rank=local_rank, local_size=local_size)
+    assert visible_gpus(cluster, strategy, gpus) == taken
+
+
+@pytest.mark.parametrize("strategy", ["horovod", "multi_worker"])
+def test_processes_do_not_share_gpus(strategy):
+    cluster = Cluster(size=4, local_rank=1, local_size=4)
+    with pytest.raises(UsageError, match="4 processes on this host, but 2 GPUs; start one"):
+        visible_gpus(cluster, strategy, 2)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "local_size", "cores", "total", "threads", "bound"),
+    [
+        (0, 1, range(4), 4, None, None),
+        (0, 2, range(4), 4, None, {0, 1}),
+        (1, 2, range(4), 4, None, {2, 3}),
+        (2, 3, range(4), 4, None, {2, 3}),
+        (1, 2, (6, 7), 4, None, None),  # bound by the launcher already
+        (3, 4, range(2), 2, 1, None),  # more processes than cores
+    ],
+)
+def test_each_process_takes_its_share_of_the_cores(
+    local_rank, local_size, cores, total, threads, bound, monkeypatch
+):
+    taken = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(cores))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, own: taken.append(set(own)))
+    monkeypatch.setattr(os, "cpu_count", lambda: total)
+    cluster = Cluster(size=local_size, local_rank=local_rank, local_size=local_size)
+    assert share_cores(cluster) == threads
+    assert taken == ([] if bound is None else [bound])
