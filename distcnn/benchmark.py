@@ -14,7 +14,7 @@ from distcnn.benchmarking.baseline import environment_differences, regressions
 from distcnn.benchmarking.machine import Machine
 from distcnn.benchmarking.report import show, write_all
 from distcnn.benchmarking.results import Results, read_results
-from distcnn.benchmarking.scaling_benchmark import Campaign, Mode
+from distcnn.benchmarking.scaling_benchmark import Mode, ScalingBenchmark
 from distcnn.cli.commandline import parse_run, run_command, write_json
 from distcnn.errors import DistcnnError, UsageError
 
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     old = _baseline(options["baseline"], folder)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no worker is left behind
 
-    campaign = Campaign(
+    campaign = ScalingBenchmark(
         config,
         Machine.find(),
         counts,

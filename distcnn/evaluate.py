@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
     classifier = load_classifier(Path(options.model))
     source = open_source(data)
-    _check_classes(source.classes, classifier.note.classes, classifier.model.output_shape[-1])
+    _check_classes(source.classes, classifier.metadata.classes, classifier.model.output_shape[-1])
     split = load_split(data, source, classifier.image_shape, seed, options.split)
     model = classifier.on_stored_pixels()
     result = evaluate_split(
@@ -99,8 +99,8 @@ def _show(result: "Evaluation", matrix: "np.ndarray") -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in result.by_class():
-        shares = (f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
-        table.add_row(str(row["class"]), *shares, str(row["images"]))
+        scores = (f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
+        table.add_row(str(row["class"]), *scores, str(row["images"]))
     console.print(table)
     digits = len(str(matrix.max()))
     needed = max(map(len, ("true", *result.classes))) + 4 + len(result.classes) * (digits + 3)

@@ -52,17 +52,17 @@ def main(arguments: Sequence[str]) -> int:
     for description in errors.values():
         log.warning("warning: left out %s", description)
     outputs = probabilities.shape[1]
-    classes = classifier.note.classes or tuple(str(index) for index in range(outputs))
+    classes = classifier.metadata.classes or tuple(str(index) for index in range(outputs))
     results = []
-    for path, shares in zip([p for p in paths if p not in errors], probabilities, strict=True):
-        best = shares.argsort()[::-1][: options.top]
+    for path, scores in zip([p for p in paths if p not in errors], probabilities, strict=True):
+        best = scores.argsort()[::-1][: options.top]
         results.append(
             {
                 "image": str(path),
-                "top": [{"class": classes[i], "probability": float(shares[i])} for i in best],
+                "top": [{"class": classes[i], "probability": float(scores[i])} for i in best],
             }
         )
-        top = "  ".join(f"{classes[i]} {shares[i]:.4f}" for i in best)
+        top = "  ".join(f"{classes[i]} {scores[i]:.4f}" for i in best)
         print(f"{path}  {top}")
     write_json(options.json, results)
     return 0

@@ -29,12 +29,12 @@ def main(arguments: Sequence[str]) -> int:
 
     import_tensorflow()
     from distcnn.distribute import build_backend
-    from distcnn.distribute.base import peers_watched
-    from distcnn.distribute.consistency import prove_reduction
+    from distcnn.distribute.base import reporting_lost_peers
+    from distcnn.distribute.consistency import verify_reduction
 
     backend, _ = build_backend(DistributeConfig(**options.distribute.as_dict()), cluster)
-    with peers_watched(backend):
-        prove_reduction(backend)
+    with reporting_lost_peers(backend):
+        verify_reduction(backend)
         backend.barrier()
     if cluster.is_chief:
         print(f"{backend.name}: {backend.replicas} workers reduce")

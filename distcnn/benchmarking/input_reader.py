@@ -8,7 +8,7 @@ _TOGETHER = 8
 """Batches that are read between two looks at the clock."""
 
 
-class Reader:
+class InputReader:
     """Reads batches inside a graph, as a training step does.
 
     Args:

@@ -34,7 +34,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Cores:
+class CoreAllocation:
     """How the machine is divided among workers.
 
     Attributes:
@@ -56,7 +56,7 @@ class Cores:
                 f"cores_per_worker is {self.rule!r}; expected fixed, divided or a number"
             )
 
-    def of_each(self, workers: int) -> int | None:
+    def per_worker(self, workers: int) -> int | None:
         """Returns the cores of each worker, or None on GPUs."""
         if self.machine.gpus:
             return None
@@ -67,10 +67,10 @@ class Cores:
         divisor = max(fitting) if self.rule == "fixed" else workers
         return max(1, cores // divisor)
 
-    def given(self, workers: int) -> int:
+    def total(self, workers: int) -> int:
         """Returns the cores or GPUs of all workers, one that is shared counted for each."""
-        return workers * (self.of_each(workers) or 1)
+        return workers * (self.per_worker(workers) or 1)
 
-    def shared(self, workers: int) -> bool:
+    def oversubscribed(self, workers: int) -> bool:
         """Tells whether workers share a core, or a GPU."""
-        return self.given(workers) > (self.machine.gpus or self.machine.cores)
+        return self.total(workers) > (self.machine.gpus or self.machine.cores)

@@ -11,15 +11,15 @@ from distcnn.benchmarking.step_timing import measure_steps, reduction_times, ste
 from distcnn.config import PrecisionConfig
 from distcnn.runtime.precision import resolve_precision
 from distcnn.storage.environment import describe_environment
-from distcnn.training.setup import Assembly
+from distcnn.training.setup import TrainingSetup
 
 _REDUCED_BYTES = [2**12, 2**18, 2**20, 2**22, 2**24]
 
 
-def steps(parts: Assembly, *, count: int, warmup: int) -> dict[str, Any]:
+def steps(setup: TrainingSetup, *, count: int, warmup: int) -> dict[str, Any]:
     """Times training steps, and says on what; see `measure_steps`."""
-    hardware, resolved = parts.devices.hardware, parts.resolved()
-    return measure_steps(parts, count, warmup) | {
+    hardware, resolved = setup.context.hardware, setup.resolved()
+    return measure_steps(setup, count, warmup) | {
         "peak_gflops": peak_flops(keras.config.dtype_policy().compute_dtype) / 1e9,
         "fastest_policy": resolve_precision(PrecisionConfig(), hardware).policy,
         "resolved": resolved,
@@ -27,16 +27,16 @@ def steps(parts: Assembly, *, count: int, warmup: int) -> dict[str, Any]:
     }
 
 
-def comparison(parts: Assembly, *, repeats: int) -> list[dict[str, Any]]:
+def comparison(setup: TrainingSetup, *, repeats: int) -> list[dict[str, Any]]:
     """Compares with the plain Keras script; see `compare_with_plain`."""
-    return compare_with_plain(parts, repeats)
+    return compare_with_plain(setup, repeats)
 
 
-def scaling(parts: Assembly, *, batches: list[int], repeats: int) -> dict[str, Any]:
+def scaling(setup: TrainingSetup, *, batches: list[int], repeats: int) -> dict[str, Any]:
     """Measures what a `ScalingModel` is fitted to and judged by: steps by batch, reductions."""
-    found: dict[str, Any] = {"step_ms": step_times_by_batch(parts, batches, repeats)}
-    if parts.backend.replicas > 1:
-        weights = parts.model.trainable_variables
-        found["reduction_ms"] = reduction_times(parts.backend, _REDUCED_BYTES, repeats)
+    found: dict[str, Any] = {"step_ms": step_times_by_batch(setup, batches, repeats)}
+    if setup.backend.replicas > 1:
+        weights = setup.model.trainable_variables
+        found["reduction_ms"] = reduction_times(setup.backend, _REDUCED_BYTES, repeats)
         found["bytes_per_step"] = 4 * sum(int(np.prod(w.shape)) for w in weights)
     return found

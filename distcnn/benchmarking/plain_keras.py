@@ -8,14 +8,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distcnn.benchmarking.input_reader import Reader
+from distcnn.benchmarking.input_reader import InputReader
 from distcnn.benchmarking.statistics import noise_floor, ratio_of_quartiles
 from distcnn.benchmarking.step_timing import TimedSteps, require_steps
 from distcnn.config import AugmentConfig
 from distcnn.data.pipeline import evaluation_dataset
 from distcnn.models import build_model
 from distcnn.optim.optimizers import plain_optimizer
-from distcnn.training.setup import Assembly, compile_arguments
+from distcnn.training.setup import TrainingSetup, compile_arguments
 
 _WARMUP = 5
 _EVALUATED_IMAGES = 1024
@@ -26,25 +26,25 @@ class PlainScript:
     """What one would write without distcnn: `compile`, then `fit` on arrays of float32 pixels.
 
     Args:
-        parts: The run whose model, optimizer and batch size it takes; it computes in float32.
+        setup: The run whose model, optimizer and batch size it takes; it computes in float32.
         most: How many of the images it needs at most; they are held in memory.
     """
 
-    def __init__(self, parts: Assembly, most: int) -> None:
-        config, dataset = parts.config, parts.dataset
-        self.batch_size = parts.order.global_batch_size
+    def __init__(self, setup: TrainingSetup, most: int) -> None:
+        config, dataset = setup.config, setup.dataset
+        self.batch_size = setup.sampler.global_batch_size
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy("float32")
         try:
             classes = len(dataset.classes)
-            self.model = build_model(config.model, parts.model.input_shape[1:], classes)
+            self.model = build_model(config.model, setup.model.input_shape[1:], classes)
         finally:
             keras.config.set_dtype_policy(policy)
         optimizer = plain_optimizer(config.optimizer, config.optimizer.lr, self.model)
-        self.model.compile(optimizer, **compile_arguments(parts.logits))
+        self.model.compile(optimizer, **compile_arguments(setup.logits))
         count = min(len(dataset.train), max(most, _EVALUATED_IMAGES))
         self.stored = dataset.train.gather(tf.range(count, dtype=tf.int64))
-        self.images = parts.evaluation.scaled(self.stored).numpy()
+        self.images = setup.evaluation.scaled(self.stored).numpy()
         self.labels = np.eye(classes, dtype=np.float32)[dataset.train.labels[:count]]
 
     def fit(self, steps: int, between: Callable[[bool], None], times: list[float]) -> None:
@@ -108,41 +108,41 @@ class _Timer(keras.callbacks.Callback):
         self._between(batch < self._full)
 
 
-def compare_with_plain(parts: Assembly, repeats: int) -> list[dict[str, Any]]:
+def compare_with_plain(setup: TrainingSetup, repeats: int) -> list[dict[str, Any]]:
     """Measures training, evaluation and prediction of both in turn.
 
     Args:
-        parts: The run, on one device, built and not begun.
+        setup: The run, on one device, built and not begun.
         repeats: Training steps of each; the others are repeated at most 25 times.
 
     Returns:
         The content of a `distcnn.benchmarking.results.Comparison` for each of the four.
     """
-    require_steps(parts)
-    plain = PlainScript(parts, (repeats + _WARMUP) * parts.order.global_batch_size)
-    found = {"training step": (_training(plain, parts, repeats), plain.batch_size)}
+    require_steps(setup)
+    plain = PlainScript(setup, (repeats + _WARMUP) * setup.sampler.global_batch_size)
+    found = {"training step": (_training(plain, setup, repeats), plain.batch_size)}
     count = min(_EVALUATED_IMAGES, len(plain.images))
     images, labels = plain.images[:count], plain.labels[:count]
-    split = parts.dataset.train.subset(np.arange(count))
-    size, classes = parts.config.train.eval_batch_size, len(parts.dataset.classes)
+    split = setup.dataset.train.subset(np.arange(count))
+    size, classes = setup.config.train.eval_batch_size, len(setup.dataset.classes)
     stored = evaluation_dataset(split, classes, size).map(lambda pixels, _: pixels)
     few = min(repeats, 25)
-    naive = Reader(plain.naive_batches(parts.config.data.augment))
-    own = Reader(parts.training_batches(0))
-    found["input of a batch"] = (_read_in_turn(naive, own, few), plain.batch_size)
+    naive = InputReader(plain.naive_batches(setup.config.data.augment))
+    own = InputReader(setup.training_batches(0))
+    found["input of a batch"] = (_read_interleaved(naive, own, few), plain.batch_size)
     # Both with the batch size that they use by themselves.
     found["evaluation"] = (
-        _in_turn(
+        _interleaved(
             lambda: plain.model.evaluate(images, labels, verbose=0),
-            lambda: parts.evaluate(split),
+            lambda: setup.evaluate(split),
             few,
         ),
         count,
     )
     found["prediction"] = (
-        _in_turn(
+        _interleaved(
             lambda: plain.model.predict(images, verbose=0),
-            lambda: parts.evaluation.predict(stored),
+            lambda: setup.evaluation.predict(stored),
             few,
         ),
         count,
@@ -154,15 +154,17 @@ def compare_with_plain(parts: Assembly, repeats: int) -> list[dict[str, Any]]:
             "repeats": len(ours),
             **_ratio(theirs, ours),
             "plain_precision": "float32",
-            "distcnn_precision": parts.precision.policy,
+            "distcnn_precision": setup.precision.policy,
         }
         for what, ((theirs, ours), batch) in found.items()
     ]
 
 
-def _training(plain: PlainScript, parts: Assembly, repeats: int) -> tuple[list[float], list[float]]:
-    batches = parts.backend.iterate(parts.training_batches(0))
-    ours = TimedSteps(parts.training, batches)
+def _training(
+    plain: PlainScript, setup: TrainingSetup, repeats: int
+) -> tuple[list[float], list[float]]:
+    batches = setup.backend.iterate(setup.training_batches(0))
+    ours = TimedSteps(setup.training, batches)
     times: list[float] = []
     pairs: list[tuple[float, float]] = []
 
@@ -177,7 +179,7 @@ def _training(plain: PlainScript, parts: Assembly, repeats: int) -> tuple[list[f
     return list(theirs), list(own)
 
 
-def _in_turn(
+def _interleaved(
     first: Callable[[], Any], second: Callable[[], Any], repeats: int
 ) -> tuple[list[float], list[float]]:
     times: tuple[list[float], list[float]] = ([], [])
@@ -190,7 +192,9 @@ def _in_turn(
     return times
 
 
-def _read_in_turn(first: Reader, second: Reader, repeats: int) -> tuple[list[float], list[float]]:
+def _read_interleaved(
+    first: InputReader, second: InputReader, repeats: int
+) -> tuple[list[float], list[float]]:
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for reader, seconds in zip((first, second), times, strict=True):

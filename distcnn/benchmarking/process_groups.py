@@ -20,7 +20,7 @@ _GRACE_SECONDS = 5
 _LAUNCHER_VARIABLES = ("HOROVOD_", "OMPI_", "PMI_", "PMIX_", "SLURM_")
 
 
-def run_group(
+def run_workers(
     strategy: str, workers: int, plan: dict[str, Any], folder: Path
 ) -> list[dict[str, Any]]:
     """Carries out a plan in a group of processes.

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from distcnn.benchmarking.bottleneck import verdict
-from distcnn.benchmarking.machine import Cores, Machine
-from distcnn.benchmarking.process_groups import run_group, scratch_folder
+from distcnn.benchmarking.bottleneck import describe_bottleneck
+from distcnn.benchmarking.machine import CoreAllocation, Machine
+from distcnn.benchmarking.process_groups import run_workers, scratch_folder
 from distcnn.benchmarking.results import Comparison, PredictedPoint, Prediction, Results, Row
 from distcnn.benchmarking.scaling_model import ScalingModel, fit
 from distcnn.cli.commandline import config_yaml
@@ -21,7 +21,7 @@ Mode = Literal["weak", "strong"]
 Strategy = Literal["one_device", "mirrored", "multi_worker", "horovod"]
 
 
-class Campaign:
+class ScalingBenchmark:
     """Measures one configuration with several numbers of workers.
 
     Args:
@@ -48,7 +48,7 @@ class Campaign:
         self._counts = list(counts)
         self._steps = steps
         self._warmup = warmup
-        self._cores = Cores(machine, cores_per_worker, tuple(counts))
+        self._cores = CoreAllocation(machine, cores_per_worker, tuple(counts))
         self._strategy = _strategy_for_several(config)
         self._peak_of_each = 0.0  # GFLOP/s of a core or GPU, known when the first group is done
 
@@ -76,7 +76,7 @@ class Campaign:
             model = self._model(folder) if predicted else None
         first = found[self._counts[0]][modes[0]]
         replicas = 1 if self._machine.gpus else self._counts[0] // first["resolved"]["processes"]
-        own = replicas * (self._cores.of_each(self._counts[0]) or 1)
+        own = replicas * (self._cores.per_worker(self._counts[0]) or 1)
         self._peak_of_each = first["peak_gflops"] / min(own, self._machine.cores)
         rows = self._rows(found, modes)
         resolved = first["resolved"]
@@ -133,8 +133,8 @@ class Campaign:
         """
         log.info("measuring       steps by batch, and reductions by size")
         batch = self._batch_of_one
-        several = [n for n in self._counts if n > 1 and not self._cores.shared(n)] or [2]
-        cores = self._cores.of_each(max(several))
+        several = [n for n in self._counts if n > 1 and not self._cores.oversubscribed(n)] or [2]
+        cores = self._cores.per_worker(max(several))
         found = {}
         for workers in (1, *several):
             config = self._config_for(workers, "weak")
@@ -158,19 +158,19 @@ class Campaign:
         steps = {
             workers: each["step_ms"][str(workers * batch)]
             for workers, each in found.items()
-            if not self._cores.shared(workers)
+            if not self._cores.oversubscribed(workers)
         }
         return model, steps
 
     def _group(
         self, workers: int, entries: list[dict[str, Any]], folder: Path, cores: int | None = None
     ) -> list[Any]:
-        own = cores or self._cores.of_each(workers)
+        own = cores or self._cores.per_worker(workers)
         strategy = self._strategy if workers > 1 else "one_device"
         if own is not None and strategy == "mirrored":
             own = min(own * workers, self._machine.cores)  # they are one process
         plan = {"cores_per_process": own, "entries": entries}
-        return run_group(strategy, workers, plan, folder)
+        return run_workers(strategy, workers, plan, folder)
 
     def _all_cores(self) -> int | None:
         return None if self._machine.gpus else self._machine.cores
@@ -218,7 +218,7 @@ class Campaign:
 
     def _rate_of_each(self, found: dict[int, dict[str, Any]], workers: int, mode: Mode) -> float:
         """Returns the images a second of each core or GPU that the workers were given."""
-        return found[workers][mode]["images_per_second"] / self._cores.given(workers)
+        return found[workers][mode]["images_per_second"] / self._cores.total(workers)
 
     def _row(
         self, measured: dict[str, Any], mode: Mode, workers: int, efficiency: float | None
@@ -226,24 +226,24 @@ class Campaign:
         resolved = measured["resolved"]
         own = {field.name for field in dataclasses.fields(Row)}
         rate = measured["flops_per_image"] * measured["images_per_second"] / 1e9
-        present = min(self._cores.given(workers), self._machine.gpus or self._machine.cores)
+        present = min(self._cores.total(workers), self._machine.gpus or self._machine.cores)
         return Row(
             **{name: value for name, value in measured.items() if name in own},
             scaling=mode,
             strategy=resolved["strategy"],
             workers=workers,
-            cores_per_worker=self._cores.of_each(workers),
-            oversubscribed=self._cores.shared(workers),
+            cores_per_worker=self._cores.per_worker(workers),
+            oversubscribed=self._cores.oversubscribed(workers),
             efficiency=efficiency,
             share_of_peak=rate / present / self._peak_of_each,
-            verdict=verdict(
+            verdict=describe_bottleneck(
                 self._config,
                 measured,
                 step_ms=measured["step_ms_p25"],
                 precision=resolved["precision"],
-                oversubscribed=self._cores.shared(workers),
+                oversubscribed=self._cores.oversubscribed(workers),
                 fast_path=resolved["fast_path"],
-                carrier=resolved["carrier"],
+                transport=resolved["transport"],
                 fastest_policy=measured["fastest_policy"],
             ),
         )

@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.benchmarking.flops import training_flops
-from distcnn.benchmarking.input_reader import Reader
+from distcnn.benchmarking.input_reader import InputReader
 from distcnn.benchmarking.statistics import summarise
 from distcnn.data.pipeline import training_dataset
 from distcnn.distribute import Backend
 from distcnn.errors import UsageError
-from distcnn.training.setup import Assembly
+from distcnn.training.setup import TrainingSetup
 from distcnn.training.step import TrainingStep
 
 _READ_SECONDS = 2.0
@@ -33,20 +33,20 @@ class TimedSteps:
     Attributes:
         first_seconds: What the first execution took, tracing and compilation included.
         seconds: Times of the steps that count, each of a full batch.
-        total_seconds: Time of all executions since `forget`.
+        total_seconds: Time of all executions since `reset`.
     """
 
     def __init__(self, training: TrainingStep, batches: Any) -> None:
         self._training = training
         self._batches = batches
         self.first_seconds = self._run()
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begins to measure anew."""
         self.seconds: list[float] = []
         self.total_seconds = 0.0
-        self._training.take_input_wait()
+        self._training.pop_input_wait()
 
     def repeat(self) -> None:
         """Does one execution and keeps its time, unless it ends an epoch with a smaller batch."""
@@ -58,8 +58,8 @@ class TimedSteps:
             self.seconds.append(elapsed / done)
 
     def input_wait(self) -> float:
-        """Returns the share of the time since `forget` that was spent waiting for input."""
-        return min(self._training.take_input_wait() / self.total_seconds, 1.0)
+        """Returns the share of the time since `reset` that was spent waiting for input."""
+        return min(self._training.pop_input_wait() / self.total_seconds, 1.0)
 
     def _run(self) -> float:
         start = time.perf_counter()
@@ -85,95 +85,95 @@ def unreduced(backend: Backend) -> Iterator[None]:
         del backend.reduce_sum
 
 
-def resident_batch(parts: Assembly, global_batch: int | None = None) -> Any:
+def resident_batch(setup: TrainingSetup, global_batch: int | None = None) -> Any:
     """Returns an iterator that gives the first batch again and again, from memory.
 
     Args:
-        parts: The run.
+        setup: The run.
         global_batch: Another size of the batch, or None for that of the run.
     """
-    order = parts.order
+    sampler = setup.sampler
     if global_batch is not None:
-        order = type(order)(order.examples, global_batch, order.seed)
-    shares = training_dataset(
-        parts.dataset.train,
-        len(parts.dataset.classes),
-        order,
-        parts.config.data.augment,
-        parts.shares,
+        sampler = type(sampler)(sampler.examples, global_batch, sampler.seed)
+    batches = training_dataset(
+        setup.dataset.train,
+        len(setup.dataset.classes),
+        sampler,
+        setup.config.data.augment,
+        setup.sharding,
         first_step=0,
         last_step=1,
     )
-    return parts.backend.iterate(shares.cache().repeat())
+    return setup.backend.iterate(batches.cache().repeat())
 
 
-def measure_steps(parts: Assembly, steps: int, warmup: int) -> dict[str, Any]:
+def measure_steps(setup: TrainingSetup, steps: int, warmup: int) -> dict[str, Any]:
     """Times a run's steps, and where their time goes.
 
     Args:
-        parts: The run, built and not begun.
+        setup: The run, built and not begun.
         steps: Executions to time of each kind.
         warmup: Executions before that, whose times do not count.
 
     Returns:
         Times in milliseconds and shares; see `distcnn.benchmarking.results.Row`.
     """
-    require_steps(parts)
-    parts.state.share()
-    batches = parts.backend.iterate(parts.training_batches(0))
-    full = TimedSteps(parts.training, batches)
+    require_steps(setup)
+    setup.state.broadcast()
+    batches = setup.backend.iterate(setup.training_batches(0))
+    full = TimedSteps(setup.training, batches)
     kinds = {"full": full}
-    kinds["resident"] = TimedSteps(parts.new_training_step(), resident_batch(parts))
-    if parts.backend.replicas > 1:
-        with unreduced(parts.backend):
-            alone = TimedSteps(parts.new_training_step(), resident_batch(parts))
+    kinds["resident"] = TimedSteps(setup.new_training_step(), resident_batch(setup))
+    if setup.backend.replicas > 1:
+        with unreduced(setup.backend):
+            alone = TimedSteps(setup.new_training_step(), resident_batch(setup))
         kinds["unreduced"] = alone
     began = time.perf_counter()
-    _in_turn(parts.backend, kinds, warmup)
+    _interleaved(setup.backend, kinds, warmup)
     warmed = time.perf_counter() - began
     with _without_collection():
         # Without a pause, in which the pipeline could catch up: so a run pays for its input.
-        full.forget()
+        full.reset()
         for _ in range(steps):
             full.repeat()
         times, waited = summarise(full.seconds), full.input_wait()
-        _in_turn(parts.backend, kinds, steps)
+        _interleaved(setup.backend, kinds, steps)
     quartiles = {name: summarise(timed.seconds).p25 for name, timed in kinds.items()}
-    memory = parts.backend.gather(np.array([peak_memory_mb()]))
+    memory = setup.backend.gather(np.array([peak_memory_mb()]))
     return {
         **{f"step_ms_{name}": value for name, value in asdict(times).items()},
-        **shares_of(quartiles, waited),
+        **time_fractions(quartiles, waited),
         "input_wait": waited,
-        "input_images_per_second": Reader(parts.training_batches(0)).read(_READ_SECONDS)[1]
-        * parts.backend.size,
+        "input_images_per_second": InputReader(setup.training_batches(0)).read(_READ_SECONDS)[1]
+        * setup.backend.size,
         "steps": steps,
         "compile_seconds": full.first_seconds,
         "warmup_seconds": warmed,
-        "images_per_second": parts.order.global_batch_size / times.p25 * 1e3,
-        "global_batch": parts.order.global_batch_size,
-        "per_worker_batch": parts.order.global_batch_size / parts.backend.replicas,
+        "images_per_second": setup.sampler.global_batch_size / times.p25 * 1e3,
+        "global_batch": setup.sampler.global_batch_size,
+        "per_worker_batch": setup.sampler.global_batch_size / setup.backend.replicas,
         "peak_memory_mb": float(memory.max()),
-        "flops_per_image": training_flops(parts.model),
+        "flops_per_image": training_flops(setup.model),
     }
 
 
-def require_steps(parts: Assembly) -> None:
+def require_steps(setup: TrainingSetup) -> None:
     """Refuses runs whose epochs have too few steps of a full batch to be timed.
 
     Raises:
         UsageError: Says how many there are.
     """
-    full = len(parts.dataset.train) // parts.order.global_batch_size
-    needed = 2 * parts.config.train.steps_per_execution
+    full = len(setup.dataset.train) // setup.sampler.global_batch_size
+    needed = 2 * setup.config.train.steps_per_execution
     if full < needed:
         raise UsageError(
-            f"an epoch has {full} steps of {parts.order.global_batch_size} images; expected at "
+            f"an epoch has {full} steps of {setup.sampler.global_batch_size} images; expected at "
             f"least {needed}: lower --train.batch_size or --train.steps_per_execution, or measure "
             "with --data.name synthetic"
         )
 
 
-def shares_of(quartiles: dict[str, float], waited: float) -> dict[str, float]:
+def time_fractions(quartiles: dict[str, float], waited: float) -> dict[str, float]:
     """Divides a step's time into shares of input, compute and communication.
 
     Args:
@@ -182,16 +182,22 @@ def shares_of(quartiles: dict[str, float], waited: float) -> dict[str, float]:
         waited: Share of the step spent waiting for input in a run without pauses.
     """
     full, resident = quartiles["full"], quartiles["resident"]
-    fed = max(1 - resident / full, waited, 0.0)
-    told = max((resident - quartiles.get("unreduced", resident)) / full, 0.0)
-    told = min(told, 1 - fed)  # where noise makes more of the parts than of the whole
-    return {"input_share": fed, "communication_share": told, "compute_share": 1 - fed - told}
+    input_fraction = max(1 - resident / full, waited, 0.0)
+    communication_fraction = max((resident - quartiles.get("unreduced", resident)) / full, 0.0)
+    communication_fraction = min(
+        communication_fraction, 1 - input_fraction
+    )  # where noise makes more of the parts than of the whole
+    return {
+        "input_share": input_fraction,
+        "communication_share": communication_fraction,
+        "compute_share": 1 - input_fraction - communication_fraction,
+    }
 
 
-def step_times_by_batch(parts: Assembly, sizes: list[int], steps: int) -> dict[int, float]:
+def step_times_by_batch(setup: TrainingSetup, sizes: list[int], steps: int) -> dict[int, float]:
     """Returns the lower quartile of the step's time in milliseconds for each global batch."""
     timed = {
-        size: TimedSteps(parts.new_training_step(), resident_batch(parts, size)) for size in sizes
+        size: TimedSteps(setup.new_training_step(), resident_batch(setup, size)) for size in sizes
     }
     for _ in range(steps):
         for each in timed.values():
@@ -230,10 +236,10 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _in_turn(backend: Backend, kinds: dict[str, TimedSteps], repeats: int) -> None:
+def _interleaved(backend: Backend, kinds: dict[str, TimedSteps], repeats: int) -> None:
     """Times each kind in turn, from a start that all processes share."""
     for timed in kinds.values():
-        timed.forget()
+        timed.reset()
     for _ in range(repeats):
         for timed in kinds.values():
             backend.barrier()

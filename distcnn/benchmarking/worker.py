@@ -41,21 +41,21 @@ def main(arguments: Sequence[str]) -> int:
     pin(plan["cores_per_process"], cluster.local_rank)
     bound = plan["cores_per_process"] is not None
     import_tensorflow()
-    from distcnn.benchmarking import measurements as measure
-    from distcnn.distribute.context import Devices
-    from distcnn.training.setup import Assembly
+    from distcnn.benchmarking import measurements as measurements
+    from distcnn.distribute.context import DistributedContext
+    from distcnn.training.setup import TrainingSetup
 
     kinds: dict[str, Callable[..., Any]] = {
-        "steps": measure.steps,
-        "compare": measure.comparison,
-        "model": measure.scaling,
+        "steps": measurements.steps,
+        "compare": measurements.comparison,
+        "model": measurements.scaling,
     }
     found = []
     for entry in plan["entries"]:
         config = parse_config("distcnn.benchmark", "", ["--recipe", entry["config"]])
         assert config is not None
-        parts = Assembly(config, Devices(config, cluster, bound=bound))
-        found.append(kinds[entry["kind"]](parts, **entry["arguments"]))
+        setup = TrainingSetup(config, DistributedContext(config, cluster, bound=bound))
+        found.append(kinds[entry["kind"]](setup, **entry["arguments"]))
     if cluster.is_chief:
         Path(results_file).write_text(json.dumps(found))
     return 0

@@ -24,7 +24,7 @@ def _require_at_least(section: str, instance: object, minimum: float, *names: st
             _require(value >= minimum, f"{section}.{name} is {value}; expected {expected}")
 
 
-def _require_share(section: str, instance: object, *names: str) -> None:
+def _require_fraction(section: str, instance: object, *names: str) -> None:
     for name in names:
         value = getattr(instance, name)
         _require(0 <= value < 1, f"{section}.{name} is {value}; expected 0 <= value < 1")
@@ -61,7 +61,7 @@ class AugmentConfig:
         """Refuses values that no augmentation could use."""
         names = ("crop", "color", "randaugment", "cutout", "mixup", "cutmix")
         _require_at_least("data.augment", self, 0, *names)
-        _require_share("data.augment", self, "label_smoothing")
+        _require_fraction("data.augment", self, "label_smoothing")
         magnitude = self.randaugment_magnitude
         _require(
             0 <= magnitude <= 1,
@@ -114,7 +114,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Refuses values and pairs that cannot be fed."""
         _require_at_least("data", self, 1, "image_size", "synthetic_examples")
-        _require_share("data", self, "validation_split")
+        _require_fraction("data", self, "validation_split")
         _require(
             self.name not in ("folder", "tfrecord") or self.dir is not None,
             f"data.name {self.name} needs --data.dir DIR, the folder that holds the images",
@@ -239,7 +239,7 @@ class OptimizerConfig:
         names = ("warmup_epochs", "final_lr_factor", "weight_decay", "clip_norm", "step_factor")
         _require_at_least("optimizer", self, 0, *names)
         _require_at_least("optimizer", self, 1, "base_batch_size")
-        _require_share("optimizer", self, "momentum", "ema")
+        _require_fraction("optimizer", self, "momentum", "ema")
         _require(
             (self.schedule == "step") == bool(self.step_epochs),
             f"optimizer.schedule is {self.schedule} with step_epochs {self.step_epochs}; the "

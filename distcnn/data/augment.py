@@ -261,8 +261,8 @@ def cutmix(
     """
     size = tf.shape(images)[1:3]
     extent = tf.cast(size, tf.float32)
-    share = tf.sqrt(1 - random.beta(Stream.CUTMIX_AREA, alpha))
-    side = tf.cast(share[:, None] * extent, tf.int32)
+    fraction = tf.sqrt(1 - random.beta(Stream.CUTMIX_AREA, alpha))
+    side = tf.cast(fraction[:, None] * extent, tf.int32)
     centre = tf.cast(random.uniform(Stream.CUTMIX_CENTRE, 2) * extent, tf.int32)
     begin = tf.maximum(centre - side // 2, 0)
     end = tf.minimum(centre - side // 2 + side, size)
@@ -294,8 +294,8 @@ def _mixup_or_cutmix(
 
 
 def _mix_labels(labels: tf.Tensor, partner: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    share = weight[:, None]
-    return share * labels + (1 - share) * tf.gather(labels, partner)
+    fraction = weight[:, None]
+    return fraction * labels + (1 - fraction) * tf.gather(labels, partner)
 
 
 def _paste(images: tf.Tensor, patch: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:

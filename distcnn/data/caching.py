@@ -21,8 +21,8 @@ from distcnn.runtime.files import locked, replacing
 from distcnn.runtime.free_space import available_memory, writable_disk
 
 _VERSION = "1"  # of the decoding: raise it when the same file would give other pixels
-_MEMORY_SHARE = 0.25
-_DISK_SHARE = 0.5
+_MEMORY_FRACTION = 0.25
+_DISK_FRACTION = 0.5
 _NAMED = 3
 _logger = logging.getLogger("distcnn")
 
@@ -72,10 +72,12 @@ def cache_folder() -> Path:
 
 def _place(size: int, cache: str, processes: int) -> Literal["memory", "disk", "none"]:
     if cache == "memory" or (
-        cache == "auto" and size * processes < _MEMORY_SHARE * available_memory()
+        cache == "auto" and size * processes < _MEMORY_FRACTION * available_memory()
     ):
         return "memory"
-    if cache == "disk" or (cache == "auto" and size <= _DISK_SHARE * writable_disk(cache_folder())):
+    if cache == "disk" or (
+        cache == "auto" and size <= _DISK_FRACTION * writable_disk(cache_folder())
+    ):
         return "disk"
     return "none"
 

@@ -33,7 +33,7 @@ class Dataset:
     classes: tuple[str, ...]
 
 
-def offered_shape(config: DataConfig, source: Source) -> Shape:
+def default_image_shape(config: DataConfig, source: Source) -> Shape:
     """Returns the image shape that is offered to a model: as asked for, as stored, or 32x32x3."""
     if config.image_size is not None:
         channels = source.image_shape[2] if source.image_shape else 3

@@ -23,7 +23,7 @@ _MOST_CROPPED_BYTES = 2**31 - 2**16
 
 
 @dataclass(frozen=True)
-class EpochOrder:
+class EpochSampler:
     """In which order the training images are seen.
 
     Attributes:
@@ -53,7 +53,7 @@ class EpochOrder:
 
 
 @dataclass(frozen=True)
-class Shares:
+class BatchSharding:
     """Which shares of every batch a process computes.
 
     A batch is divided into `replicas * accumulation_steps` shares of whole images, as even as can
@@ -75,19 +75,19 @@ class Shares:
         """Shares of a batch."""
         return self.replicas * self.accumulation_steps
 
-    def own_share(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def shard_at(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns step and share of the index-th element that this process reads, from 0."""
         per_step = len(self.own) * self.accumulation_steps
         within = index % per_step
         replica = self.own.start + within % len(self.own)
         return index // per_step, within // len(self.own) * self.replicas + replica
 
-    def cut(self, images: tf.Tensor, share: tf.Tensor, together: int) -> tuple[tf.Tensor, ...]:
+    def bounds(self, images: tf.Tensor, shard: tf.Tensor, together: int) -> tuple[tf.Tensor, ...]:
         """Cuts a share out of a batch.
 
         Args:
             images: Images of the batch, int64 scalar, at least 1.
-            share: Number of the share.
+            shard: Number of the share.
             together: Images that must not be parted, 2 where pairs are mixed, else 1.
 
         Returns:
@@ -95,8 +95,8 @@ class Shares:
             the batch's first image as a stand-in: every replica has something to compute.
         """
         groups = (images + together - 1) // together
-        first = tf.minimum(groups * share // self.count * together, images)
-        end = tf.minimum(groups * (share + 1) // self.count * together, images)
+        first = tf.minimum(groups * shard // self.count * together, images)
+        end = tf.minimum(groups * (shard + 1) // self.count * together, images)
         empty = first >= end
         zero, one = tf.zeros_like(first), tf.ones_like(first)
         counts = tf.where(empty, 0.0, 1.0)
@@ -106,9 +106,9 @@ class Shares:
 def training_dataset(
     split: Split,
     num_classes: int,
-    order: EpochOrder,
+    sampler: EpochSampler,
     augmentation: AugmentConfig,
-    shares: Shares,
+    sharding: BatchSharding,
     *,
     first_step: int,
     last_step: int,
@@ -118,9 +118,9 @@ def training_dataset(
     Args:
         split: Training images.
         num_classes: Width of the one-hot labels.
-        order: Order of the images.
+        sampler: Order of the images.
         augmentation: What is done to them.
-        shares: Which part of each batch.
+        sharding: Which part of each batch.
         first_step: Global step of the first batch, counted from 0 at the start of the run.
         last_step: Global step before which the data set ends.
 
@@ -134,22 +134,22 @@ def training_dataset(
         DataError: If a share is too large to be cropped.
     """
     assert split.image_shape is not None
-    share_images = math.ceil(order.global_batch_size / shares.count)
-    _require_croppable(split.image_shape, share_images, augmentation.crop)
+    shard_images = math.ceil(sampler.global_batch_size / sharding.count)
+    _require_croppable(split.image_shape, shard_images, augmentation.crop)
     epochs = tf.data.Dataset.range(
-        first_step // order.steps_per_epoch, math.ceil(last_step / order.steps_per_epoch)
+        first_step // sampler.steps_per_epoch, math.ceil(last_step / sampler.steps_per_epoch)
     )
     labels = _resident(split.labels)
     together = 2 if augmentation.mixup or augmentation.cutmix else 1
-    per_step = len(shares.own) * shares.accumulation_steps
+    per_step = len(sharding.own) * sharding.accumulation_steps
 
     def steps_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        indices = tf.numpy_function(order.permutation, [epoch], tf.int64, stateful=False)
-        indices.set_shape([order.examples])
-        start = epoch * order.steps_per_epoch
+        indices = tf.numpy_function(sampler.permutation, [epoch], tf.int64, stateful=False)
+        indices.set_shape([sampler.examples])
+        start = epoch * sampler.steps_per_epoch
         elements = tf.data.Dataset.range(
             tf.maximum(start, first_step) * per_step,
-            tf.minimum(start + order.steps_per_epoch, last_step) * per_step,
+            tf.minimum(start + sampler.steps_per_epoch, last_step) * per_step,
         )
         # Not a map, whose calls would be one after the other.
         same = tf.data.Dataset.from_tensors((indices, start)).repeat()
@@ -157,14 +157,14 @@ def training_dataset(
 
     def load(element: tf.Tensor, of_epoch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, ...]:
         permutation, start = of_epoch
-        step, share = shares.own_share(element)
-        before = (step - start) * order.global_batch_size
-        total = tf.minimum(order.examples - before, order.global_batch_size)
-        begin, end, counts = shares.cut(total, share, together)
+        step, shard = sharding.shard_at(element)
+        before = (step - start) * sampler.global_batch_size
+        total = tf.minimum(sampler.examples - before, sampler.global_batch_size)
+        begin, end, counts = sharding.bounds(total, shard, together)
         indices = permutation[before + begin : before + end]
         count = end - begin
         random = Randomness(
-            seed=tf.stack([tf.cast(order.seed, tf.int64), step]),
+            seed=tf.stack([tf.cast(sampler.seed, tf.int64), step]),
             offset=begin,
             count=count,
             total=total,
@@ -175,9 +175,9 @@ def training_dataset(
 
     batches = epochs.flat_map(steps_of)
     batches = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    share_bytes = share_images * math.prod(split.image_shape)
+    shard_bytes = shard_images * math.prod(split.image_shape)
     # Far enough ahead for a stall; left to itself, TensorFlow keeps too few of small batches.
-    return batches.prefetch(max(2, min(8, int(_PREFETCHED_BYTES / share_bytes))))
+    return batches.prefetch(max(2, min(8, int(_PREFETCHED_BYTES / shard_bytes))))
 
 
 def _require_croppable(shape: tuple[int, ...], images: int, padding: int) -> None:
@@ -191,8 +191,8 @@ def _require_croppable(shape: tuple[int, ...], images: int, padding: int) -> Non
         )
 
 
-def evaluation_shares(
-    split: Split, num_classes: int, batch_size: int, shares: Shares
+def sharded_evaluation_dataset(
+    split: Split, num_classes: int, batch_size: int, sharding: BatchSharding
 ) -> tuple[tf.data.Dataset, int]:
     """Returns a process's part of a split, every image exactly once over all processes.
 
@@ -200,19 +200,19 @@ def evaluation_shares(
         split: Images to evaluate.
         num_classes: Width of the one-hot labels.
         batch_size: Images per replica and step.
-        shares: Which part.
+        sharding: Which part.
 
     Returns:
         A data set of `(images, labels, weights)` as `training_dataset` gives, with weights 1, or 0
         for a stand-in; and the steps, the same in every process.
     """
     labels = _resident(split.labels)
-    steps = math.ceil(math.ceil(len(split) / shares.replicas) / batch_size)
-    one = Shares(shares.own, shares.replicas)
+    steps = math.ceil(math.ceil(len(split) / sharding.replicas) / batch_size)
+    one = BatchSharding(sharding.own, sharding.replicas)
 
     def load(element: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        step, replica = one.own_share(element)
-        first, end, counts = one.cut(tf.constant(len(split), tf.int64), replica, 1)
+        step, replica = one.shard_at(element)
+        first, end, counts = one.bounds(tf.constant(len(split), tf.int64), replica, 1)
         begin = first + step * batch_size
         stop = tf.minimum(begin + batch_size, end)
         empty = begin >= stop
@@ -221,7 +221,7 @@ def evaluation_shares(
         weights = tf.fill([tf.size(indices)], tf.where(empty, 0.0, counts))
         return split.gather(indices), tf.one_hot(tf.gather(labels, indices), num_classes), weights
 
-    elements = tf.data.Dataset.range(steps * len(shares.own))
+    elements = tf.data.Dataset.range(steps * len(sharding.own))
     batches = elements.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return batches.prefetch(tf.data.AUTOTUNE), steps
 
@@ -238,7 +238,7 @@ def evaluation_dataset(split: Split, num_classes: int, batch_size: int) -> tf.da
         A data set of `(images, labels)`: uint8 of shape `(batch, height, width, channels)`, and
         float32 one-hot of shape `(batch, num_classes)`.
     """
-    batches, _ = evaluation_shares(split, num_classes, batch_size, Shares())
+    batches, _ = sharded_evaluation_dataset(split, num_classes, batch_size, BatchSharding())
     return batches.map(lambda images, labels, _: (images, labels))
 
 

@@ -9,12 +9,12 @@ from distcnn.errors import DataError
 _WAYS_OUT = "add images, or use --data.validation test or none"
 
 
-def split_train_validation(train: Split, share: float, seed: int) -> tuple[Split, Split]:
+def split_train_validation(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Holds out the same share of each class; both parts keep the order of `train`.
 
     Args:
         train: The images to split.
-        share: Share to hold out, 0 < share < 1; rounded up to whole images.
+        fraction: Share to hold out, 0 < share < 1; rounded up to whole images.
         seed: Decides which images are held out.
 
     Returns:
@@ -29,10 +29,10 @@ def split_train_validation(train: Split, share: float, seed: int) -> tuple[Split
             f"the class with label {labels[counts.argmin()]} has 1 training image; a stratified "
             f"validation split needs at least 2 of each class; {_WAYS_OUT}"
         )
-    held_out = int(np.ceil(share * len(train)))
+    held_out = int(np.ceil(fraction * len(train)))
     if min(held_out, len(train) - held_out) < len(labels):
         raise DataError(
-            f"data.validation_split {share:g} of {len(train)} training images is {held_out}; "
+            f"data.validation_split {fraction:g} of {len(train)} training images is {held_out}; "
             f"expected at least one image of each of {len(labels)} classes on either side; change "
             f"--data.validation_split, {_WAYS_OUT}"
         )

@@ -48,13 +48,13 @@ class Backend(abc.ABC):
         return self.rank == 0
 
     @property
-    def own_replicas(self) -> range:
+    def local_replica_ids(self) -> range:
         """Numbers of this process's replicas."""
         first = self.rank * self.local_replicas
         return range(first, first + self.local_replicas)
 
     @property
-    def carrier(self) -> str:
+    def transport(self) -> str:
         """What carries gradients from replica to replica."""
         return "TensorFlow" if self.replicas > 1 else "nothing"
 
@@ -62,7 +62,7 @@ class Backend(abc.ABC):
         """Returns the context in which the model and its optimizer are built."""
         return contextlib.nullcontext()
 
-    def adopt(self, optimizer: Any) -> None:  # noqa: B027 (most have nothing to do)
+    def disable_reduction(self, optimizer: Any) -> None:  # noqa: B027 (most have nothing to do)
         """Prepares an optimizer for gradients that are reduced already."""
 
     def iterate(self, dataset: tf.data.Dataset) -> Any:
@@ -81,7 +81,7 @@ class Backend(abc.ABC):
         """
         return [function(*arguments)]
 
-    def replica_number(self) -> Any:
+    def replica_id(self) -> Any:
         """Returns, inside `run`, the number of the replica among all: an int or int32 scalar."""
         return self.rank
 
@@ -128,7 +128,7 @@ class Backend(abc.ABC):
         padded = text.astype(np.float64) if self.is_chief else np.zeros(length)
         return json.loads(self.broadcast(padded).astype(np.uint8).tobytes())
 
-    def on_chief(self, function: Callable[[], Any]) -> Any:
+    def run_on_chief(self, function: Callable[[], Any]) -> Any:
         """Calls a function in the chief alone, while the others wait.
 
         Args:
@@ -162,7 +162,7 @@ class Backend(abc.ABC):
     def close(self) -> None:  # noqa: B027 (most have nothing to do)
         """Takes leave of the other processes, so that none takes the end of this one for a loss."""
 
-    def values_of(self, variable: Any) -> list[np.ndarray]:
+    def local_values(self, variable: Any) -> list[np.ndarray]:
         """Returns a variable's value in each own replica."""
         return [np.asarray(variable)]
 
@@ -172,7 +172,7 @@ class Backend(abc.ABC):
 
 
 @contextlib.contextmanager
-def peers_watched(backend: Backend) -> Iterator[None]:
+def reporting_lost_peers(backend: Backend) -> Iterator[None]:
     """Turns the errors by which a backend notices a lost process into `PeerLostError`."""
     try:
         yield

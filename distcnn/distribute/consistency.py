@@ -13,24 +13,24 @@ from distcnn.errors import DistcnnError
 _CHUNK_ELEMENTS = 2**22
 
 
-class LockstepError(DistcnnError):
+class ReplicaMismatchError(DistcnnError):
     """Replicas that should hold the same do not; every rank finds this."""
 
     on_every_rank = True
 
 
-def prove_reduction(backend: Backend) -> None:
+def verify_reduction(backend: Backend) -> None:
     """Reduces values that differ in every replica, in the way a step does, and checks the sum.
 
     Raises:
-        LockstepError: If the sum is wrong in a replica of this process.
+        ReplicaMismatchError: If the sum is wrong in a replica of this process.
     """
     replicas = backend.replicas
 
     @tf.function
     def reduce() -> list[tf.Tensor]:
         def in_replica() -> tf.Tensor:
-            own = tf.cast(backend.replica_number(), tf.float32) + 1.0
+            own = tf.cast(backend.replica_id(), tf.float32) + 1.0
             values = [tf.fill([3], own), tf.fill([2, 2], own * own)]
             return tf.concat([tf.reshape(v, [-1]) for v in backend.reduce_sum(values)], 0)
 
@@ -46,14 +46,14 @@ def prove_reduction(backend: Backend) -> None:
     wrong = sum(not np.allclose(values, expected) for values in received)
     wrong += between != backend.size * (backend.size + 1) / 2
     if backend.sum(np.array([float(wrong)]))[0] or wrong:
-        raise LockstepError(
+        raise ReplicaMismatchError(
             f"the strategy {backend.name} does not reduce: {replicas} replicas added up "
             f"{expected.tolist()} to {received[0].tolist()}; training would drift apart. "
             "python -m distcnn.doctor looks for the cause"
         )
 
 
-def average_per_replica(backend: Backend, variables: Sequence[Any]) -> None:
+def average_across_replicas(backend: Backend, variables: Sequence[Any]) -> None:
     """Replaces variables that each replica keeps for itself by their mean over all replicas.
 
     Such are the moving statistics of batch normalisation. Values that are the same everywhere stay
@@ -65,7 +65,7 @@ def average_per_replica(backend: Backend, variables: Sequence[Any]) -> None:
     """
     if backend.replicas == 1 or not variables:
         return
-    own = [backend.values_of(variable) for variable in variables]
+    own = [backend.local_values(variable) for variable in variables]
     flat = np.stack(
         [
             np.concatenate([values[replica].ravel() for values in own]).astype(np.float64)
@@ -77,16 +77,20 @@ def average_per_replica(backend: Backend, variables: Sequence[Any]) -> None:
     _assign(variables, mean)
 
 
-def share_state(backend: Backend, variables: Sequence[Any]) -> None:
+def broadcast_variables(backend: Backend, variables: Sequence[Any]) -> None:
     """Gives every replica the chief's values."""
     if backend.replicas == 1:
         return
     for chunk in _chunks(variables):
-        flat = np.concatenate([backend.values_of(v)[0].ravel().astype(np.float64) for v in chunk])
+        flat = np.concatenate(
+            [backend.local_values(v)[0].ravel().astype(np.float64) for v in chunk]
+        )
         _assign(chunk, backend.broadcast(flat))
 
 
-def require_same_state(backend: Backend, groups: Mapping[str, Sequence[Any]], step: int) -> None:
+def require_identical_state(
+    backend: Backend, groups: Mapping[str, Sequence[Any]], step: int
+) -> None:
     """Compares a hash of every variable in all replicas.
 
     Args:
@@ -95,7 +99,7 @@ def require_same_state(backend: Backend, groups: Mapping[str, Sequence[Any]], st
         step: Global step, for the message.
 
     Raises:
-        LockstepError: Names the first variable that differs, and the replicas.
+        ReplicaMismatchError: Names the first variable that differs, and the replicas.
     """
     if backend.replicas == 1:
         return
@@ -111,7 +115,7 @@ def require_same_state(backend: Backend, groups: Mapping[str, Sequence[Any]], st
     first = int(np.flatnonzero(differs)[0])
     odd = np.flatnonzero(rows[:, first] != rows[0, first]).tolist()
     kind = "ranks" if backend.local_replicas == 1 else "replicas"
-    raise LockstepError(
+    raise ReplicaMismatchError(
         f"after step {step} the {kind} 0 and {', '.join(map(str, odd))} hold different values of "
         f"{names[first]} (and {int(differs.sum()) - 1} more variables of {len(names)}); the run "
         "stopped, its last checkpoint is from before. Look for what one rank does and others do "
@@ -119,17 +123,17 @@ def require_same_state(backend: Backend, groups: Mapping[str, Sequence[Any]], st
     )
 
 
-def same_everywhere(backend: Backend, variables: Sequence[Any]) -> bool:
+def is_identical_everywhere(backend: Backend, variables: Sequence[Any]) -> bool:
     """Tells whether every variable is the same to the bit in all replicas."""
     rows = _digests(backend, variables)
     return bool((rows == rows[0]).all())
 
 
-def require_same_content(backend: Backend, contents: Mapping[str, Any]) -> None:
+def require_identical_settings(backend: Backend, contents: Mapping[str, Any]) -> None:
     """Compares what every process believes about the run.
 
     Raises:
-        LockstepError: Names what differs, and the ranks.
+        ReplicaMismatchError: Names what differs, and the ranks.
     """
     if backend.size == 1:
         return
@@ -138,7 +142,7 @@ def require_same_content(backend: Backend, contents: Mapping[str, Any]) -> None:
     for column, (name, value) in enumerate(contents.items()):
         odd = np.flatnonzero(rows[:, column] != rows[0, column]).tolist()
         if odd:
-            raise LockstepError(
+            raise ReplicaMismatchError(
                 f"the ranks 0 and {', '.join(map(str, odd))} differ in {name} (rank "
                 f"{backend.rank} has {value}); start every rank with the same command, code "
                 "and data"
@@ -159,7 +163,7 @@ def _chunks(variables: Sequence[Any]) -> Iterator[list[Any]]:
 
 def _digests(backend: Backend, variables: Sequence[Any]) -> np.ndarray:
     """Returns a digest of every variable in every replica, of shape `(replicas, variables)`."""
-    columns = [[_digest(value) for value in backend.values_of(v)] for v in variables]
+    columns = [[_digest(value) for value in backend.local_values(v)] for v in variables]
     count = max((len(column) for column in columns), default=1)
     # A variable that the replicas of a process share stands for each of them.
     own = np.array([column * (count // len(column)) for column in columns]).T

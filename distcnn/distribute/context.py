@@ -7,16 +7,16 @@ import socket
 import tensorflow as tf
 
 from distcnn.config import Config
-from distcnn.distribute import build_backend, choose_strategy, peers_watched
-from distcnn.distribute.consistency import prove_reduction
-from distcnn.distribute.device_placement import share_cores, visible_gpus
+from distcnn.distribute import build_backend, choose_strategy, reporting_lost_peers
+from distcnn.distribute.consistency import verify_reduction
+from distcnn.distribute.device_placement import bind_cores, gpus_of_process
 from distcnn.runtime.cluster import Cluster, find_cluster
 from distcnn.runtime.precision import apply_precision, find_hardware, resolve_precision
 
 log = logging.getLogger("distcnn")
 
 
-class Devices:
+class DistributedContext:
     """Takes this process's share of the host, and joins the other processes.
 
     It must be built before TensorFlow's devices exist, by every process of a run. From then on
@@ -42,10 +42,10 @@ class Devices:
         self, config: Config, cluster: Cluster | None = None, *, bound: bool = False
     ) -> None:
         self.cluster = cluster or find_cluster(os.environ)
-        threads = None if bound else share_cores(self.cluster)
+        threads = None if bound else bind_cores(self.cluster)
         gpus = tf.config.list_physical_devices("GPU")
         strategy, _ = choose_strategy(config.distribute, self.cluster, gpus=len(gpus))
-        own = visible_gpus(self.cluster, strategy, len(gpus))
+        own = gpus_of_process(self.cluster, strategy, len(gpus))
         if own is not None:
             tf.config.set_visible_devices([gpus[index] for index in own], "GPU")
         self.hardware = find_hardware()
@@ -54,8 +54,8 @@ class Devices:
         self.backend, self.strategy_reason = build_backend(config.distribute, self.cluster)
         if not self.backend.is_chief:
             log.setLevel(logging.ERROR)
-        with peers_watched(self.backend):
-            prove_reduction(self.backend)
+        with reporting_lost_peers(self.backend):
+            verify_reduction(self.backend)
         self._warn_of_open_ports()
 
     def _warn_of_open_ports(self) -> None:

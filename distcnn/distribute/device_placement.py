@@ -6,7 +6,7 @@ from distcnn.errors import UsageError
 from distcnn.runtime.cluster import Cluster
 
 
-def share_cores(cluster: Cluster) -> int | None:
+def bind_cores(cluster: Cluster) -> int | None:
     """Binds this process to its share of the host's cores, before TensorFlow's threads start.
 
     Processes that a launcher has bound already (Slurm, Open MPI) keep what they have.
@@ -31,7 +31,7 @@ def share_cores(cluster: Cluster) -> int | None:
     return None
 
 
-def visible_gpus(cluster: Cluster, strategy: str, gpus: int) -> list[int] | None:
+def gpus_of_process(cluster: Cluster, strategy: str, gpus: int) -> list[int] | None:
     """Returns which of the host's GPUs this process takes, or None for all that it sees.
 
     Args:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from distcnn.distribute.base import Backend, peers_watched
+from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.rendezvous import Rendezvous
-from distcnn.distribute.shared_memory import Neighbours
+from distcnn.distribute.shared_memory import SharedMemoryGroup
 from distcnn.errors import DistcnnError
 from distcnn.runtime.cluster import Cluster
 
@@ -87,15 +87,15 @@ class Horovod(Backend):
                 "launch/install_horovod.sh --mpi serves mpirun"
             )
         self.rank, self.size = found
-        with peers_watched(self):
-            self._neighbours = self._find_neighbours(wanted) if self.size > 1 else None
+        with reporting_lost_peers(self):
+            self._shared_memory = self._join_shared_memory(wanted) if self.size > 1 else None
 
     @property
-    def carrier(self) -> str:
-        """See `Backend.carrier`."""
-        return "shared memory" if self._neighbours else "Horovod"
+    def transport(self) -> str:
+        """See `Backend.transport`."""
+        return "shared memory" if self._shared_memory else "Horovod"
 
-    def _find_neighbours(self, wanted: bool) -> Neighbours | None:
+    def _join_shared_memory(self, wanted: bool) -> SharedMemoryGroup | None:
         """Connects with the other processes of the host; all of them or none."""
         if not self._all(wanted):  # where settings differ, they are compared later
             return None
@@ -103,7 +103,7 @@ class Horovod(Backend):
         found = None
         try:
             patience = float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", _PATIENCE_SECONDS))
-            found = Neighbours(self.rank, self.size, token, self.barrier, patience)
+            found = SharedMemoryGroup(self.rank, self.size, token, self.barrier, patience)
         except (OSError, ValueError) as error:
             reason = str(error)
         if self._all(found is not None):
@@ -121,23 +121,23 @@ class Horovod(Backend):
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         """See `Backend.reduce_sum`."""
         as_computed = [_as_computed(tensor) for tensor in tensors]
-        if self._neighbours and all(t.shape.is_fully_defined() for t in tensors):
-            return self._share_and_add(as_computed, [t.dtype for t in tensors])
+        if self._shared_memory and all(t.shape.is_fully_defined() for t in tensors):
+            return self._sum_by_shared_memory(as_computed, [t.dtype for t in tensors])
         if self._gathers and any(t.dtype.size == 2 for t in as_computed):
             sums = _add_up(self._gather_bits(as_computed))
             return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
         return self._allreduce(tensors, compressible)
 
-    def _share_and_add(
+    def _sum_by_shared_memory(
         self, tensors: list[tf.Tensor], kinds: Sequence[tf.DType]
     ) -> list[tf.Tensor]:
-        neighbours = self._neighbours
-        assert neighbours is not None
+        group = self._shared_memory
+        assert group is not None
 
         @tf.custom_gradient
         def shared(*own: tf.Tensor) -> Any:
             packed, unpack = _pack(own)
-            sums = unpack(_add_up(neighbours.gather(packed)))
+            sums = unpack(_add_up(group.gather(packed)))
 
             def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
                 back = self.reduce_sum(upstream)
@@ -187,8 +187,8 @@ class Horovod(Backend):
 
     def close(self) -> None:
         """See `Backend.close`."""
-        if self._neighbours:
-            self._neighbours.close()
+        if self._shared_memory:
+            self._shared_memory.close()
         self._hvd.shutdown()
 
     def lost_peer(self, error: BaseException) -> str | None:

@@ -13,7 +13,7 @@ _SPREAD = 0x9E3779B1
 """An odd number near 2**32 / the golden ratio: multiples of it are spread over all seeds."""
 
 
-def vary_randomness(model: keras.Model, backend: Backend) -> None:
+def decorrelate_seeds(model: keras.Model, backend: Backend) -> None:
     """Makes every replica draw other random numbers from seeds whose state is the same everywhere.
 
     The number of the replica is folded into each seed as it is drawn; replica 0 draws what a single
@@ -33,13 +33,13 @@ def vary_randomness(model: keras.Model, backend: Backend) -> None:
 def _folded(draw: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     def next_seed(ordered: bool = True) -> tf.Tensor:
         seed = tf.convert_to_tensor(draw(ordered))
-        number = tf.cast(backend.replica_number(), seed.dtype)
+        number = tf.cast(backend.replica_id(), seed.dtype)
         return seed + number * tf.constant([_SPREAD, 0], seed.dtype)
 
     return next_seed
 
 
-class SynchronisedStatistics:
+class SynchronisedBatchNorm:
     """Batch normalisation over the images of all replicas.
 
     Attributes:

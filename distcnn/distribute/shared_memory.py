@@ -47,7 +47,7 @@ _CREDENTIALS = struct.Struct("3i")
 _Places = Sequence[tuple[int, tuple[int, ...], np.dtype]]
 
 
-class Neighbours:
+class SharedMemoryGroup:
     """The processes of a run on one host, each connected with each.
 
     Only processes of the same user are let in.
@@ -129,7 +129,7 @@ class Neighbours:
                 tensor.set_shape(own.shape)
         return parts
 
-    def tell(self, content: bytes, descriptors: Sequence[int]) -> None:
+    def send_to_all(self, content: bytes, descriptors: Sequence[int]) -> None:
         """Sends a message and descriptors of open files to every other process."""
         lost = None
         for rank, peer in self._peers.items():
@@ -140,18 +140,18 @@ class Neighbours:
         if lost is not None:
             raise _lost(lost)
 
-    def hear(self, size: int) -> dict[int, tuple[bytes, list[int]]]:
+    def receive_from_all(self, size: int) -> dict[int, tuple[bytes, list[int]]]:
         """Waits for a message of every other process, of at most `size` bytes."""
-        heard: dict[int, tuple[bytes, list[int]]] = {}
+        received: dict[int, tuple[bytes, list[int]]] = {}
         still, began, reminded = dict.fromkeys(self._peers, 0.0), time.monotonic(), False
-        while len(heard) < len(self._peers):
-            waiting = {p.fileno(): rank for rank, p in self._peers.items() if rank not in heard}
+        while len(received) < len(self._peers):
+            waiting = {p.fileno(): rank for rank, p in self._peers.items() if rank not in received}
             poll = select.poll()
             for descriptor in waiting:
                 poll.register(descriptor, select.POLLIN)
             ready = [waiting[descriptor] for descriptor, _ in poll.poll(1000)]
             for rank in ready:
-                heard[rank] = _receive(self._peers[rank], rank, size)
+                received[rank] = _receive(self._peers[rank], rank, size)
             if ready:
                 continue
             # One may have other things to do, as long as it is not stopped altogether.
@@ -164,7 +164,7 @@ class Neighbours:
                 names = ", ".join(map(str, sorted(waiting.values())))
                 log.error("rank %d has waited for rank %s for a minute", self.rank, names)
                 reminded = True
-        return heard
+        return received
 
     def close(self) -> None:
         """Takes leave of the others."""
@@ -179,14 +179,14 @@ class Channel:
     the other half, and so is done with reading this one.
 
     Args:
-        neighbours: The processes.
+        group: The processes.
         tensors: Their shapes and types.
     """
 
     def __init__(
-        self, neighbours: Neighbours, tensors: Sequence[tf.Tensor | tf.TensorSpec]
+        self, group: SharedMemoryGroup, tensors: Sequence[tf.Tensor | tf.TensorSpec]
     ) -> None:
-        self._neighbours = neighbours
+        self._group = group
         self._places: list[tuple[int, tuple[int, ...], np.dtype]] = []
         self._size = 0
         for tensor in tensors:
@@ -202,11 +202,11 @@ class Channel:
     def exchange(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Writes this process's arrays, and returns those of every process in order."""
         if self._number is None:
-            self._number = self._neighbours.executed
-            self._neighbours.executed += 1
+            self._number = self._group.executed
+            self._group.executed += 1
         if self._size <= _INLINE_BYTES:
             return self._exchange_inline(arrays)
-        own, first = self._neighbours.rank, not self._halves
+        own, first = self._group.rank, not self._halves
         with contextlib.ExitStack() as stack:
             if first:
                 descriptor = os.memfd_create("distcnn")
@@ -215,12 +215,12 @@ class Channel:
                 self._halves[own] = self._map(descriptor, mmap.PROT_READ | mmap.PROT_WRITE)
             for place, array in zip(self._halves[own][self._half], arrays, strict=True):
                 np.copyto(place, array)
-            self._neighbours.tell(self._header(self._size), [descriptor] if first else [])
-            heard = self._neighbours.hear(_HEADER.size)
-            for _, descriptors in heard.values():
+            self._group.send_to_all(self._header(self._size), [descriptor] if first else [])
+            received = self._group.receive_from_all(_HEADER.size)
+            for _, descriptors in received.values():
                 for each in descriptors:
                     stack.callback(os.close, each)
-            for rank, (header, descriptors) in heard.items():
+            for rank, (header, descriptors) in received.items():
                 self._require_same(rank, header, self._size)
                 if first and not descriptors:
                     raise OSError(f"rank {rank} could not hand over its memory")
@@ -234,9 +234,9 @@ class Channel:
         own = _aligned(self._size)
         for place, array in zip(_views(own, self._places), arrays, strict=True):
             np.copyto(place, array)
-        self._neighbours.tell(self._header(0) + own.tobytes(), [])
-        contents = {self._neighbours.rank: own}
-        for rank, (message, _) in self._neighbours.hear(_HEADER.size + self._size).items():
+        self._group.send_to_all(self._header(0) + own.tobytes(), [])
+        contents = {self._group.rank: own}
+        for rank, (message, _) in self._group.receive_from_all(_HEADER.size + self._size).items():
             self._require_same(rank, message[: _HEADER.size], 0)
             contents[rank] = _aligned(self._size)
             contents[rank][:] = np.frombuffer(message, np.uint8, offset=_HEADER.size)
@@ -249,7 +249,7 @@ class Channel:
         if header != self._header(shared):
             own, other = _HEADER.unpack(self._header(shared)), _HEADER.unpack(header)
             raise RuntimeError(
-                f"rank {rank} reduces other tensors than rank {self._neighbours.rank} (number, "
+                f"rank {rank} reduces other tensors than rank {self._group.rank} (number, "
                 f"checksum and bytes are {other} instead of {own}); start every rank with the same "
                 "command, code and data"
             )

@@ -40,7 +40,7 @@ class _Strategy(Backend):
         """See `Backend.scope`."""
         return self._strategy.scope()
 
-    def adopt(self, optimizer: Any) -> None:
+    def disable_reduction(self, optimizer: Any) -> None:
         """Keeps Keras from adding up once more what the step has reduced."""
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         inner._all_reduce_sum_gradients = lambda grads_and_vars: list(grads_and_vars)
@@ -58,8 +58,8 @@ class _Strategy(Backend):
         results = self._strategy.run(function, args=arguments)
         return list(self._strategy.experimental_local_results(results))
 
-    def replica_number(self) -> Any:
-        """See `Backend.replica_number`."""
+    def replica_id(self) -> Any:
+        """See `Backend.replica_id`."""
         return tf.distribute.get_replica_context().replica_id_in_sync_group
 
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
@@ -69,8 +69,8 @@ class _Strategy(Backend):
         context = tf.distribute.get_replica_context()
         return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors))
 
-    def values_of(self, variable: Any) -> list[np.ndarray]:
-        """See `Backend.values_of`."""
+    def local_values(self, variable: Any) -> list[np.ndarray]:
+        """See `Backend.local_values`."""
         inner = variable.value if isinstance(variable, keras.Variable) else variable
         parts = getattr(inner, "values", None)  # one variable a replica
         return [np.asarray(part) for part in parts] if parts else [np.asarray(inner)]
@@ -138,7 +138,7 @@ class MultiWorker(_Strategy):
     def _sum_in_graph(self, values: tf.Tensor) -> tf.Tensor:
         def in_replica(values: tf.Tensor) -> tf.Tensor:
             # One replica speaks for its process.
-            speaks = tf.equal(self.replica_number() % self.local_replicas, 0)
+            speaks = tf.equal(self.replica_id() % self.local_replicas, 0)
             return self.reduce_sum([values * tf.cast(speaks, tf.float64)])[0]
 
         return self.run(in_replica, values)[0]

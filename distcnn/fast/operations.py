@@ -35,12 +35,12 @@ def keep_mask(seed: tf.Tensor, rate: float, like: tf.Tensor) -> tf.Tensor:
         [(size + per_word - 1) // per_word + 1], seed, None, None, tf.uint32
     )
     fraction = tf.cast(_shifted(words[0], 8), tf.float32) * 2.0**-24
-    share = tf.cast(tf.floor(_LEVELS * (1 - rate) + fraction), tf.int32)
+    kept_levels = tf.cast(tf.floor(_LEVELS * (1 - rate) + fraction), tf.int32)
     draws = tf.reshape(tf.bitcast(_spread(words[1:]), tf.uint8), [-1])
     if (like.shape[1:].num_elements() or 1) % per_word:
         draws = draws[:size]
     # Compared with share - 1, as 256 is no uint8; at least one element in 256 is always kept.
-    most = tf.cast(tf.maximum(share - 1, 0), tf.uint8)
+    most = tf.cast(tf.maximum(kept_levels - 1, 0), tf.uint8)
     return tf.cast(tf.reshape(draws, tf.shape(like)) <= most, like.dtype)
 
 

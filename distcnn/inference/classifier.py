@@ -14,9 +14,9 @@ from distcnn.data.pixels import scale_pixels
 from distcnn.data.split import Shape
 from distcnn.errors import DistcnnError
 from distcnn.fast import fast_model
-from distcnn.inference.test_time_flip import mean_of_mirrored
+from distcnn.inference.test_time_flip import mean_over_flip
 from distcnn.models import load_object, returns_logits, takes_images
-from distcnn.storage.model_file import ModelNote, find_model, load_model
+from distcnn.storage.model_file import ModelMetadata, find_model, load_model
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Classifier:
     Attributes:
         path: The model file.
         model: The model.
-        note: Classes, range of pixels, and whether it returns logits.
+        metadata: Classes, range of pixels, and whether it returns logits.
     """
 
     path: Path
     model: keras.Model
-    note: ModelNote
+    metadata: ModelMetadata
 
     @property
     def image_shape(self) -> Shape:
@@ -42,14 +42,14 @@ class Classifier:
         """Returns a model from uint8 images to probabilities, with the same weights."""
         images = keras.Input(self.image_shape, dtype="uint8")
         outputs = keras.layers.Lambda(self._classify, dtype="float32")(images)
-        if self.note.logits:
+        if self.metadata.logits:
             outputs = keras.layers.Softmax(dtype="float32")(outputs)
         return keras.Model(images, outputs, name="classifier")
 
     def _classify(self, images: tf.Tensor) -> tf.Tensor:
         network = functools.partial(self._network, training=False)
-        scaled = scale_pixels(images, self.note.pixels)
-        return mean_of_mirrored(network, scaled) if self.note.test_flip else network(scaled)
+        scaled = scale_pixels(images, self.metadata.pixels)
+        return mean_over_flip(network, scaled) if self.metadata.test_flip else network(scaled)
 
     @functools.cached_property
     def _network(self) -> keras.Model:
@@ -64,20 +64,20 @@ def load_classifier(path: Path) -> Classifier:
     """
     file = find_model(path)
     try:
-        model, note = load_model(file)
+        model, metadata = load_model(file)
     except DistcnnError:
         own = _own_objects(file)
         if not own:
             raise
-        model, note = load_model(file, own)
+        model, metadata = load_model(file, own)
     shape = getattr(model, "input_shape", None)
     if not takes_images(shape):
         raise DistcnnError(
             f"{file} takes the input {shape}; expected images (None, height, width, 1 or 3)"
         )
-    if note is None:
-        note = ModelNote(logits=returns_logits(ModelConfig(), model))
-    return Classifier(file, model, note)
+    if metadata is None:
+        metadata = ModelMetadata(logits=returns_logits(ModelConfig(), model))
+    return Classifier(file, model, metadata)
 
 
 def _own_objects(file: Path) -> dict[str, type]:

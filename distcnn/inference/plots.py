@@ -52,8 +52,8 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     side = min(20.0, 2.5 + 0.5 * count)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(count), classes, rotation=60, ha="right", parse_math=False)
     axes.set_yticks(range(count), classes, parse_math=False)
     axes.set_xlabel("predicted")
@@ -62,7 +62,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes.set_title(f"{matrix.sum():,} images, accuracy {correct:.2%}")
     if count <= 25:
         for row, column in np.argwhere(matrix > 0):
-            color = "white" if shares[row, column] > 0.5 else "black"
+            color = "white" if fractions[row, column] > 0.5 else "black"
             number = f"{matrix[row, column]}"
             axes.text(column, row, number, ha="center", va="center", color=color, fontsize=8)
     return figure
@@ -85,11 +85,11 @@ def mistakes_figure(
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, image, label, shares in zip(grid, images, labels, probabilities, strict=False):
+    for axes, image, label, fractions in zip(grid, images, labels, probabilities, strict=False):
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        guess = int(shares.argmax())
+        guess = int(fractions.argmax())
         axes.set_title(
-            f"{classes[label]} {shares[label]:.0%}\nas {classes[guess]} {shares[guess]:.0%}",
+            f"{classes[label]} {fractions[label]:.0%}\nas {classes[guess]} {fractions[guess]:.0%}",
             fontsize=8,
             parse_math=False,
         )

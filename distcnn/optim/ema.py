@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 
-class WeightAverage:
+class WeightEMA:
     """Keeps a moving average of a model's weights and lends it for evaluation.
 
     The decay of the first updates is `(1 + n) / (10 + n)` where that is smaller, so that the
@@ -37,28 +37,28 @@ class WeightAverage:
     def statistics(self) -> list[keras.Variable]:
         """The averages of weights that are not trained, such as moving statistics."""
         pairs = zip(self._averages, self._weights, strict=True)
-        return [average for average, weight in pairs if not weight.trainable]
+        return [mean for mean, weight in pairs if not weight.trainable]
 
     def update(self) -> None:
         """Moves the averages towards the present weights, in each replica; works in a graph."""
         count = tf.cast(self._updates.value, tf.float32)
         rate = 1 - tf.minimum(self._decay, (1 + count) / (10 + count))
-        for average, weight in zip(self._averages, self._weights, strict=True):
-            average.assign_add(rate * (weight.value - average.value))
+        for mean, weight in zip(self._averages, self._weights, strict=True):
+            mean.assign_add(rate * (weight.value - mean.value))
         self._updates.assign_add(1)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Puts the averages into the model for the duration of the context."""
         kept = [weight.numpy() for weight in self._weights]
-        self.install()
+        self.copy_to_model()
         try:
             yield
         finally:
             for weight, value in zip(self._weights, kept, strict=True):
                 weight.assign(value)
 
-    def install(self) -> None:
+    def copy_to_model(self) -> None:
         """Puts the averages into the model for good."""
-        for average, weight in zip(self._averages, self._weights, strict=True):
-            weight.assign(average)
+        for mean, weight in zip(self._averages, self._weights, strict=True):
+            weight.assign(mean)

@@ -78,8 +78,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
             return config.step_factor**passed
         falling = max(self._total_steps - self._rise_steps, 1.0)
         progress = tf.clip_by_value((step - self._rise_steps) / falling, 0.0, 1.0)
-        share = 0.5 * (1 + tf.cos(math.pi * progress))
-        return config.final_lr_factor + (1 - config.final_lr_factor) * share
+        fraction = 0.5 * (1 + tf.cos(math.pi * progress))
+        return config.final_lr_factor + (1 - config.final_lr_factor) * fraction
 
 
 def learning_rate(

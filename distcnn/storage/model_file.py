@@ -16,11 +16,11 @@ import keras
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import replacing
 
-_NOTE = "distcnn.json"
+_METADATA = "distcnn.json"
 
 
 @dataclass(frozen=True)
-class ModelNote:
+class ModelMetadata:
     """What a saved classifier does not say of itself.
 
     Attributes:
@@ -36,18 +36,18 @@ class ModelNote:
     test_flip: bool = False
 
 
-def save_model(path: Path, model: keras.Model, note: ModelNote) -> None:
+def save_model(path: Path, model: keras.Model, metadata: ModelMetadata) -> None:
     """Saves a classifier whole or not at all, without the optimizer's state.
 
     Args:
         path: File to write, ending in `.keras`.
         model: The classifier.
-        note: What it does not say of itself.
+        metadata: What it does not say of itself.
     """
     with replacing(path) as partial:
         model.save(partial, include_optimizer=False)
         with zipfile.ZipFile(partial, "a") as archive:
-            archive.writestr(_NOTE, json.dumps(asdict(note)))
+            archive.writestr(_METADATA, json.dumps(asdict(metadata)))
 
 
 def find_model(path: Path) -> Path:
@@ -71,7 +71,7 @@ def find_model(path: Path) -> Path:
 
 def load_model(
     path: Path, custom_objects: Mapping[str, type] | None = None
-) -> tuple[keras.Model, ModelNote | None]:
+) -> tuple[keras.Model, ModelMetadata | None]:
     """Loads a classifier.
 
     Args:
@@ -84,15 +84,15 @@ def load_model(
     Raises:
         DistcnnError: If the file is not a Keras model, or takes something other than images.
     """
-    note: ModelNote | None = None
+    metadata: ModelMetadata | None = None
     try:
         with zipfile.ZipFile(path) as archive:
-            if _NOTE in archive.namelist():
-                content: dict[str, Any] = json.loads(archive.read(_NOTE))
-                note = ModelNote(**{**content, "classes": tuple(content["classes"])})
+            if _METADATA in archive.namelist():
+                content: dict[str, Any] = json.loads(archive.read(_METADATA))
+                metadata = ModelMetadata(**{**content, "classes": tuple(content["classes"])})
         model = keras.saving.load_model(path, dict(custom_objects or {}), compile=False)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
         cause = str(error).rpartition("Exception encountered: ")[2]  # before it, the whole model
         reason = " ".join(cause.split())[:300]
         raise DistcnnError(f"{path} is not a model that Keras can load: {reason}") from None
-    return model, note
+    return model, metadata

@@ -31,7 +31,7 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
 
     Args:
         path: The run directory.
-        resolved: See `Assembly.resolved`.
+        resolved: See `TrainingSetup.resolved`.
     """
     log.info("run directory   %s", path)
     log.info("model           %s, %s parameters", resolved["model"], f"{resolved['parameters']:,}")
@@ -59,7 +59,7 @@ def _describe_strategy(resolved: dict[str, Any]) -> str:
     if workers == 1:
         return name
     places = ", ".join(hosts[:4]) + (", ..." if len(hosts) > 4 else "")
-    return f"{name}: {workers} workers on {places}, gradients by {resolved['carrier']}"
+    return f"{name}: {workers} workers on {places}, gradients by {resolved['transport']}"
 
 
 def _describe_batch(resolved: dict[str, Any]) -> str:
@@ -85,7 +85,7 @@ def make_summary(
 
     Args:
         recipe: Name of the recipe.
-        resolved: See `Assembly.resolved`.
+        resolved: See `TrainingSetup.resolved`.
         progress: How far the run came.
         rows: All rows of `metrics.jsonl`.
         model: The classifier as it is saved.

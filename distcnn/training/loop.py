@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from distcnn.training.callbacks.callback_list import Dispatch
+from distcnn.training.callbacks.callback_list import TrainingCallbacks
 from distcnn.training.step import TrainingStep
 
 
@@ -13,12 +13,12 @@ def run_epochs(
     training: TrainingStep,
     model: keras.Model,
     batches: Any,
-    callbacks: Dispatch,
+    callbacks: TrainingCallbacks,
     *,
     epochs: int,
     steps_per_epoch: int,
     asked_to_stop: Callable[[], bool],
-    align: Callable[[], None],
+    synchronise: Callable[[], None],
     validate: Callable[[], dict[str, float]] | None,
     one_process: bool,
 ) -> None:
@@ -32,7 +32,7 @@ def run_epochs(
         epochs: Epochs of the whole run.
         steps_per_epoch: Steps of an epoch.
         asked_to_stop: Tells whether a signal asked this process to stop.
-        align: Brings the replicas together after an epoch.
+        synchronise: Brings the replicas together after an epoch.
         validate: Evaluates the validation images, or None.
         one_process: Whether `stop_training` may end an epoch early. With several processes it ends
             the training after the epoch, as all must stop at the same step.
@@ -52,10 +52,10 @@ def run_epochs(
                 break
         logs = training.metrics()
         if validate is None:
-            align()
+            synchronise()
         else:
             callbacks.on_test_begin()
-            align()
+            synchronise()
             results = validate()
             callbacks.on_test_end(results)
             logs |= {f"val_{name}": value for name, value in results.items()}

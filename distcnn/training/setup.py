@@ -9,18 +9,23 @@ import tensorflow as tf
 
 from distcnn.config import Config
 from distcnn.config.recipe import flatten
-from distcnn.data.dataset import Dataset, load_dataset, offered_shape
-from distcnn.data.pipeline import EpochOrder, Shares, evaluation_shares, training_dataset
+from distcnn.data.dataset import Dataset, default_image_shape, load_dataset
+from distcnn.data.pipeline import (
+    BatchSharding,
+    EpochSampler,
+    sharded_evaluation_dataset,
+    training_dataset,
+)
 from distcnn.data.sources import open_source
 from distcnn.data.split import Source, Split
-from distcnn.distribute import peers_watched
-from distcnn.distribute.consistency import require_same_content
-from distcnn.distribute.context import Devices
-from distcnn.distribute.layers import SynchronisedStatistics, vary_randomness
+from distcnn.distribute import reporting_lost_peers
+from distcnn.distribute.consistency import require_identical_settings
+from distcnn.distribute.context import DistributedContext
+from distcnn.distribute.layers import SynchronisedBatchNorm, decorrelate_seeds
 from distcnn.errors import DataError, UsageError
 from distcnn.fast import fast_model
 from distcnn.models import build_model, returns_logits
-from distcnn.optim.ema import WeightAverage
+from distcnn.optim.ema import WeightEMA
 from distcnn.optim.optimizers import (
     build_optimizer,
     learning_rate,
@@ -28,32 +33,32 @@ from distcnn.optim.optimizers import (
     scaled_learning_rate,
 )
 from distcnn.runtime.precision import resolve_fast_path
-from distcnn.training.state import ReplicatedState
+from distcnn.training.state import TrainState
 from distcnn.training.step import EvaluationStep, TrainingStep
 
 
-class Assembly:
+class TrainingSetup:
     """The parts of a run, which fit each other and are the same in every process.
 
     Args:
         config: What the run is.
-        devices: Where it computes.
+        context: Where it computes.
 
     Attributes:
         config: What the run is.
-        devices: Where it computes.
+        context: Where it computes.
         backend: Over which devices it is spread.
         precision: Number formats and compilation.
         model: The classifier.
         network: What computes the classifier's outputs: itself, or its fast form.
         logits: Whether the classifier returns logits.
         dataset: Its images.
-        shares: How a batch is divided.
-        order: In which order the images come.
+        sharding: How a batch is divided.
+        sampler: In which order the images come.
         total_steps: Training steps of the whole run.
         peak_rate: The learning rate, scaled for the global batch.
         optimizer: Moves the weights.
-        average: Moving average of the weights, or None.
+        ema: Moving average of the weights, or None.
         training: The training step.
         evaluation: The evaluation step.
         state: All that training changes.
@@ -62,25 +67,25 @@ class Assembly:
         DistcnnError: If the data or the model cannot be used, or the processes differ.
     """
 
-    def __init__(self, config: Config, devices: Devices) -> None:
+    def __init__(self, config: Config, context: DistributedContext) -> None:
         self.config = config
-        self.devices = devices
-        self.backend = devices.backend
-        self.precision = devices.precision
-        with peers_watched(self.backend):
+        self.context = context
+        self.backend = context.backend
+        self.precision = context.precision
+        with reporting_lost_peers(self.backend):
             keras.utils.set_random_seed(config.train.seed)
             source = self._open_source()
-            offered = offered_shape(config.data, source)
+            offered = default_image_shape(config.data, source)
             with self.backend.scope():
                 self.model = build_model(config.model, offered, len(source.classes))
             self._load_images(source)
-            self._divide_batches()
+            self._shard_batches()
             self._build_steps()
             self._require_agreement()
 
     def _open_source(self) -> Source:
         """Opens the data; the first process of each host comes first, and downloads alone."""
-        first = self.devices.cluster.local_rank == 0
+        first = self.context.cluster.local_rank == 0
         source = open_source(self.config.data) if first else None
         self.backend.barrier()
         return source or open_source(self.config.data)
@@ -91,25 +96,27 @@ class Assembly:
             source,
             self.model.input_shape[1:],
             self.config.train.seed,
-            processes=self.devices.cluster.local_size,
+            processes=self.context.cluster.local_size,
         )
 
-    def _divide_batches(self) -> None:
+    def _shard_batches(self) -> None:
         train, backend, images = self.config.train, self.backend, len(self.dataset.train)
-        self.shares = Shares(backend.own_replicas, backend.replicas, train.accumulation_steps)
-        batch = train.global_batch_size or train.batch_size * self.shares.count
+        self.sharding = BatchSharding(
+            backend.local_replica_ids, backend.replicas, train.accumulation_steps
+        )
+        batch = train.global_batch_size or train.batch_size * self.sharding.count
         if batch > images:
             raise DataError(
                 f"the batch of {batch} images is larger than the {images} training images; lower "
                 "--train.batch_size"
             )
-        if batch < self.shares.count:
+        if batch < self.sharding.count:
             raise UsageError(
-                f"the global batch of {batch} images is smaller than the {self.shares.count} "
+                f"the global batch of {batch} images is smaller than the {self.sharding.count} "
                 "shares that the workers compute; raise --train.global_batch_size"
             )
-        self.order = EpochOrder(images, batch, train.seed)
-        self.total_steps = train.epochs * self.order.steps_per_epoch
+        self.sampler = EpochSampler(images, batch, train.seed)
+        self.total_steps = train.epochs * self.sampler.steps_per_epoch
         profile = self.config.logging.profile
         if profile and int(profile.split(",")[1]) > self.total_steps:
             raise UsageError(
@@ -117,14 +124,14 @@ class Assembly:
             )
 
     def _build_steps(self) -> None:
-        config, order, backend = self.config, self.order, self.backend
-        self.peak_rate = scaled_learning_rate(config.optimizer, order.global_batch_size)
+        config, sampler, backend = self.config, self.sampler, self.backend
+        self.peak_rate = scaled_learning_rate(config.optimizer, sampler.global_batch_size)
         rate = learning_rate(
-            config.optimizer, self.peak_rate, order.steps_per_epoch, self.total_steps
+            config.optimizer, self.peak_rate, sampler.steps_per_epoch, self.total_steps
         )
         self.logits = returns_logits(config.model, self.model)
-        vary_randomness(self.model, backend)
-        self._statistics = SynchronisedStatistics(
+        decorrelate_seeds(self.model, backend)
+        self._statistics = SynchronisedBatchNorm(
             self.model, backend, every_layer=config.distribute.sync_batchnorm
         )
         if self._statistics.layers and self.precision.xla:
@@ -142,11 +149,11 @@ class Assembly:
                 config.optimizer, rate, self.model, self.precision.policy, fused=self._fast
             )
             self.network = fast_model(self.model, self._statistics) if self._fast else self.model
-            self.average = WeightAverage(self.model, ema) if ema else None
+            self.ema = WeightEMA(self.model, ema) if ema else None
             self._compile(self.optimizer)
-        backend.adopt(self.optimizer)
+        backend.disable_reduction(self.optimizer)
         self.training = self.new_training_step()
-        self.state = ReplicatedState(backend, self.model, self.optimizer, self.training)
+        self.state = TrainState(backend, self.model, self.optimizer, self.training)
         self.evaluation = EvaluationStep(
             self.network,
             backend,
@@ -165,11 +172,11 @@ class Assembly:
             self.backend,
             config.data.pixels,
             logits=self.logits,
-            steps_per_epoch=self.order.steps_per_epoch,
+            steps_per_epoch=self.sampler.steps_per_epoch,
             steps_per_execution=config.train.steps_per_execution,
             accumulation_steps=config.train.accumulation_steps,
             xla=self.precision.xla,
-            average=self.average,
+            ema=self.ema,
             statistics=self._statistics,
         )
 
@@ -179,7 +186,7 @@ class Assembly:
             "validation": self.dataset.validation,
             "test": self.dataset.test,
         }
-        require_same_content(
+        require_identical_settings(
             self.backend,
             {
                 **flatten(dataclasses.asdict(self.config)),
@@ -197,30 +204,35 @@ class Assembly:
 
     def resolved(self) -> dict[str, Any]:
         """Returns what the configuration became: strategy, precision, batch, rate, steps."""
-        config, order, precision, backend = self.config, self.order, self.precision, self.backend
-        hosts = self.devices.cluster.hosts or ()
+        config, sampler, precision, backend = (
+            self.config,
+            self.sampler,
+            self.precision,
+            self.backend,
+        )
+        hosts = self.context.cluster.hosts or ()
         return {
             "model": config.model.factory or config.model.name,
             "data": config.data.name,
             "strategy": backend.name,
-            "strategy_reason": self.devices.strategy_reason,
-            "carrier": backend.carrier,
+            "strategy_reason": self.context.strategy_reason,
+            "transport": backend.transport,
             "world_size": backend.replicas,
             "processes": backend.size,
             "hosts": sorted(set(hosts), key=hosts.index),
-            "device": self.devices.hardware.gpu or "CPU",
+            "device": self.context.hardware.gpu or "CPU",
             "precision": precision.policy,
             "precision_reason": precision.policy_reason,
             "xla": precision.xla,
             "xla_reason": precision.xla_reason,
             "fast_path": self._fast,
             "fast_path_reason": self._fast_reason,
-            "per_worker_batch_size": order.global_batch_size / self.shares.count,
-            "accumulation_steps": self.shares.accumulation_steps,
-            "global_batch_size": order.global_batch_size,
+            "per_worker_batch_size": sampler.global_batch_size / self.sharding.count,
+            "accumulation_steps": self.sharding.accumulation_steps,
+            "global_batch_size": sampler.global_batch_size,
             "base_learning_rate": config.optimizer.lr,
             "learning_rate": self.peak_rate,
-            "steps_per_epoch": order.steps_per_epoch,
+            "steps_per_epoch": sampler.steps_per_epoch,
             "steps": self.total_steps,
             "parameters": self.model.count_params(),
             "training_images": len(self.dataset.train),
@@ -233,9 +245,9 @@ class Assembly:
         return training_dataset(
             self.dataset.train,
             len(self.dataset.classes),
-            self.order,
+            self.sampler,
             self.config.data.augment,
-            self.shares,
+            self.sharding,
             first_step=first_step,
             last_step=self.total_steps,
         )
@@ -243,9 +255,11 @@ class Assembly:
     def evaluate(self, split: Split) -> dict[str, float]:
         """Returns loss and accuracy over images, each counted once on whichever replica it was."""
         size, classes = self.config.train.eval_batch_size, len(self.dataset.classes)
-        return self.evaluation.evaluate(*evaluation_shares(split, classes, size, self.shares))
+        return self.evaluation.evaluate(
+            *sharded_evaluation_dataset(split, classes, size, self.sharding)
+        )
 
-    def compile_plainly(self) -> None:
+    def compile_with_plain_optimizer(self) -> None:
         """Compiles the classifier at a constant rate, so that plain Keras can train it on."""
         with self.backend.scope():
             self._compile(plain_optimizer(self.config.optimizer, self.peak_rate, self.model))

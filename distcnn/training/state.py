@@ -6,12 +6,16 @@ import keras
 import numpy as np
 
 from distcnn.distribute import Backend
-from distcnn.distribute.consistency import average_per_replica, require_same_state, share_state
+from distcnn.distribute.consistency import (
+    average_across_replicas,
+    broadcast_variables,
+    require_identical_state,
+)
 from distcnn.storage.checkpoint import restore
 from distcnn.training.step import TrainingStep
 
 
-class ReplicatedState:
+class TrainState:
     """Weights, optimizer, averages and metrics of a run.
 
     Args:
@@ -36,29 +40,29 @@ class ReplicatedState:
     @property
     def variables(self) -> dict[str, list[Any]]:
         """All variables by group, in the order in which checkpoints hold them."""
-        average = self._training.average
+        ema = self._training.ema
         return {
             "model": self._model.variables,
             "optimizer": self._optimizer.variables,
-            "average": average.variables if average else [],
+            "average": ema.variables if ema else [],
             "metrics": self._training.epoch_variables,
         }
 
     def restore(self, arrays: dict[str, np.ndarray], origin: str) -> None:
-        """Assigns what a checkpoint holds, in this process; `share` then tells the others."""
+        """Assigns what a checkpoint holds, in this process; `broadcast` then tells the others."""
         restore(self.variables, arrays, origin)
 
-    def share(self) -> None:
+    def broadcast(self) -> None:
         """Gives every replica the chief's state."""
-        share_state(self._backend, [v for group in self.variables.values() for v in group])
+        broadcast_variables(self._backend, [v for group in self.variables.values() for v in group])
 
-    def align(self) -> None:
+    def synchronise(self) -> None:
         """Averages what each replica keeps for itself, then checks that all hold the same.
 
         Raises:
-            LockstepError: Names the first variable that differs, and the replicas.
+            ReplicaMismatchError: Names the first variable that differs, and the replicas.
         """
-        average = self._training.average
+        ema = self._training.ema
         own = [w for w in self._model.non_trainable_weights if w.dtype == "float32"]
-        average_per_replica(self._backend, [*own, *(average.statistics if average else ())])
-        require_same_state(self._backend, self.variables, self._training.step)
+        average_across_replicas(self._backend, [*own, *(ema.statistics if ema else ())])
+        require_identical_state(self._backend, self.variables, self._training.step)

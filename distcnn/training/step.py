@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from distcnn.data.pixels import scale_pixels
 from distcnn.distribute import Backend
-from distcnn.distribute.layers import SynchronisedStatistics
-from distcnn.inference.test_time_flip import mean_of_mirrored
-from distcnn.optim.ema import WeightAverage
+from distcnn.distribute.layers import SynchronisedBatchNorm
+from distcnn.inference.test_time_flip import mean_over_flip
+from distcnn.optim.ema import WeightEMA
 
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 """One replica's share of a batch: images, one-hot labels, and weights of shape `(count,)`, each
@@ -43,7 +43,7 @@ class TrainingStep:
         steps_per_execution: Steps per call into TensorFlow.
         accumulation_steps: Shares of each replica that are computed one after the other.
         xla: Whether to compile forward and backward with XLA.
-        average: Moving average of the weights to maintain, or None.
+        ema: Moving average of the weights to maintain, or None.
         statistics: Batch normalisation that is synchronised.
 
     Attributes:
@@ -64,12 +64,12 @@ class TrainingStep:
         steps_per_execution: int = 1,
         accumulation_steps: int = 1,
         xla: bool = False,
-        average: WeightAverage | None = None,
-        statistics: SynchronisedStatistics | None = None,
+        ema: WeightEMA | None = None,
+        statistics: SynchronisedBatchNorm | None = None,
     ) -> None:
         self.model = model
         self._network = network
-        self.average = average
+        self.ema = ema
         self.step = 0
         self._optimizer = optimizer
         self._backend = backend
@@ -123,7 +123,7 @@ class TrainingStep:
         """Tells whether the last execution reached or passed a multiple of `interval` steps."""
         return self.step // interval > self._step_before // interval
 
-    def take_input_wait(self) -> float:
+    def pop_input_wait(self) -> float:
         """Returns the seconds spent waiting for input since the last call."""
         seconds = float(self._input_wait.numpy())
         self._input_wait.assign(0.0)
@@ -132,7 +132,7 @@ class TrainingStep:
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[None]:
         """Lends the weights that are evaluated and saved: the averages, if there are any."""
-        with self.average.in_place() if self.average else contextlib.nullcontext():
+        with self.ema.swapped_in() if self.ema else contextlib.nullcontext():
             yield
 
     def run(self, batches: Any, *, stop: bool = False) -> None:
@@ -177,24 +177,24 @@ class TrainingStep:
 
     def _one_step(self, batches: Any, step: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
         asked = tf.timestamp()
-        shares = [batches.get_next() for _ in range(self._accumulation_steps)]
-        with tf.control_dependencies(_first_tensors(shares)):
+        shards = [batches.get_next() for _ in range(self._accumulation_steps)]
+        with tf.control_dependencies(_first_tensors(shards)):
             arrived = tf.timestamp()
         # Nothing of the step begins before this time is taken, so that waiting is all that counts.
         with tf.control_dependencies([arrived]):
             self._input_wait.assign_add(arrived - asked)
-            sums = self._backend.run(self._in_replica, shares, stop)[0]
+            sums = self._backend.run(self._in_replica, shards, stop)[0]
         loss, correct, images, votes = tf.unstack(tf.cast(sums, tf.float64))
         self._epoch_sums.assign_add(tf.stack([loss * images, correct, images]))
         first = ~tf.math.is_finite(loss) & (self._first_bad_step < 0)
         self._first_bad_step.assign(tf.where(first, step + 1, self._first_bad_step))
         return tf.cast(votes, tf.float32)
 
-    def _in_replica(self, shares: Sequence[Batch], stop: tf.Tensor) -> tf.Tensor:
+    def _in_replica(self, shards: Sequence[Batch], stop: tf.Tensor) -> tf.Tensor:
         weights = self.model.trainable_variables
-        gradients, sums = self._compute(*shares[0])
-        for share in shares[1:]:
-            more, counted = self._compute(*share)
+        gradients, sums = self._compute(*shards[0])
+        for shard in shards[1:]:
+            more, counted = self._compute(*shard)
             gradients = [a + b for a, b in zip(gradients, more, strict=True)]
             sums += counted
         used = [index for index, gradient in enumerate(gradients) if gradient is not None]
@@ -202,8 +202,8 @@ class TrainingStep:
         own = [*(gradients[index] for index in used), sums]
         *reduced, sums = self._backend.reduce_sum(own, compressible=len(used))
         self._optimizer.apply(reduced, [weights[index] for index in used])
-        if self.average is not None:
-            self.average.update()
+        if self.ema is not None:
+            self.ema.update()
         return sums
 
     def _forward_backward(
@@ -285,9 +285,7 @@ class EvaluationStep:
 
     def _outputs_of(self, images: tf.Tensor) -> tf.Tensor:
         scaled = self.scaled(images)
-        return (
-            mean_of_mirrored(self._classify, scaled) if self._test_flip else self._classify(scaled)
-        )
+        return mean_over_flip(self._classify, scaled) if self._test_flip else self._classify(scaled)
 
     def _classify(self, images: tf.Tensor) -> tf.Tensor:
         return tf.cast(self._network(images, training=False), tf.float32)
@@ -295,8 +293,8 @@ class EvaluationStep:
     def _sums_of(self, iterator: Any) -> tf.Tensor:
         return tf.add_n(self._backend.run(self._in_replica, iterator.get_next()))
 
-    def _in_replica(self, share: Batch) -> tf.Tensor:
-        images, labels, weights = share
+    def _in_replica(self, shard: Batch) -> tf.Tensor:
+        images, labels, weights = shard
         outputs = self._outputs_of(images)
         losses = keras.losses.categorical_crossentropy(labels, outputs, from_logits=self._logits)
         hits = tf.equal(tf.argmax(labels, 1), tf.argmax(outputs, 1))
@@ -304,10 +302,10 @@ class EvaluationStep:
         return tf.stack([tf.reduce_sum(tf.cast(part, tf.float64)) for part in parts])
 
 
-def _first_tensors(shares: Sequence[Any]) -> list[tf.Tensor]:
+def _first_tensors(shards: Sequence[Any]) -> list[tf.Tensor]:
     """Returns a tensor of each share in each replica, to wait for."""
     found = []
-    for share in shares:
-        images = share[0]
+    for shard in shards:
+        images = shard[0]
         found += list(getattr(images, "values", (images,)))
     return found

@@ -11,26 +11,26 @@ from typing import Any
 import keras
 
 from distcnn.config import Config
-from distcnn.distribute import peers_watched
-from distcnn.distribute.consistency import same_everywhere
-from distcnn.distribute.context import Devices
+from distcnn.distribute import reporting_lost_peers
+from distcnn.distribute.consistency import is_identical_everywhere
+from distcnn.distribute.context import DistributedContext
 from distcnn.models import load_object
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.files import write_json
 from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import Checkpoints, Progress, find_checkpoint, read_checkpoint
 from distcnn.storage.environment import describe_environment
-from distcnn.storage.model_file import ModelNote, save_model
+from distcnn.storage.model_file import ModelMetadata, save_model
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.storage.summary import log_resolved, log_summary, make_summary
-from distcnn.training.callbacks.callback_list import Dispatch, callbacks_of_rank
-from distcnn.training.callbacks.checkpointing import Saver, Stopped
-from distcnn.training.callbacks.metrics import MetricsFile, Recorder, Row
-from distcnn.training.callbacks.non_finite import FiniteGuard
+from distcnn.training.callbacks.callback_list import TrainingCallbacks, callbacks_for_rank
+from distcnn.training.callbacks.checkpointing import CheckpointSaver, StoppedBySignal
+from distcnn.training.callbacks.metrics import MetricsRecorder, MetricsWriter, Row
+from distcnn.training.callbacks.non_finite import NonFiniteLossGuard
 from distcnn.training.callbacks.progress import ProgressDisplay
 from distcnn.training.callbacks.tensorboard import TensorBoardScalars, tensorboard_callbacks
 from distcnn.training.loop import run_epochs
-from distcnn.training.setup import Assembly
+from distcnn.training.setup import TrainingSetup
 
 log = logging.getLogger("distcnn")
 
@@ -44,11 +44,11 @@ class Trainer:
     Args:
         config: What the run is.
         callbacks: Keras callbacks of the user's own; they see the classifier as `self.model`. They
-            work in every process, but for those that write, see `callbacks_of_rank`.
+            work in every process, but for those that write, see `callbacks_for_rank`.
         cluster: Where this process stands; by default what the environment says.
 
     Attributes:
-        parts: What the run is made of: data, optimizer, steps.
+        setup: What the run is made of: data, optimizer, steps.
         model: The classifier.
         directory: The run directory.
 
@@ -66,16 +66,16 @@ class Trainer:
         cluster: Cluster | None = None,
     ) -> None:
         self.config = config
-        devices = Devices(config, cluster)
-        self._backend = devices.backend
-        with peers_watched(self._backend):
-            path, begun = self._backend.on_chief(lambda: _chosen(RunDirectory.choose(config)))
+        context = DistributedContext(config, cluster)
+        self._backend = context.backend
+        with reporting_lost_peers(self._backend):
+            path, begun = self._backend.run_on_chief(lambda: _chosen(RunDirectory.choose(config)))
             self.directory = RunDirectory(Path(path), begun)
-            self.parts = Assembly(config, devices)
-            self.model: keras.Model = self.parts.model
+            self.setup = TrainingSetup(config, context)
+            self.model: keras.Model = self.setup.model
             with self._backend.scope():
                 own = [load_object(path, "train.callbacks")() for path in config.train.callbacks]
-        self._user_callbacks = callbacks_of_rank(
+        self._user_callbacks = callbacks_for_rank(
             [*callbacks, *own], is_chief=self._backend.is_chief
         )
 
@@ -89,20 +89,20 @@ class Trainer:
             DistcnnError: If the run cannot go on; what was saved before stays.
         """
         stop = StopRequest()
-        resolved = self.parts.resolved()
-        environment = describe_environment(self.parts.devices.hardware, resolved)
-        with peers_watched(self._backend):
-            self._backend.on_chief(lambda: self.directory.create(self.config, environment))
+        resolved = self.setup.resolved()
+        environment = describe_environment(self.setup.context.hardware, resolved)
+        with reporting_lost_peers(self._backend):
+            self._backend.run_on_chief(lambda: self.directory.create(self.config, environment))
             try:
                 with stop.listening():
                     log_resolved(self.directory.path, resolved)
                     try:
                         progress, rows = self._train(stop)
-                    except Stopped:
+                    except StoppedBySignal:
                         log.info(
                             "stopped by %s after step %d; the same command goes on from there",
                             stop.name or "a signal to another rank",
-                            self.parts.training.step,
+                            self.setup.training.step,
                         )
                         self._backend.close()
                         return None
@@ -111,16 +111,16 @@ class Trainer:
                 self.directory.close()
 
     def _train(self, stop: StopRequest) -> tuple[Progress, list[Row]]:
-        config, parts, backend = self.config, self.parts, self._backend
-        order, training, epochs = parts.order, parts.training, config.train.epochs
+        config, setup, backend = self.config, self.setup, self._backend
+        sampler, training, epochs = setup.sampler, setup.training, config.train.epochs
         checkpoints = self._checkpoints()
         progress = Progress(
-            **backend.on_chief(lambda: dataclasses.asdict(self._restore(checkpoints)))
+            **backend.run_on_chief(lambda: dataclasses.asdict(self._restore(checkpoints)))
         )
-        parts.state.share()
+        setup.state.broadcast()
         training.step = progress.step
-        rows: list[Row] = backend.on_chief(lambda: self.directory.cut_metrics(progress.step))
-        done_epochs = progress.step // order.steps_per_epoch
+        rows: list[Row] = backend.run_on_chief(lambda: self.directory.cut_metrics(progress.step))
+        done_epochs = progress.step // sampler.steps_per_epoch
         patience = config.train.early_stopping
         if done_epochs >= epochs or progress.out_of_patience(patience, done_epochs):
             return progress, rows
@@ -128,48 +128,50 @@ class Trainer:
         display = ProgressDisplay(
             config.logging.progress if backend.is_chief else "none",
             epochs,
-            order.steps_per_epoch,
+            sampler.steps_per_epoch,
             progress.step,
         )
         sinks: list[Callable[[Row], None]] = [rows.append, display]
         observers = self._tensorboard(sinks, progress.step)
         every = config.logging.every_steps
-        recorder = Recorder(training, order, every, self._present_rate, sinks, display.advance)
-        saver = Saver(
+        recorder = MetricsRecorder(
+            training, sampler, every, self._present_rate, sinks, display.advance
+        )
+        saver = CheckpointSaver(
             training,
             backend,
-            parts.state.variables,
+            setup.state.variables,
             checkpoints,
             progress,
             recorder.measured,
-            parts.state.align,
+            setup.state.synchronise,
             every_epochs=config.checkpoint.every_epochs,
             patience=patience,
             stop=stop,
         )
-        guard = FiniteGuard(training, every)
+        guard = NonFiniteLossGuard(training, every)
         callbacks = [guard, recorder, *observers, *self._user_callbacks, saver]
         with contextlib.ExitStack() as stack:
             if backend.is_chief:
                 path = self.directory.path / "metrics.jsonl"
-                sinks.insert(0, stack.enter_context(MetricsFile(path)))
+                sinks.insert(0, stack.enter_context(MetricsWriter(path)))
             stack.enter_context(display)
             run_epochs(
                 training,
-                parts.model,
-                backend.iterate(parts.training_batches(progress.step)),
-                Dispatch(
+                setup.model,
+                backend.iterate(setup.training_batches(progress.step)),
+                TrainingCallbacks(
                     callbacks,
-                    model=parts.model,
+                    model=setup.model,
                     metrics=training.metrics,
                     epochs=epochs,
-                    steps=order.steps_per_epoch,
+                    steps=sampler.steps_per_epoch,
                 ),
                 epochs=epochs,
-                steps_per_epoch=order.steps_per_epoch,
+                steps_per_epoch=sampler.steps_per_epoch,
                 asked_to_stop=lambda: stop.name is not None,
-                align=parts.state.align,
-                validate=self._validate if parts.dataset.validation else None,
+                synchronise=setup.state.synchronise,
+                validate=self._validate if setup.dataset.validation else None,
                 one_process=backend.size == 1,
             )
         return saver.progress, rows
@@ -182,15 +184,15 @@ class Trainer:
             return []
         folder = self.directory.path / "tensorboard"
         sinks.append(TensorBoardScalars(folder))
-        return tensorboard_callbacks(folder, self.parts, first_step)
+        return tensorboard_callbacks(folder, self.setup, first_step)
 
     def _validate(self) -> dict[str, float]:
-        assert self.parts.dataset.validation is not None
-        with self.parts.training.evaluated_weights():
-            return self.parts.evaluate(self.parts.dataset.validation)
+        assert self.setup.dataset.validation is not None
+        with self.setup.training.evaluated_weights():
+            return self.setup.evaluate(self.setup.dataset.validation)
 
     def _present_rate(self) -> float:
-        return float(keras.ops.convert_to_numpy(self.parts.optimizer.learning_rate))
+        return float(keras.ops.convert_to_numpy(self.setup.optimizer.learning_rate))
 
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self.directory.path / "checkpoints", self.config.checkpoint.keep)
@@ -206,7 +208,7 @@ class Trainer:
         if found is None:
             return Progress()
         arrays, progress = found
-        self.parts.state.restore(arrays, origin)
+        self.setup.state.restore(arrays, origin)
         log.info("resumed         %s at step %d", origin, progress.step)
         return progress
 
@@ -216,36 +218,36 @@ class Trainer:
         if not self.config.train.early_stopping or not best.exists():
             return False
         arrays, _ = read_checkpoint(best)
-        self.parts.state.restore(arrays, str(best))
+        self.setup.state.restore(arrays, str(best))
         return True
 
     def _finish(
         self, resolved: dict[str, Any], progress: Progress, rows: list[Row]
     ) -> dict[str, Any]:
-        config, parts, backend = self.config, self.parts, self._backend
-        epoch = math.ceil(progress.step / parts.order.steps_per_epoch)
-        if backend.on_chief(self._restore_best):
-            parts.state.share()
+        config, setup, backend = self.config, self.setup, self._backend
+        epoch = math.ceil(progress.step / setup.sampler.steps_per_epoch)
+        if backend.run_on_chief(self._restore_best):
+            setup.state.broadcast()
             epoch = progress.best_epoch + 1
-        if parts.average is not None:
-            parts.average.install()
-        test = parts.evaluate(parts.dataset.test) if parts.dataset.test else {}
-        agree = same_everywhere(backend, parts.model.weights)
-        parts.compile_plainly()
+        if setup.ema is not None:
+            setup.ema.copy_to_model()
+        test = setup.evaluate(setup.dataset.test) if setup.dataset.test else {}
+        agree = is_identical_everywhere(backend, setup.model.weights)
+        setup.compile_with_plain_optimizer()
         summary = make_summary(
-            config.recipe, resolved, progress, rows, parts.model, saved_epoch=epoch
+            config.recipe, resolved, progress, rows, setup.model, saved_epoch=epoch
         )
         summary |= {"weights_agree": agree}
         summary |= {f"test_{name}": test.get(name) for name in ("loss", "accuracy")}
-        backend.on_chief(lambda: self._write(summary))
+        backend.run_on_chief(lambda: self._write(summary))
         log_summary(self.directory.path, summary)
         return summary
 
     def _write(self, summary: dict[str, Any]) -> None:
-        config, parts = self.config, self.parts
+        config, setup = self.config, self.setup
         flip = config.train.test_flip
-        note = ModelNote(parts.dataset.classes, config.data.pixels, parts.logits, flip)
-        save_model(self.directory.path / "model.keras", parts.model, note)
+        note = ModelMetadata(setup.dataset.classes, config.data.pixels, setup.logits, flip)
+        save_model(self.directory.path / "model.keras", setup.model, note)
         write_json(self.directory.path / "summary.json", summary)
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from distcnn import benchmark as benchmark_command
-from distcnn.benchmarking.process_groups import run_group
+from distcnn.benchmarking.process_groups import run_workers
 from distcnn.benchmarking.report import write_all
 from distcnn.benchmarking.results import Results, read_results
 from distcnn.cli.commandline import config_yaml, parse_config
@@ -150,7 +150,7 @@ def test_workers_that_share_cores_have_all_that_they_were_given(tmp_path):
     entry["config"] = str(tmp_path / "config.yaml")
     cores = len(os.sched_getaffinity(0))
     plan = {"cores_per_process": cores, "entries": [entry]}
-    (found,) = run_group("multi_worker", 2, plan, tmp_path / "group")
+    (found,) = run_workers("multi_worker", 2, plan, tmp_path / "group")
     assert found["environment"]["cores"] == cores
 
 
@@ -221,7 +221,7 @@ def test_only_images_to_be_downloaded_become_synthetic(arguments, name, monkeypa
     def campaign(config, *_args, **_settings):
         raise LookupError(config.data.name)
 
-    monkeypatch.setattr(benchmark_command, "Campaign", campaign)
+    monkeypatch.setattr(benchmark_command, "ScalingBenchmark", campaign)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(LookupError, match=name):
         benchmark_command.main(arguments)

@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from distcnn.benchmarking.bottleneck import verdict
-from distcnn.benchmarking.machine import Cores, Machine
-from distcnn.benchmarking.scaling_benchmark import Campaign
-from distcnn.benchmarking.step_timing import shares_of
+from distcnn.benchmarking.bottleneck import describe_bottleneck
+from distcnn.benchmarking.machine import CoreAllocation, Machine
+from distcnn.benchmarking.scaling_benchmark import ScalingBenchmark
+from distcnn.benchmarking.step_timing import time_fractions
 from distcnn.benchmarking.worker import pin
 from distcnn.config import Config, DataConfig, DistributeConfig, TrainConfig
 from distcnn.errors import UsageError
@@ -25,28 +25,28 @@ from distcnn.errors import UsageError
     ],
 )
 def test_cores_of_each_worker(cores, counts, rule, expected):
-    found = Cores(Machine(cores, 0), rule, tuple(counts))
-    assert {count: found.of_each(count) for count in counts} == expected
+    found = CoreAllocation(Machine(cores, 0), rule, tuple(counts))
+    assert {count: found.per_worker(count) for count in counts} == expected
 
 
 def test_counts_beyond_the_hardware_are_marked():
-    found = Cores(Machine(2, 0), "fixed", (1, 2, 4))
-    assert [found.shared(count) for count in (1, 2, 4)] == [False, False, True]
-    on_gpus = Cores(Machine(8, 2), "fixed", (1, 2, 4))
-    assert on_gpus.of_each(2) is None
-    assert [on_gpus.shared(count) for count in (2, 4)] == [False, True]
-    assert Cores(Machine(8, 0), "3", (2, 4)).shared(4)
+    found = CoreAllocation(Machine(2, 0), "fixed", (1, 2, 4))
+    assert [found.oversubscribed(count) for count in (1, 2, 4)] == [False, False, True]
+    on_gpus = CoreAllocation(Machine(8, 2), "fixed", (1, 2, 4))
+    assert on_gpus.per_worker(2) is None
+    assert [on_gpus.oversubscribed(count) for count in (2, 4)] == [False, True]
+    assert CoreAllocation(Machine(8, 0), "3", (2, 4)).oversubscribed(4)
 
 
 @pytest.mark.parametrize("rule", ["some", "0", "-1"])
 def test_wrong_rules_are_refused(rule):
     with pytest.raises(UsageError, match=f"cores_per_worker is '{rule}'; expected fixed"):
-        Cores(Machine(2, 0), rule, (1,))
+        CoreAllocation(Machine(2, 0), rule, (1,))
 
 
 def test_several_workers_need_a_strategy_of_several():
     with pytest.raises(UsageError, match="one_device; expected horovod"):
-        Campaign(
+        ScalingBenchmark(
             Config(distribute=DistributeConfig(strategy="one_device")),
             Machine(2, 0),
             [1, 2],
@@ -72,14 +72,14 @@ def test_each_process_is_bound_to_its_own_cores():
 
 
 def test_shares_add_up():
-    found = shares_of({"full": 100.0, "resident": 90.0, "unreduced": 70.0}, 0.02)
+    found = time_fractions({"full": 100.0, "resident": 90.0, "unreduced": 70.0}, 0.02)
     assert found == pytest.approx(
         {"input_share": 0.1, "communication_share": 0.2, "compute_share": 0.7}
     )
-    assert shares_of({"full": 100.0, "resident": 101.0}, 0.0)["compute_share"] == 1.0
+    assert time_fractions({"full": 100.0, "resident": 101.0}, 0.0)["compute_share"] == 1.0
     # A pipeline that catches up while others have their turn is found by what a run waits for it.
-    assert shares_of({"full": 100.0, "resident": 100.0}, 0.4)["input_share"] == 0.4
-    noisy = shares_of({"full": 50.0, "resident": 90.0, "unreduced": 10.0}, 0.0)
+    assert time_fractions({"full": 100.0, "resident": 100.0}, 0.4)["input_share"] == 0.4
+    noisy = time_fractions({"full": 50.0, "resident": 90.0, "unreduced": 10.0}, 0.0)
     assert noisy == {"input_share": 0.0, "compute_share": 0.0, "communication_share": 1.0}
 
 
@@ -109,7 +109,7 @@ TOLD = {"input_share": 0.0, "communication_share": 0.3, "compute_share": 0.7}
         (
             Config(train=TrainConfig(accumulation_steps=4)),
             TOLD,
-            {"carrier": "shared memory"},  # which compression would switch off
+            {"transport": "shared memory"},  # which compression would switch off
             "a larger --train.batch_size",
         ),
     ],
@@ -120,21 +120,23 @@ def test_the_verdict_names_the_flag(config, shares, settings, words):
         "precision": "mixed_bfloat16",
         "oversubscribed": False,
         "fast_path": True,
-        "carrier": "Horovod",
+        "transport": "Horovod",
         "fastest_policy": "mixed_bfloat16",
     }
-    assert words in verdict(config, shares, **(usual | settings))
+    assert words in describe_bottleneck(config, shares, **(usual | settings))
 
 
 def test_the_global_batch_of_each_count():
-    found = Campaign(Config(), Machine(4, 0), [1, 2], steps=5, warmup=1, cores_per_worker="fixed")
+    found = ScalingBenchmark(
+        Config(), Machine(4, 0), [1, 2], steps=5, warmup=1, cores_per_worker="fixed"
+    )
     sizes = [
         found._config_for(workers, mode).train.global_batch_size
         for mode in ("weak", "strong")
         for workers in (1, 2)
     ]
     assert sizes == [64, 128, 64, 64]
-    tiny = Campaign(
+    tiny = ScalingBenchmark(
         dataclasses.replace(Config(), train=TrainConfig(batch_size=1)),
         Machine(4, 0),
         [2],

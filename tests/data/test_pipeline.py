@@ -6,10 +6,10 @@ import pytest
 from distcnn.config import AugmentConfig
 from distcnn.data.arrays import ArraySplit
 from distcnn.data.pipeline import (
-    EpochOrder,
-    Shares,
+    BatchSharding,
+    EpochSampler,
     evaluation_dataset,
-    evaluation_shares,
+    sharded_evaluation_dataset,
     training_dataset,
 )
 from distcnn.errors import DataError
@@ -25,14 +25,14 @@ def split() -> ArraySplit:
     return ArraySplit(images, np.arange(23) % CLASSES)
 
 
-def shares(split, first_step, last_step, augment=None, batch_size=5, seed=3, part=None):
-    order = EpochOrder(len(split), batch_size, seed)
+def sharding(split, first_step, last_step, augment=None, batch_size=5, seed=3, part=None):
+    sampler = EpochSampler(len(split), batch_size, seed)
     dataset = training_dataset(
         split,
         CLASSES,
-        order,
+        sampler,
         augment or AugmentConfig(),
-        part or Shares(),
+        part or BatchSharding(),
         first_step=first_step,
         last_step=last_step,
     )
@@ -40,7 +40,7 @@ def shares(split, first_step, last_step, augment=None, batch_size=5, seed=3, par
 
 
 def batches(*arguments, **keywords):
-    found = shares(*arguments, **keywords)
+    found = sharding(*arguments, **keywords)
     for images, _, weights in found:
         np.testing.assert_allclose(weights, 1 / len(images))
     return [(images, labels) for images, labels, _ in found]
@@ -52,8 +52,8 @@ def test_each_epoch_sees_every_image_once_in_an_order_of_its_own(split):
     assert [len(x) for x, _ in found] == [5, 5, 5, 5, 3] * 3
     assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
     assert all(a != b for a, b in itertools.combinations(epochs, 2))
-    assert EpochOrder(23, 5, 3).permutation(1).tolist() == epochs[1]
-    assert EpochOrder(23, 5, 4).permutation(1).tolist() != epochs[1]
+    assert EpochSampler(23, 5, 3).permutation(1).tolist() == epochs[1]
+    assert EpochSampler(23, 5, 4).permutation(1).tolist() != epochs[1]
 
 
 def test_images_keep_their_labels_and_their_type(split):
@@ -93,8 +93,8 @@ def test_evaluation_sees_every_image_once_in_stored_order(split):
 
 
 def test_images_before_a_step():
-    order = EpochOrder(23, 5, 0)
-    assert [order.images_before(step) for step in (0, 1, 4, 5, 6, 10)] == [0, 5, 20, 23, 28, 46]
+    sampler = EpochSampler(23, 5, 0)
+    assert [sampler.images_before(step) for step in (0, 1, 4, 5, 6, 10)] == [0, 5, 20, 23, 28, 46]
 
 
 EVERYTHING = AugmentConfig(
@@ -115,8 +115,8 @@ def test_shares_make_up_the_batches_of_one_worker(
     parts = []
     for process in range(processes):
         own = range(process * devices, (process + 1) * devices)
-        part = Shares(own, replicas, accumulation)
-        found = shares(split, 2, 9, EVERYTHING, batch_size, part=part)
+        part = BatchSharding(own, replicas, accumulation)
+        found = sharding(split, 2, 9, EVERYTHING, batch_size, part=part)
         assert len(found) == len(whole) * devices * accumulation
         parts.append(found)
     for step, (images, labels) in enumerate(whole):
@@ -127,7 +127,7 @@ def test_shares_make_up_the_batches_of_one_worker(
                 element = (step * accumulation + turn) * devices + device
                 in_order.append(parts[process][element])
         assert all(len(x) > 0 for x, _, _ in in_order)
-        real = [share for share in in_order if share[2][0] > 0]
+        real = [shard for shard in in_order if shard[2][0] > 0]
         np.testing.assert_array_equal(np.concatenate([x for x, _, _ in real]), images)
         np.testing.assert_array_equal(np.concatenate([y for _, y, _ in real]), labels)
         weights = np.concatenate([w for _, _, w in in_order])
@@ -137,7 +137,7 @@ def test_shares_make_up_the_batches_of_one_worker(
 
 def test_shares_are_even(split):
     sizes = [
-        len(shares(split, 0, 1, batch_size=23, part=Shares(range(r, r + 1), 4))[0][0])
+        len(sharding(split, 0, 1, batch_size=23, part=BatchSharding(range(r, r + 1), 4))[0][0])
         for r in range(4)
     ]
     assert sorted(sizes) == [5, 6, 6, 6]
@@ -149,8 +149,8 @@ def test_evaluation_sees_every_image_once_over_all_workers(split, replicas, batc
     seen: list[int] = []
     steps = set()
     for replica in range(replicas):
-        part = Shares(range(replica, replica + 1), replicas)
-        dataset, count = evaluation_shares(split, CLASSES, batch_size, part)
+        part = BatchSharding(range(replica, replica + 1), replicas)
+        dataset, count = sharded_evaluation_dataset(split, CLASSES, batch_size, part)
         found = list(dataset.as_numpy_iterator())
         assert len(found) == count
         steps.add(count)
@@ -163,13 +163,13 @@ def test_evaluation_sees_every_image_once_over_all_workers(split, replicas, batc
 
 def test_what_cannot_be_cropped_at_once_is_refused_by_name():
     images = np.broadcast_to(np.uint8(0), (4096, 512, 512, 3))
-    order = EpochOrder(4096, 4096, 3)
+    sampler = EpochSampler(4096, 4096, 3)
 
     def dataset(crop, part):
         return training_dataset(
             ArraySplit(images, np.zeros(4096, int)),
             CLASSES,
-            order,
+            sampler,
             AugmentConfig(crop=crop),
             part,
             first_step=0,
@@ -177,6 +177,6 @@ def test_what_cannot_be_cropped_at_once_is_refused_by_name():
         )
 
     with pytest.raises(DataError, match="4096 images of 512 x 512 pixels are too much"):
-        dataset(8, Shares())
-    dataset(8, Shares(range(1), replicas=2))
-    dataset(0, Shares())
+        dataset(8, BatchSharding())
+    dataset(8, BatchSharding(range(1), replicas=2))
+    dataset(0, BatchSharding())

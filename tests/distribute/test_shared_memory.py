@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from distcnn.distribute import shared_memory
 from distcnn.distribute.horovod import _SMALL, _pack
-from distcnn.distribute.shared_memory import Channel, Neighbours
+from distcnn.distribute.shared_memory import Channel, SharedMemoryGroup
 
 SIZE = 3
 ONES = np.ones(3, np.float32)
@@ -36,21 +36,25 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def ranks(threads: ThreadPoolExecutor) -> Iterator[list[Neighbours]]:
+def ranks(threads: ThreadPoolExecutor) -> Iterator[list[SharedMemoryGroup]]:
     token, barrier = secrets.token_hex(8), threading.Barrier(SIZE)
     begun = [
-        threads.submit(Neighbours, rank, SIZE, token, lambda: (barrier.wait(), None)[1], 30.0)
+        threads.submit(
+            SharedMemoryGroup, rank, SIZE, token, lambda: (barrier.wait(), None)[1], 30.0
+        )
         for rank in range(SIZE)
     ]
     found = [future.result(timeout=30) for future in begun]
     yield found
-    for neighbours in found:
-        neighbours.close()
+    for group in found:
+        group.close()
 
 
-def channels_of(ranks: Sequence[Neighbours], arrays: Sequence[Any] = (ONES,)) -> list[Channel]:
+def channels_of(
+    ranks: Sequence[SharedMemoryGroup], arrays: Sequence[Any] = (ONES,)
+) -> list[Channel]:
     specs = [tf.TensorSpec(array.shape, array.dtype) for array in arrays]
-    return [Channel(neighbours, specs) for neighbours in ranks]
+    return [Channel(group, specs) for group in ranks]
 
 
 def exchanging(
@@ -125,8 +129,8 @@ def test_a_process_may_be_late_but_not_stopped(ranks, threads, monkeypatch, capl
         np.testing.assert_array_equal(future.result(timeout=30), [ONES] * SIZE)
     assert "rank 0 has waited for rank 2" in caplog.text
 
-    for neighbours in ranks:
-        neighbours._patience = 2
+    for group in ranks:
+        group._patience = 2
     monkeypatch.setattr(shared_memory, "_stands_still", lambda process: process == os.getpid())
     (waiting,) = exchanging(threads, channels[:1], [[ONES]])
     with pytest.raises(ConnectionError, match="the connection to rank 1 was lost"):
@@ -194,7 +198,9 @@ def test_all_share_memory_or_none(threads):
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as squatter:
         squatter.bind(shared_memory._address(token, 1))
         begun = [
-            threads.submit(Neighbours, rank, SIZE, token, lambda: (barrier.wait(), None)[1], 1.0)
+            threads.submit(
+                SharedMemoryGroup, rank, SIZE, token, lambda: (barrier.wait(), None)[1], 1.0
+            )
             for rank in range(SIZE)
         ]
         for future in begun:

@@ -6,7 +6,7 @@ import pytest
 
 from distcnn.config import DistributeConfig
 from distcnn.distribute import choose_strategy
-from distcnn.distribute.device_placement import share_cores, visible_gpus
+from distcnn.distribute.device_placement import bind_cores, gpus_of_process
 from distcnn.errors import UsageError
 from distcnn.runtime.cluster import Cluster
 
@@ -83,14 +83,14 @@ def test_bad_values_are_refused(keys, message):
 )
 def test_each_process_takes_its_own_gpus(local_rank, local_size, strategy, gpus, taken):
     cluster = Cluster(size=local_size, local_rank=local_rank, local_size=local_size)
-    assert visible_gpus(cluster, strategy, gpus) == taken
+    assert gpus_of_process(cluster, strategy, gpus) == taken
 
 
 @pytest.mark.parametrize("strategy", ["horovod", "multi_worker"])
 def test_processes_do_not_share_gpus(strategy):
     cluster = Cluster(size=4, local_rank=1, local_size=4)
     with pytest.raises(UsageError, match="4 processes on this host, but 2 GPUs; start one"):
-        visible_gpus(cluster, strategy, 2)
+        gpus_of_process(cluster, strategy, 2)
 
 
 @pytest.mark.parametrize(
@@ -112,5 +112,5 @@ def test_each_process_takes_its_share_of_the_cores(
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, own: taken.append(set(own)))
     monkeypatch.setattr(os, "cpu_count", lambda: total)
     cluster = Cluster(size=local_size, local_rank=local_rank, local_size=local_size)
-    assert share_cores(cluster) == threads
+    assert bind_cores(cluster) == threads
     assert taken == ([] if bound is None else [bound])

@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import layers
 
 from distcnn.distribute.base import Backend
-from distcnn.distribute.layers import vary_randomness
+from distcnn.distribute.layers import decorrelate_seeds
 from distcnn.fast import chain as chain_module
 from distcnn.fast import fast_model
 from distcnn.fast.chain import Chain
@@ -335,7 +335,7 @@ def test_dropout_is_seeded_and_differs_by_draw_and_by_replica() -> None:
         keras.utils.set_random_seed(9)
         model = keras.Sequential([keras.Input((8, 8, 4)), layers.Dropout(0.5)])
         if second:
-            vary_randomness(model, Second())
+            decorrelate_seeds(model, Second())
         fast = fast_model(model)
         return [fast(tf.ones((4, 8, 8, 4)), training=True).numpy() for _ in range(2)]
 

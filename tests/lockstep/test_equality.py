@@ -109,8 +109,8 @@ def test_any_number_of_workers_makes_the_weights_of_one(outcome, alone):
     hashes = {result["summary"]["weights_sha256"] for result in several.results}
     assert hashes == {summary["weights_sha256"]}
     if summary["strategy"] == "horovod":
-        carrier = "shared memory" if name == case else "Horovod"
-        assert {result["carrier"] for result in several.results} == {carrier}
+        transport = "shared memory" if name == case else "Horovod"
+        assert {result["transport"] for result in several.results} == {transport}
     bound = HALF_TOLERANCE.get(case, TOLERANCE)
     assert difference(several.weights, alone[case].weights) <= bound
     for key in ("val_loss", "test_loss", "loss"):

@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from distcnn.distribute.consistency import (
-    LockstepError,
-    average_per_replica,
-    prove_reduction,
-    require_same_state,
+    ReplicaMismatchError,
+    average_across_replicas,
+    require_identical_state,
+    verify_reduction,
 )
 from distcnn.distribute.tensorflow import OneDevice
 from distcnn.errors import UsageError
@@ -135,8 +135,10 @@ class Two(OneDevice):
 
 
 def test_a_backend_that_does_not_reduce_is_found_at_the_start():
-    with pytest.raises(LockstepError, match="the strategy broken does not reduce: 2 replicas"):
-        prove_reduction(Two())
+    with pytest.raises(
+        ReplicaMismatchError, match="the strategy broken does not reduce: 2 replicas"
+    ):
+        verify_reduction(Two())
 
 
 class Apart(OneDevice):
@@ -144,7 +146,7 @@ class Apart(OneDevice):
 
     local_replicas = 3
 
-    def values_of(self, variable: Any) -> list[np.ndarray]:
+    def local_values(self, variable: Any) -> list[np.ndarray]:
         return [np.asarray(value) for value in variable.parts]
 
 
@@ -161,7 +163,7 @@ class Parted:
 
 def test_the_mean_leaves_equal_values_as_they_are_to_the_bit():
     apart, equal = Parted(1.0, 2.0, 6.0), Parted(0.1, 0.1, 0.1)
-    average_per_replica(Apart(), [apart, equal])
+    average_across_replicas(Apart(), [apart, equal])
     assert apart.parts == [3.0] * 3
     assert equal.parts == [np.float32(0.1)] * 3
 
@@ -169,21 +171,21 @@ def test_the_mean_leaves_equal_values_as_they_are_to_the_bit():
 def test_every_replica_that_differs_is_named():
     groups = {"model": [Parted(1, 1, 1), Parted(1, 2, 3), Parted(1, 1, 2)]}
     with pytest.raises(
-        LockstepError, match=r"the replicas 0 and 1, 2 hold .* layer/mean \(and 1 more"
+        ReplicaMismatchError, match=r"the replicas 0 and 1, 2 hold .* layer/mean \(and 1 more"
     ):
-        require_same_state(Apart(), groups, step=9)
-    require_same_state(Apart(), {"model": [Parted(1, 1, 1)]}, step=9)
+        require_identical_state(Apart(), groups, step=9)
+    require_identical_state(Apart(), {"model": [Parted(1, 1, 1)]}, step=9)
 
 
 def test_keras_writers_work_in_rank_0_alone():
-    from distcnn.training.callbacks.callback_list import callbacks_of_rank
+    from distcnn.training.callbacks.callback_list import callbacks_for_rank
 
     class Mine(keras.callbacks.Callback):
         chief_only = True
 
     stopping, csv = keras.callbacks.EarlyStopping(), keras.callbacks.CSVLogger("x")
     mine = [stopping, csv, Mine()]
-    assert callbacks_of_rank(mine, is_chief=True) == mine
-    assert callbacks_of_rank(mine, is_chief=False) == [stopping]
+    assert callbacks_for_rank(mine, is_chief=True) == mine
+    assert callbacks_for_rank(mine, is_chief=False) == [stopping]
     with pytest.raises(UsageError, match="BackupAndRestore would restore its state over"):
-        callbacks_of_rank([keras.callbacks.BackupAndRestore("x")], is_chief=True)
+        callbacks_for_rank([keras.callbacks.BackupAndRestore("x")], is_chief=True)

@@ -40,10 +40,10 @@ class Overflow:
             training.present = step
             return one_step(training, batches, step, stop)
 
-        def overflowing(training: Any, *share: Any) -> Any:
-            gradients, sums = compute(training, *share)
+        def overflowing(training: Any, *shard: Any) -> Any:
+            gradients, sums = compute(training, *shard)
             backend = training._backend
-            last = tf.equal(backend.replica_number(), backend.replicas - 1)
+            last = tf.equal(backend.replica_id(), backend.replicas - 1)
             hit = last & tf.equal(training.present, OVERFLOW_AT)
             return [gradients[0] + tf.where(hit, np.inf, 0.0), *gradients[1:]], sums
 
@@ -57,7 +57,7 @@ class WithoutReduction:
     """Switches the reduction of the gradients off; all else still works."""
 
     def __init__(self, trainer: Trainer) -> None:
-        backend = trainer.parts.backend
+        backend = trainer.setup.backend
         reduce_sum = type(backend).reduce_sum
 
         def own(tensors: Any, *, compressible: int = 0) -> Any:
@@ -106,9 +106,9 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
         if entry.get("overflow"):
             stack.enter_context(Overflow())
         if entry.get("without_guard"):
-            stack.enter_context(replacing(state, "require_same_state", lambda *_: None))
+            stack.enter_context(replacing(state, "require_identical_state", lambda *_: None))
         if entry.get("same_dropout"):
-            stack.enter_context(replacing(setup, "vary_randomness", lambda *_: None))
+            stack.enter_context(replacing(setup, "decorrelate_seeds", lambda *_: None))
         if entry.get("without_memory") and rank == 1:
             stack.enter_context(replacing(os, "memfd_create", forbidden))
         try:
@@ -121,17 +121,17 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
             summary = trainer.fit()
         except DistcnnError as error:
             return {"error": str(error)}
-    if trainer.parts.backend.is_chief:
+    if trainer.setup.backend.is_chief:
         np.savez(out / "weights.npz", *trainer.model.get_weights())
     moved = max(
         float(np.abs(a - b).max()) for a, b in zip(trainer.model.get_weights(), start, strict=True)
     )
-    scale = getattr(trainer.parts.optimizer, "dynamic_scale", None)
+    scale = getattr(trainer.setup.optimizer, "dynamic_scale", None)
     return {
         "summary": summary,
-        "carrier": trainer.parts.backend.carrier,
+        "transport": trainer.setup.backend.transport,
         "moved": moved,
-        "iterations": int(keras.ops.convert_to_numpy(trainer.parts.optimizer.iterations)),
+        "iterations": int(keras.ops.convert_to_numpy(trainer.setup.optimizer.iterations)),
         "scale": None if scale is None else float(keras.ops.convert_to_numpy(scale)),
     }
 

@@ -83,7 +83,7 @@ def test_fit_is_plain_keras_on_the_same_batches(tmp_path):
         )
     )
     start = trainer.model.get_weights()
-    batches = [(np.array(x), np.array(y)) for x, y, _ in trainer.parts.training_batches(0)]
+    batches = [(np.array(x), np.array(y)) for x, y, _ in trainer.setup.training_batches(0)]
     summary = trainer.fit()
     assert summary is not None
 
@@ -231,7 +231,7 @@ def test_a_factory_may_choose_its_own_input_and_return_logits(tmp_path):
             train__epochs=6,
         )
     )
-    assert trainer.parts.dataset.train.image_shape == (8, 8, 1)
+    assert trainer.setup.dataset.train.image_shape == (8, 8, 1)
     assert returns_logits(ModelConfig(), trainer.model)
     summary = trainer.fit()
     assert summary is not None
@@ -319,7 +319,7 @@ def test_mixed_precision_trains_with_float32_variables(tmp_path, policy):
     assert summary["precision"] == policy
     assert {w.dtype for w in trainer.model.weights} == {"float32"}
     assert np.isfinite(summary["loss"])
-    assert hasattr(trainer.parts.optimizer, "inner_optimizer") == (policy == "mixed_float16")
+    assert hasattr(trainer.setup.optimizer, "inner_optimizer") == (policy == "mixed_float16")
 
 
 @pytest.mark.parametrize(("at", "kept"), [(3, []), (10, ["step-00000007"])])
@@ -364,7 +364,7 @@ def test_without_out_the_next_free_folder_is_taken(tmp_path):
 
 def test_two_processes_cannot_share_a_run_directory(tmp_path):
     first = Trainer(small_config(tmp_path / "run"))
-    first.directory.create(first.config, {"resolved": first.parts.resolved()})
+    first.directory.create(first.config, {"resolved": first.setup.resolved()})
     second = Trainer(small_config(tmp_path / "run"))
     with pytest.raises(DistcnnError, match="another process trains"):
         second.fit()

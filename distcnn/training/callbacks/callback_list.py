@@ -17,7 +17,7 @@ WRITERS = (
 """Keras' callbacks that write or send, and so work for rank 0 alone."""
 
 
-def callbacks_of_rank(
+def callbacks_for_rank(
     callbacks: list[keras.callbacks.Callback], *, is_chief: bool
 ) -> list[keras.callbacks.Callback]:
     """Returns the user's callbacks that work in this process.
@@ -42,7 +42,7 @@ def callbacks_of_rank(
     ]
 
 
-class Dispatch(CallbackList):
+class TrainingCallbacks(CallbackList):
     """Calls callbacks without a host synchronisation a step.
 
     Callbacks that do not override `on_train_batch_end`, or that declare `reads_logs = False`, never

@@ -10,15 +10,15 @@ import numpy as np
 from distcnn.distribute import Backend
 from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import Checkpoints, Progress, snapshot
-from distcnn.training.callbacks.non_finite import require_finite
+from distcnn.training.callbacks.non_finite import require_finite_loss
 from distcnn.training.step import TrainingStep
 
 
-class Stopped(BaseException):
+class StoppedBySignal(BaseException):
     """A signal stopped the run after its state was saved."""
 
 
-class Saver(keras.callbacks.Callback):
+class CheckpointSaver(keras.callbacks.Callback):
     """Saves a checkpoint at the end of epochs and when a signal asks to stop.
 
     It stands after the user's callbacks, so that what they did in an epoch is in its checkpoint. It
@@ -31,7 +31,7 @@ class Saver(keras.callbacks.Callback):
         checkpoints: Where to save.
         progress: How far the run already is.
         measured: Tells the seconds and images of this process so far.
-        align: Brings the replicas together.
+        synchronise: Brings the replicas together.
         every_epochs: Epochs between checkpoints.
         patience: Epochs without a better validation loss before the run stops; 0 for never.
         stop: Whether a signal asked to stop.
@@ -47,7 +47,7 @@ class Saver(keras.callbacks.Callback):
         checkpoints: Checkpoints,
         progress: Progress,
         measured: Callable[[], tuple[float, int]],
-        align: Callable[[], None],
+        synchronise: Callable[[], None],
         *,
         every_epochs: int,
         patience: int,
@@ -60,7 +60,7 @@ class Saver(keras.callbacks.Callback):
         self._checkpoints = checkpoints
         self._before = progress
         self._measured = measured
-        self._align = align
+        self._synchronise = synchronise
         self._every_epochs = every_epochs
         self._patience = patience
         self._stop = stop
@@ -72,9 +72,9 @@ class Saver(keras.callbacks.Callback):
             return
         alone = self._backend.size == 1
         if self._stop.name is not None if alone else self._training.voted_to_stop():
-            self._align()
+            self._synchronise()
             self._save(is_best=False)
-            raise Stopped
+            raise StoppedBySignal
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves the epoch if it is due, the best, the last, or asked for by a signal."""
@@ -89,10 +89,10 @@ class Saver(keras.callbacks.Callback):
         if is_best or last or stop or (epoch + 1) % self._every_epochs == 0:
             self._save(is_best=is_best)
         if stop and not last:
-            raise Stopped
+            raise StoppedBySignal
 
     def _save(self, *, is_best: bool) -> None:
-        require_finite(self._training)
+        require_finite_loss(self._training)
         seconds, images = self._measured()
         self.progress = dataclasses.replace(
             self.progress,
@@ -100,7 +100,7 @@ class Saver(keras.callbacks.Callback):
             train_seconds=self._before.train_seconds + seconds,
             images=self._before.images + images,
         )
-        self._backend.on_chief(lambda: self._write(is_best))
+        self._backend.run_on_chief(lambda: self._write(is_best))
 
     def _write(self, is_best: bool) -> None:
         self._checkpoints.save(snapshot(self._variables), self.progress, is_best=is_best)

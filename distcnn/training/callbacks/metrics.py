@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import keras
 
-from distcnn.data.pipeline import EpochOrder
+from distcnn.data.pipeline import EpochSampler
 from distcnn.training.step import TrainingStep
 
 Row = dict[str, Any]
@@ -18,7 +18,7 @@ images_per_second, step_ms, input_wait (share of the time) and, on an epoch's la
 val_accuracy (None without validation)."""
 
 
-class Recorder(keras.callbacks.Callback):
+class MetricsRecorder(keras.callbacks.Callback):
     """Makes a row every `every_steps` global steps and at the end of every epoch.
 
     Loss and accuracy are those of the epoch so far. Speed is that since the last row; the first
@@ -26,7 +26,7 @@ class Recorder(keras.callbacks.Callback):
 
     Args:
         training: The training step.
-        order: Tells steps and images.
+        sampler: Tells steps and images.
         every_steps: Steps between rows.
         rate: Tells the present learning rate.
         sinks: Called with each row.
@@ -38,7 +38,7 @@ class Recorder(keras.callbacks.Callback):
     def __init__(
         self,
         training: TrainingStep,
-        order: EpochOrder,
+        sampler: EpochSampler,
         every_steps: int,
         rate: Callable[[], float],
         sinks: list[Callable[[Row], None]],
@@ -46,7 +46,7 @@ class Recorder(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._training = training
-        self._order = order
+        self._sampler = sampler
         self._every_steps = every_steps
         self._rate = rate
         self._sinks = sinks
@@ -90,22 +90,22 @@ class Recorder(keras.callbacks.Callback):
     def _mark(self) -> None:
         self._since = time.perf_counter()
         self._since_step = self._training.step
-        self._training.take_input_wait()
+        self._training.pop_input_wait()
 
     def _row(self) -> Row:
         metrics = self._training.metrics()  # waits for the device
         step = self._training.step
         seconds = time.perf_counter() - self._since
-        waited = self._training.take_input_wait()
+        waited = self._training.pop_input_wait()
         steps = step - self._since_step
-        images = self._order.images_before(step) - self._order.images_before(self._since_step)
+        images = self._sampler.images_before(step) - self._sampler.images_before(self._since_step)
         measured = steps > 0 and seconds > 0
         if measured:
             self._seconds += seconds
             self._images += images
         row = {
             "step": step,
-            "epoch": math.ceil(step / self._order.steps_per_epoch),
+            "epoch": math.ceil(step / self._sampler.steps_per_epoch),
             "loss": metrics["loss"],
             "accuracy": metrics["accuracy"],
             "learning_rate": self._rate(),
@@ -121,7 +121,7 @@ class Recorder(keras.callbacks.Callback):
             sink(row)
 
 
-class MetricsFile:
+class MetricsWriter:
     """Appends rows to `metrics.jsonl`; a context manager that closes it.
 
     Args:

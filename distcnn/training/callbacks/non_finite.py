@@ -14,7 +14,7 @@ class NotFiniteError(DistcnnError):
     on_every_rank = True
 
 
-class FiniteGuard(keras.callbacks.Callback):
+class NonFiniteLossGuard(keras.callbacks.Callback):
     """Raises when the loss of a step was NaN or infinite; asks every `every_steps` steps.
 
     It stands before everything that saves, so a bad state is never saved.
@@ -34,18 +34,18 @@ class FiniteGuard(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Asks when it is time."""
         if self._training.just_passed(self._every_steps):
-            require_finite(self._training)
+            require_finite_loss(self._training)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Asks before the validation of an epoch."""
-        require_finite(self._training)
+        require_finite_loss(self._training)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Asks before the epoch is saved."""
-        require_finite(self._training)
+        require_finite_loss(self._training)
 
 
-def require_finite(training: TrainingStep) -> None:
+def require_finite_loss(training: TrainingStep) -> None:
     """Raises if the loss of a step was not finite.
 
     Raises:

@@ -16,7 +16,7 @@ from distcnn.inference.plots import (
     to_pixels,
 )
 from distcnn.training.callbacks.metrics import Row
-from distcnn.training.setup import Assembly
+from distcnn.training.setup import TrainingSetup
 from distcnn.training.step import TrainingStep
 
 
@@ -51,21 +51,21 @@ class TensorBoardScalars:
 
 
 def tensorboard_callbacks(
-    folder: Path, parts: Assembly, first_step: int
+    folder: Path, setup: TrainingSetup, first_step: int
 ) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that the logging section asks for.
 
     Args:
         folder: TensorBoard's folder of the run.
-        parts: The run.
+        setup: The run.
         first_step: Global step at which it begins.
     """
-    logging, callbacks = parts.config.logging, []
+    logging, callbacks = setup.config.logging, []
     if logging.images:
-        callbacks.append(TensorBoardImages(folder, parts, parts.training_batches(first_step)))
+        callbacks.append(TensorBoardImages(folder, setup, setup.training_batches(first_step)))
     if logging.profile:
         first, last = map(int, logging.profile.split(","))
-        callbacks.append(Profiler(folder, parts.training, first, last))
+        callbacks.append(Profiler(folder, setup.training, first, last))
     return callbacks
 
 
@@ -77,22 +77,22 @@ class TensorBoardImages(keras.callbacks.Callback):
 
     Args:
         folder: TensorBoard's folder of the run.
-        parts: The run.
+        setup: The run.
         batches: Training batches; the first one is shown.
     """
 
     reads_logs = False
 
-    def __init__(self, folder: Path, parts: Assembly, batches: tf.data.Dataset) -> None:
+    def __init__(self, folder: Path, setup: TrainingSetup, batches: tf.data.Dataset) -> None:
         super().__init__()
         # A folder of their own: TensorBoard follows only the newest file of a folder.
         self._writer = tf.summary.create_file_writer(str(folder / "images"))
-        self._parts = parts
+        self._setup = setup
         self._batch = np.asarray(next(iter(batches.take(1)))[0])
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Writes the graph of the classifier and the first training batch."""
-        with self._writer.as_default(self._parts.training.step):
+        with self._writer.as_default(self._setup.training.step):
             signature = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
             forward = tf.function(self.model).get_concrete_function(signature)
             tf.summary.graph(forward.graph)
@@ -105,19 +105,19 @@ class TensorBoardImages(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Writes the confusion matrix and the worst mistakes."""
-        parts, examined = self._parts, self._parts.dataset.validation
+        setup, examined = self._setup, self._setup.dataset.validation
         if examined is None:
             return
-        classes = parts.dataset.classes
-        with parts.training.evaluated_weights():
+        classes = setup.dataset.classes
+        with setup.training.evaluated_weights():
             result = evaluate_split(
-                parts.evaluation.predict,
+                setup.evaluation.predict,
                 examined,
                 classes,
-                logits=parts.logits,
-                batch_size=parts.config.train.eval_batch_size,
+                logits=setup.logits,
+                batch_size=setup.config.train.eval_batch_size,
             )
-        with self._writer.as_default(parts.training.step):
+        with self._writer.as_default(setup.training.step):
             figure = confusion_figure(result.confusion(), classes)
             self._image("validation/confusion_matrix", to_pixels(figure))
             worst = result.worst(25)
@@ -140,9 +140,9 @@ class TensorBoardImages(keras.callbacks.Callback):
         if kernels.shape[3] not in (1, 3):
             kernels = kernels.mean(axis=3, keepdims=True)
         example = self._batch[:1]
-        maps = keras.Model(self.model.inputs, layer.output)(self._parts.evaluation.scaled(example))
+        maps = keras.Model(self.model.inputs, layer.output)(self._setup.evaluation.scaled(example))
         maps = np.asarray(maps, np.float32)[0].transpose(2, 0, 1)[..., None]
-        with self._writer.as_default(self._parts.training.step):
+        with self._writer.as_default(self._setup.training.step):
             self._image("first_layer/filters", tile(stretch_contrast(kernels)[:64]))
             self._image("first_layer/input", tile(example))
             self._image("first_layer/feature_maps", tile(stretch_contrast(maps)[:64]))
