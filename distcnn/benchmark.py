@@ -15,7 +15,8 @@ from distcnn.benchmarking.machine import Machine
 from distcnn.benchmarking.report import show, write_all
 from distcnn.benchmarking.results import Results, read_results
 from distcnn.benchmarking.scaling_benchmark import Mode, ScalingBenchmark
-from distcnn.cli.commandline import parse_run, run_command, write_json
+from distcnn.cli.command import run_command, write_json
+from distcnn.cli.parser import parse_run
 from distcnn.errors import DistcnnError, UsageError
 
 log = logging.getLogger("distcnn")

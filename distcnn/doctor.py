@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from distcnn.cli.checks import (
-    Finding,
     check_cluster,
     check_hardware,
-    check_horovod,
     check_reduction,
     check_storage,
     check_versions,
 )
-from distcnn.cli.commandline import Parser, run_command, write_json
+from distcnn.cli.command import run_command, write_json
+from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
+from distcnn.distribute.strategies import STRATEGIES
+from distcnn.runtime.finding import Finding
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
@@ -51,17 +52,22 @@ def main(arguments: Sequence[str]) -> int:
 
     for found in check_versions():
         show(found)
+    usable = []
     if not any(found.level == "error" for found in findings):
         import_tensorflow()
-        for check in (check_hardware, check_horovod):
-            for found in check():
+        for found in check_hardware():
+            show(found)
+        for name, strategy in STRATEGIES.items():
+            found_of_strategy = list(strategy.check())
+            for found in found_of_strategy:
                 show(found)
+            if strategy.joins_processes and all(f.level == "ok" for f in found_of_strategy):
+                usable.append(name)
     for found in (*check_cluster(os.environ, ports=not options.quick), *check_storage()):
         show(found)
     if not options.quick and not any(found.level == "error" for found in findings):
-        has_horovod = any(f.subject == "horovod" and f.level == "ok" for f in findings)
-        for strategy in ("horovod", "multi_worker") if has_horovod else ("multi_worker",):
-            for found in check_reduction(strategy):
+        for name in usable:
+            for found in check_reduction(name):
                 show(found)
     write_json(options.json, [dataclasses.asdict(found) for found in findings])
     return int(any(found.level == "error" for found in findings))

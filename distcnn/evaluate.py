@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from distcnn.cli.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.cli.command import require_at_least_one, run_command, write_json
+from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
 from distcnn.errors import DataError
 

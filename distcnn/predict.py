@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from distcnn.cli.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.cli.command import require_at_least_one, run_command, write_json
+from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
 from distcnn.errors import DataError
 

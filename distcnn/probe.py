@@ -1,42 +1,32 @@
-"""The command `python -m distcnn.probe`: one of several processes that prove that they reduce.
+"""The command `python -m distcnn.probe`: one of several processes that verify their reduction.
 
-`distcnn.doctor` starts two of it; started by any launcher, it tries that launcher's own cluster.
+`distcnn.doctor` starts two of it; started by any launcher, it tests that launcher's own cluster.
 """
 
-import os
 from collections.abc import Sequence
 
-from distcnn.cli.commandline import Parser, run_command
+from distcnn.cli.command import run_command
+from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
-from distcnn.config import DistributeConfig
-from distcnn.runtime.cluster import find_cluster
+from distcnn.config import Config, DistributeConfig
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reduces values that differ in every process.
-
-    Args:
-        arguments: The command line, without the program.
-
-    Returns:
-        0 if the sums are right.
-    """
-    parser = Parser("distcnn.probe", "Proves that the processes of a cluster reduce.")
+    """Reduces values that differ in every process, and checks the sums."""
+    parser = Parser("distcnn.probe", "Verifies that the processes of a cluster reduce correctly.")
     parser.add_class_arguments(DistributeConfig, "distribute")
     parser.hide_section_flags()
     options = parser.parse_args(list(arguments))
-    cluster = find_cluster(os.environ)
 
     import_tensorflow()
-    from distcnn.distribute import build_backend
     from distcnn.distribute.base import reporting_lost_peers
-    from distcnn.distribute.consistency import verify_reduction
+    from distcnn.distribute.context import join_run
 
-    backend, _ = build_backend(DistributeConfig(**options.distribute.as_dict()), cluster)
+    config = Config(distribute=DistributeConfig(**options.distribute.as_dict()))
+    backend = join_run(config).backend
     with reporting_lost_peers(backend):
-        verify_reduction(backend)
         backend.barrier()
-    if cluster.is_chief:
+    if backend.is_chief:
         print(f"{backend.name}: {backend.replicas} workers reduce")
     return 0
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from distcnn.cli.commandline import Parser, require_at_least_one, run_command, write_json
+from distcnn.cli.command import require_at_least_one, run_command, write_json
+from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
 from distcnn.config import DataConfig
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from distcnn.cli.commandline import EXIT_STOPPED, parse_config, run_command
+from distcnn.cli.command import EXIT_STOPPED, run_command
+from distcnn.cli.parser import parse_config
 from distcnn.cli.startup import import_tensorflow
 
 

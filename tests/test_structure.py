@@ -1,54 +1,183 @@
-"""The shape of the code: imports point one way, and nothing is swept into a corner."""
+"""The shape of the code: imports point down, without circles; private names stay in adapters."""
 
 import ast
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import distcnn
 
 PACKAGE = Path(distcnn.__file__).parent
 
-LAYERS = [
+COMMANDS = {
+    *("train", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
+    *("install_horovod", "__main__"),
+}
+
+LAYERS: list[set[str]] = [
     {"version", "errors"},
     {"config"},
     {"runtime"},
-    {"distribute"},
-    {"cli"},
-    {"storage"},
+    {"distribute", "storage"},
     {"data"},
     {"models", "fast", "optim"},
+    {"cli"},
     {"inference"},
     {"training"},
     {"benchmarking"},
-    {"train", "evaluate", "predict", "records", "doctor", "probe", "benchmark"},
+    COMMANDS,
+    {"__init__"},
 ]
-"""What may import what: a module imports from its own layer and those before it."""
+"""The rooms of the package from the lowest up. A room imports from those below it only."""
+
+ADAPTERS = {"keras_internals.py", "horovod_internals.py"}
+"""The modules that may use private attributes of the libraries."""
 
 
-def imports_of(path: Path) -> set[str]:
-    found = set()
+def modules_of(package: Path) -> dict[str, Path]:
+    """Returns the modules of a package by dotted name, relative to it."""
+    return {
+        ".".join(path.relative_to(package).with_suffix("").parts): path
+        for path in package.rglob("*.py")
+    }
+
+
+def imports_of(name: str, path: Path, modules: set[str]) -> Iterator[str]:
+    """Yields the modules of the package that one of them imports, anywhere in its text."""
+    folder = name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("distcnn."):
-            found.add(node.module.split(".")[1])
+        targets: list[str] = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(["distcnn", *folder[: len(folder) - node.level + 1], base])
+            targets = [f"{base.rstrip('.')}.{alias.name}" for alias in node.names]
+        for target in targets:
+            parts = target.split(".")
+            if parts[0] != "distcnn":
+                continue
+            found = "__init__"
+            for length in range(1, len(parts)):
+                inside = ".".join(parts[1 : length + 1])
+                found = next((m for m in (inside, f"{inside}.__init__") if m in modules), found)
+            yield found
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def violations(package: Path, layers: list[set[str]]) -> list[str]:
+    """Returns what is wrong with the imports of a package, in words."""
+    modules = modules_of(package)
+    level = {name: number for number, names in enumerate(layers) for name in names}
+    graph = {name: set(imports_of(name, p, set(modules))) - {name} for name, p in modules.items()}
+    found = []
+    for name, targets in graph.items():
+        for target in targets:
+            if room(target) == room(name):
+                continue
+            if level[room(target)] >= level[room(name)]:
+                found.append(f"{name} imports {target}")
+    # Names that a room exports are fetched through its __init__, which imports the rest.
+    inner = {n: {t for t in ts if not t.endswith("__init__")} for n, ts in graph.items()}
+    found += [f"circle: {' -> '.join(circle)}" for circle in circles(inner)]
     return found
 
 
-def test_imports_point_one_way():
-    level = {name: number for number, names in enumerate(LAYERS) for name in names}
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts == ("__init__",):
-            continue
-        for name in imports_of(path):
-            assert level[name] <= level[parts[0]], f"{path} imports distcnn.{name}"
+def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
+    """Yields a circle for each module that is on one."""
+    for start in sorted(graph):
+        paths = [[start]]
+        seen: set[str] = set()
+        while paths:
+            path = paths.pop()
+            for target in graph.get(path[-1], ()):
+                if target == start:
+                    yield [*path, start]
+                    paths = []
+                    break
+                if target not in seen:
+                    seen.add(target)
+                    paths.append([*path, target])
+
+
+def test_imports_point_down_and_in_no_circle():
+    assert violations(PACKAGE, LAYERS) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "wrong"),
+    [
+        ("config/schema.py", "from distcnn.training.loop import run", "config.schema imports"),
+        ("config/schema.py", "import distcnn.training.loop", "config.schema imports"),
+        ("config/schema.py", "from distcnn import training", "config.schema imports training"),
+        ("config/schema.py", "from distcnn import Trainer", "config.schema imports __init__"),
+        ("config/schema.py", "from ..training.loop import run", "config.schema imports"),
+        ("config/schema.py", "def f():\n    import distcnn.training.loop", "config.schema imports"),
+        ("config/schema.py", "from distcnn.config import recipe", "circle: config.recipe"),
+        ("train.py", "import distcnn.evaluate", "train imports evaluate"),
+    ],
+)
+def test_each_kind_of_wrong_import_is_found(module, text, wrong, tmp_path):
+    for name in ("config", "training"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "__init__.py").write_text("from distcnn.training.loop import run")
+    (tmp_path / "evaluate.py").touch()
+    (tmp_path / "train.py").write_text("from distcnn.training.loop import run")
+    (tmp_path / "training" / "loop.py").write_text("from distcnn.config.recipe import load")
+    (tmp_path / "config" / "recipe.py").write_text("from distcnn.config.schema import Config")
+    (tmp_path / "config" / "schema.py").touch()
+    assert violations(tmp_path, LAYERS) == []
+    (tmp_path / module).write_text(text)
+    assert any(found.startswith(wrong) for found in violations(tmp_path, LAYERS))
 
 
 def test_there_is_no_corner_for_everything():
-    assert not [
-        p for p in PACKAGE.rglob("*.py") if p.stem in ("utils", "helpers", "common", "misc")
-    ]
+    corners = ("utils", "helpers", "common", "misc")
+    assert not [name for name in modules_of(PACKAGE) if name.split(".")[-1] in corners]
+
+
+def private_attributes(text: str) -> set[str]:
+    """Returns the private attributes that a module uses but does not define itself."""
+    tree = ast.parse(text)
+    defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    used = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or not re.fullmatch(r"_[a-z]\w*", node.attr):
+            continue
+        of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "part")
+        if of_self and isinstance(node.ctx, ast.Store):
+            defined.add(node.attr)
+        else:
+            used.add(node.attr)
+    return used - defined
+
+
+def test_private_attributes_of_libraries_stay_in_their_adapters():
+    known = {
+        "parser.py": {"_actions"},  # argparse's, for whose help there is no other way
+        "command.py": {"_exit"},  # os._exit
+    }
+    for path in PACKAGE.rglob("*.py"):
+        if path.name not in ADAPTERS:
+            found = private_attributes(path.read_text()) - known.get(path.name, set())
+            assert not found, (path, found)
+
+
+def test_a_private_attribute_is_found():
+    assert private_attributes("def f(layer):\n    return layer._moments") == {"_moments"}
+    assert (
+        private_attributes("class A:\n    def f(self):\n        self._x = 1\n        self._x")
+        == set()
+    )
 
 
 def test_what_is_imported_at_once_is_a_dependency() -> None:
@@ -65,3 +194,15 @@ def test_what_is_imported_at_once_is_a_dependency() -> None:
             for module in modules:
                 top = module.partition(".")[0]
                 assert top in {*known, *sys.stdlib_module_names, "distcnn"}, (path.name, module)
+
+
+def test_functions_fit_on_a_screen():
+    """Docstrings aside; a long one hides a phase that has no name."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[0]
+                is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+                body = node.body[1:] if is_docstring and len(node.body) > 1 else node.body
+                lines = (body[-1].end_lineno or 0) - body[0].lineno + 1
+                assert lines <= 60, f"{path}: {node.name} has {lines} lines"

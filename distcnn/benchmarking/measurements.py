@@ -23,7 +23,7 @@ def steps(setup: TrainingSetup, *, count: int, warmup: int) -> dict[str, Any]:
         "peak_gflops": peak_flops(keras.config.dtype_policy().compute_dtype) / 1e9,
         "fastest_policy": resolve_precision(PrecisionConfig(), hardware).policy,
         "resolved": resolved,
-        "environment": describe_environment(hardware, resolved),
+        "environment": describe_environment(hardware.gpu, resolved),
     }
 
 

@@ -13,9 +13,9 @@ from distcnn.benchmarking.statistics import noise_floor, ratio_of_quartiles
 from distcnn.benchmarking.step_timing import TimedSteps, require_steps
 from distcnn.config import AugmentConfig
 from distcnn.data.pipeline import evaluation_dataset
-from distcnn.models import build_model
+from distcnn.models.building import build_model
 from distcnn.optim.optimizers import plain_optimizer
-from distcnn.training.setup import TrainingSetup, compile_arguments
+from distcnn.training.setup import TrainingSetup
 
 _WARMUP = 5
 _EVALUATED_IMAGES = 1024
@@ -41,7 +41,7 @@ class PlainScript:
         finally:
             keras.config.set_dtype_policy(policy)
         optimizer = plain_optimizer(config.optimizer, config.optimizer.lr, self.model)
-        self.model.compile(optimizer, **compile_arguments(setup.logits))
+        self.model.compile(optimizer, **setup.objective.compile_arguments())
         count = min(len(dataset.train), max(most, _EVALUATED_IMAGES))
         self.stored = dataset.train.gather(tf.range(count, dtype=tf.int64))
         self.images = setup.evaluation.scaled(self.stored).numpy()

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from distcnn.distribute.launching import Process, unplaced_environment
+from distcnn.distribute.strategies import strategy_of
 from distcnn.errors import DistcnnError, UsageError
 
 _GRACE_SECONDS = 5
-_LAUNCHER_VARIABLES = ("HOROVOD_", "OMPI_", "PMI_", "PMIX_", "SLURM_")
 
 
 def run_workers(
@@ -55,7 +55,7 @@ def run_workers(
                 stderr=output,
                 start_new_session=True,
             )
-            for line, environment in _commands(strategy, workers, command)
+            for line, environment in _processes(strategy, workers, command)
         ]
         codes = _wait(started)
     if any(codes) or not results.exists():
@@ -89,43 +89,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 process.wait(_GRACE_SECONDS)
 
 
-def _commands(
-    strategy: str, workers: int, command: list[str]
-) -> list[tuple[list[str], dict[str, str]]]:
-    """Returns the command and the environment of each process to start."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_VARIABLES)}
-    clean.pop("TF_CONFIG", None)
-    path = [str(Path.cwd()), *filter(None, [clean.get("PYTHONPATH")])]
-    clean["PYTHONPATH"] = os.pathsep.join(path)
-    if strategy in ("one_device", "mirrored") or workers == 1:
-        return [(command, clean)]
-    if strategy == "horovod":
-        launcher = Path(sys.executable).parent / "horovodrun"
-        if not launcher.exists():
-            raise UsageError(
-                f"there is no {launcher}; run launch/install_horovod.sh, or take "
-                "--distribute.strategy multi_worker or mirrored"
-            )
-        return [([str(launcher), "--gloo", "-np", str(workers), *command], clean)]
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
-    commands = []
-    for rank in range(workers):
-        task = {"type": "worker", "index": rank}
-        cluster = json.dumps({"cluster": {"worker": addresses}, "task": task})
-        commands.append((command, clean | {"TF_CONFIG": cluster}))
-    return commands
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports that are free on the loopback interface now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+def _processes(strategy: str, workers: int, command: list[str]) -> list[Process]:
+    """Returns the command line and the environment of each process to start."""
+    environment = unplaced_environment()
+    path = [str(Path.cwd()), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
+    return strategy_of(strategy).launch(workers, command, environment)
 
 
 @contextlib.contextmanager

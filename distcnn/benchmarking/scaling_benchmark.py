@@ -11,14 +11,13 @@ from distcnn.benchmarking.machine import CoreAllocation, Machine
 from distcnn.benchmarking.process_groups import run_workers, scratch_folder
 from distcnn.benchmarking.results import Comparison, PredictedPoint, Prediction, Results, Row
 from distcnn.benchmarking.scaling_model import ScalingModel, fit
-from distcnn.cli.commandline import config_yaml
 from distcnn.config import Config
+from distcnn.distribute.strategies import AUTO, STRATEGIES, default_strategy, strategy_of
 from distcnn.errors import UsageError
 
 log = logging.getLogger("distcnn")
 
 Mode = Literal["weak", "strong"]
-Strategy = Literal["one_device", "mirrored", "multi_worker", "horovod"]
 
 
 class ScalingBenchmark:
@@ -166,11 +165,14 @@ class ScalingBenchmark:
         self, workers: int, entries: list[dict[str, Any]], folder: Path, cores: int | None = None
     ) -> list[Any]:
         own = cores or self._cores.per_worker(workers)
-        strategy = self._strategy if workers > 1 else "one_device"
-        if own is not None and strategy == "mirrored":
+        strategy = self._strategy_for(workers)
+        if own is not None and not strategy_of(strategy).joins_processes:
             own = min(own * workers, self._machine.cores)  # they are one process
         plan = {"cores_per_process": own, "entries": entries}
         return run_workers(strategy, workers, plan, folder)
+
+    def _strategy_for(self, workers: int) -> str:
+        return self._strategy if workers > 1 else default_strategy(1)
 
     def _all_cores(self) -> int | None:
         return None if self._machine.gpus else self._machine.cores
@@ -185,8 +187,9 @@ class ScalingBenchmark:
                 f"the global batch of {batch} images cannot be divided among {workers} workers; "
                 "raise --train.batch_size"
             )
-        strategy: Strategy = self._strategy if workers > 1 else "one_device"
-        devices = workers if strategy == "mirrored" else None
+        name = self._strategy_for(workers)
+        strategy = strategy_of(name)
+        devices = None if strategy.joins_processes or workers == 1 else workers
         enough = 20 * batch * config.train.steps_per_execution
         examples = max(config.data.synthetic_examples, enough)
         return dataclasses.replace(
@@ -195,15 +198,15 @@ class ScalingBenchmark:
             train=dataclasses.replace(config.train, global_batch_size=batch, epochs=100_000),
             distribute=dataclasses.replace(
                 config.distribute,
-                strategy=strategy,
+                strategy=name,
                 devices=devices,
-                compression=config.distribute.compression if strategy == "horovod" else "none",
+                compression=config.distribute.compression if strategy.can_compress else "none",
             ),
         )
 
     def _write(self, config: Config, folder: Path, name: str) -> str:
         file = folder / f"{name}.yaml"
-        file.write_text(config_yaml(config))
+        file.write_text(config.to_yaml())
         return str(file)
 
     def _rows(self, found: dict[int, dict[str, Any]], modes: Sequence[Mode]) -> list[Row]:
@@ -289,11 +292,15 @@ class ScalingBenchmark:
         )
 
 
-def _strategy_for_several(config: Config) -> Strategy:
-    """Returns the strategy of several workers: the one asked for, else Horovod."""
+def _strategy_for_several(config: Config) -> str:
+    """Returns the strategy for several workers: the one asked for, or the default."""
     asked = config.distribute.strategy
-    if asked == "one_device":
+    if asked == AUTO:
+        return default_strategy(2)
+    if not strategy_of(asked).trains_several:
+        able = [name for name, other in STRATEGIES.items() if other.trains_several]
         raise UsageError(
-            "distribute.strategy is one_device; expected horovod, mirrored, multi_worker or auto"
+            f"distribute.strategy is {asked}; expected {', '.join(able)} or auto, as several "
+            "workers are measured"
         )
-    return "horovod" if asked == "auto" else asked
+    return asked

@@ -15,7 +15,7 @@ from distcnn.benchmarking.flops import training_flops
 from distcnn.benchmarking.input_reader import InputReader
 from distcnn.benchmarking.statistics import summarise
 from distcnn.data.pipeline import training_dataset
-from distcnn.distribute import Backend
+from distcnn.distribute.base import Backend
 from distcnn.errors import UsageError
 from distcnn.training.setup import TrainingSetup
 from distcnn.training.step import TrainingStep

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distcnn.cli.commandline import parse_config, run_command
+from distcnn.cli.command import run_command
+from distcnn.cli.parser import parse_config
 from distcnn.cli.startup import import_tensorflow
 from distcnn.runtime.cluster import find_cluster
 
@@ -42,8 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     bound = plan["cores_per_process"] is not None
     import_tensorflow()
     from distcnn.benchmarking import measurements as measurements
-    from distcnn.distribute.context import DistributedContext
-    from distcnn.training.setup import TrainingSetup
+    from distcnn.distribute.context import join_run
+    from distcnn.training.build import build_setup
 
     kinds: dict[str, Callable[..., Any]] = {
         "steps": measurements.steps,
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     for entry in plan["entries"]:
         config = parse_config("distcnn.benchmark", "", ["--recipe", entry["config"]])
         assert config is not None
-        setup = TrainingSetup(config, DistributedContext(config, cluster, bound=bound))
+        setup = build_setup(config, join_run(config, cluster, cores_are_bound=bound))
         found.append(kinds[entry["kind"]](setup, **entry["arguments"]))
     if cluster.is_chief:
         Path(results_file).write_text(json.dumps(found))

@@ -1,7 +1,5 @@
 """What could keep a training from working on this machine: findings, each with its fix."""
 
-import importlib.util
-import json
 import os
 import re
 import shutil
@@ -9,16 +7,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from distcnn.config import PrecisionConfig
-from distcnn.errors import DistcnnError
+from distcnn.distribute.launching import tf_config, unplaced_environment
 from distcnn.runtime.cluster import Cluster, ClusterError, find_cluster
-
-Level = Literal["ok", "warning", "error"]
+from distcnn.runtime.finding import Finding
+from distcnn.runtime.nvidia import count_nvidia_gpus
 
 _EXPECTED = {
     "tensorflow": ((2, 21), (2, 22), "pip install 'tensorflow~=2.21.0'"),
@@ -32,23 +28,6 @@ runs code and follows paths out of a model file that it loads."""
 _ENOUGH_DISK = 2 * 10**9
 _ENOUGH_SHARED_MEMORY = 256 * 10**6
 _PROBE_SECONDS = 120
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        subject: What was looked at.
-        level: ok, warning (training works, but not as it could) or error (it would not work).
-        text: What was found.
-        fix: What to do, empty if nothing.
-    """
-
-    subject: str
-    level: Level
-    text: str
-    fix: str = ""
 
 
 def check_versions() -> Iterator[Finding]:
@@ -83,7 +62,7 @@ def check_hardware() -> Iterator[Finding]:
     from distcnn.runtime.precision import find_hardware, resolve_precision
 
     gpus = tf.config.list_physical_devices("GPU")
-    seen = _nvidia_gpus()
+    seen = count_nvidia_gpus()
     if len(gpus) < seen and os.environ.get("CUDA_VISIBLE_DEVICES") is None:
         yield Finding(
             "devices",
@@ -98,42 +77,6 @@ def check_hardware() -> Iterator[Finding]:
     resolved = resolve_precision(PrecisionConfig(), hardware)
     yield Finding("precision", "ok", f"{resolved.policy} ({resolved.policy_reason})")
     yield Finding("xla", "ok", f"{'on' if resolved.xla else 'off'} ({resolved.xla_reason})")
-
-
-def check_horovod() -> Iterator[Finding]:
-    """Looks at Horovod's build."""
-    spec = importlib.util.find_spec("horovod")
-    if spec is None or not spec.submodule_search_locations:
-        yield Finding(
-            "horovod",
-            "warning",
-            "not installed; several processes would train by multi_worker",
-            "launch/install_horovod.sh",
-        )
-        return
-    file = Path(spec.submodule_search_locations[0]) / "metadata.json"
-    built_for = json.loads(file.read_text()).get("tensorflow") if file.exists() else None
-    present = metadata.version("tensorflow")
-    if built_for != present:
-        text = f"built for TensorFlow {built_for}, but {present} is installed"
-        yield Finding("horovod", "error", text, "launch/install_horovod.sh builds it anew")
-        return
-    from distcnn.distribute.horovod import import_horovod
-
-    try:
-        hvd = import_horovod()
-    except DistcnnError as error:
-        yield Finding("horovod", "error", str(error), "launch/install_horovod.sh")
-        return
-    parts = {"Gloo": hvd.gloo_built(), "NCCL": hvd.nccl_built(), "MPI": hvd.mpi_built()}
-    text = (
-        f"{metadata.version('horovod')} with {', '.join(n for n, built in parts.items() if built)}"
-    )
-    if _nvidia_gpus() and not parts["NCCL"]:
-        fix = "launch/install_horovod.sh --cuda"
-        yield Finding("horovod", "warning", f"{text}; GPUs would reduce over the host", fix)
-    else:
-        yield Finding("horovod", "ok", text)
 
 
 def check_cluster(environment: Mapping[str, str], *, ports: bool = True) -> Iterator[Finding]:
@@ -204,7 +147,7 @@ def check_storage() -> Iterator[Finding]:
         else:
             yield Finding(name, "ok", text)
     shared = Path("/dev/shm")
-    if shared.exists() and _nvidia_gpus() > 1:
+    if shared.exists() and count_nvidia_gpus() > 1:
         free = shutil.disk_usage(shared).free
         low = free < _ENOUGH_SHARED_MEMORY
         yield Finding(
@@ -215,29 +158,20 @@ def check_storage() -> Iterator[Finding]:
         )
 
 
-def check_reduction(strategy: Literal["horovod", "multi_worker"]) -> Iterator[Finding]:
-    """Lets two processes reduce for real, over loopback."""
-    with socket.socket() as first, socket.socket() as second:
-        for each in (first, second):
-            each.bind(("127.0.0.1", 0))
-        ports = [each.getsockname()[1] for each in (first, second)]
-    workers = [f"127.0.0.1:{port}" for port in ports]
+def check_reduction(strategy: str) -> Iterator[Finding]:
+    """Starts two processes on this host and lets them verify their reduction, over loopback."""
     command = [sys.executable, "-m", "distcnn.probe", "--distribute.strategy", strategy]
-    launcher = ("HOROVOD_", "SLURM_", "OMPI_", "PMI", "JOB_COMPLETION", "DISTCNN_HOSTS")
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(launcher)}
-    processes = []
-    for rank in range(2):
-        task = {"type": "worker", "index": rank}
-        config = json.dumps({"cluster": {"worker": workers}, "task": task})
-        processes.append(
-            subprocess.Popen(
-                command,
-                env={**clean, "TF_CONFIG": config, "CUDA_VISIBLE_DEVICES": ""},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+    # By TF_CONFIG, which every strategy of several processes understands.
+    processes = [
+        subprocess.Popen(
+            line,
+            env={**environment, "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+        for line, environment in tf_config(2, command, unplaced_environment())
+    ]
     errors = []
     for process in processes:
         try:
@@ -250,14 +184,7 @@ def check_reduction(strategy: Literal["horovod", "multi_worker"]) -> Iterator[Fi
             errors.append((printed.strip().splitlines() or ["no message"])[-1])
     subject = f"two processes, {strategy}"
     if errors:
-        fix = "a firewall on loopback, or a broken build: launch/install_horovod.sh"
+        fix = "check the firewall on loopback; if the build is broken, launch/install_horovod.sh"
         yield Finding(subject, "error", errors[0].removeprefix("error: "), fix)
     else:
-        yield Finding(subject, "ok", "they reduce")
-
-
-def _nvidia_gpus() -> int:
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU") for line in done.stdout.splitlines())
+        yield Finding(subject, "ok", "they reduce correctly")

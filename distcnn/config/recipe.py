@@ -9,15 +9,9 @@ from typing import Any
 
 import yaml
 
-from distcnn.config import Config
+from distcnn.config.recipe_names import BUILT_IN, LoadedRecipe, recipe_names
+from distcnn.config.schema import WHOLE_KEYS, Config
 from distcnn.errors import UsageError
-
-BUILT_IN = Path(__file__).parent / "recipes"
-
-
-def recipe_names() -> list[str]:
-    """Returns the names of the built-in recipes."""
-    return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
 
 
 def config_keys(section: type = Config, prefix: str = "") -> list[str]:
@@ -75,14 +69,22 @@ def load_recipe(name: str) -> dict[str, Any]:
             f"{', '.join(recipe_names())}"
         )
     label = base if base is not None and path.name == "config.yaml" else path.stem
-    return values | {"recipe": label}
+    return values | {"recipe": LoadedRecipe(label)}
 
 
 def without_excluded(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Drops a recipe's global batch size where `keys` set the size per worker instead."""
+    """Drops those values of a recipe that make no sense beside the keys that replace others.
+
+    The global batch size goes where `keys` set the size per worker, and the arguments of the
+    recipe's model where `keys` choose another model.
+    """
     keys = set(keys)
-    excluded = "train.batch_size" in keys and "train.global_batch_size" not in keys
-    return {k: v for k, v in values.items() if not (excluded and k == "train.global_batch_size")}
+    dropped = set()
+    if "train.batch_size" in keys:
+        dropped.add("train.global_batch_size")
+    if keys & {"model.name", "model.factory"}:
+        dropped.add("model.args")
+    return {key: value for key, value in values.items() if key not in dropped - keys}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -106,11 +108,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Turns nested sections into dotted keys; the value of `model.args` stays whole."""
+    """Turns nested sections into dotted keys; the values of `WHOLE_KEYS` stay whole."""
     values: dict[str, Any] = {}
     for name, value in content.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and key != "model.args":
+        if isinstance(value, Mapping) and key not in WHOLE_KEYS:
             values |= flatten(value, f"{key}.")
         else:
             values[key] = value

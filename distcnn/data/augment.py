@@ -11,12 +11,15 @@ batch and ignores the seed it is given, and the format of the explicit transform
 """
 
 import enum
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
 from distcnn.config import AugmentConfig
+from distcnn.config.lookup import import_object, look_up
 from distcnn.data import randaugment as ra
 
 GREY = 128
@@ -42,7 +45,7 @@ class Randomness:
     """Random numbers of one shard of one global batch.
 
     The numbers are drawn for the global batch and then cut to the shard, so shards agree without
-    communication.
+    communication. A stream is one of `Stream`, or the name of an augmentation that is not built in.
 
     Attributes:
         seed: Integer tensor of shape `(2,)` that identifies the batch: run seed and global step.
@@ -56,24 +59,24 @@ class Randomness:
     count: Any
     total: Any
 
-    def uniform(self, stream: int, width: int) -> tf.Tensor:
+    def uniform(self, stream: int | str, width: int) -> tf.Tensor:
         """Draws from [0, 1): float32 tensor of shape `(count, width)`."""
         draws = tf.random.stateless_uniform(self._shape(width), seed=self._fold(stream))
         return self._shard(draws)
 
-    def gamma(self, stream: int, width: int, alpha: float) -> tf.Tensor:
+    def gamma(self, stream: int | str, width: int, alpha: float) -> tf.Tensor:
         """Draws from Gamma(alpha, 1): float32 tensor of shape `(count, width)`."""
         shape = self._shape(width)
         draws = tf.random.stateless_gamma(shape, seed=self._fold(stream), alpha=alpha)
         return self._shard(draws)
 
-    def beta(self, stream: int, alpha: float) -> tf.Tensor:
+    def beta(self, stream: int | str, alpha: float) -> tf.Tensor:
         """Draws from Beta(alpha, alpha): float32 tensor of shape `(count,)`."""
         first, second = tf.unstack(self.gamma(stream, 2, alpha), axis=1)
         # For a tiny alpha both may underflow to 0; the limit is then 0 or 1, alike by symmetry.
         return tf.math.divide_no_nan(first, first + second)
 
-    def scalar(self, stream: int) -> tf.Tensor:
+    def scalar(self, stream: int | str) -> tf.Tensor:
         """Draws one float32 scalar from [0, 1), the same in every shard."""
         return tf.random.stateless_uniform([], seed=self._fold(stream))
 
@@ -89,8 +92,9 @@ class Randomness:
         inside = (other >= 0) & (other < tf.cast(self.count, tf.int32))
         return tf.where(inside, other, local)
 
-    def _fold(self, stream: int) -> tf.Tensor:
-        return tf.random.fold_in(self.seed, int(stream))
+    def _fold(self, stream: int | str) -> tf.Tensor:
+        number = zlib.crc32(stream.encode()) >> 1 if isinstance(stream, str) else int(stream)
+        return tf.random.fold_in(self.seed, number)
 
     def _shape(self, width: int) -> tf.Tensor:
         return tf.stack([tf.cast(self.total, tf.int32), width])
@@ -103,40 +107,51 @@ class Randomness:
 def augment(
     images: tf.Tensor, labels: tf.Tensor, config: AugmentConfig, random: Randomness
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Applies the stages that are switched on.
+    """Applies the augmentations that are switched on.
 
     The order is flip, crop, colour, RandAugment, cutout, then mixup or CutMix (if both are on, one
-    of them for the whole global batch, half and half), then label smoothing.
+    of them for the whole global batch, half and half), then label smoothing, then those of
+    `config.extra`.
 
     Args:
         images: uint8 or float32 tensor of shape `(count, height, width, 1 or 3)`, from 0 to 255.
         labels: float32 tensor of shape `(count, classes)`, rows that sum to 1.
-        config: The stages and their strengths.
+        config: The augmentations and their strengths.
         random: The random numbers of this shard.
 
     Returns:
         Images of the same shape and dtype (float32 if mixup is on), and labels of the same shape.
+
+    Raises:
+        UsageError: If `config.extra` names an augmentation that does not exist.
     """
-    if config.flip:
-        images = flip(images, random)
-    if config.crop:
-        images = pad_and_crop(images, config.crop, random)
-    if config.color:
-        images = color_jitter(images, config.color, random)
-    if config.randaugment:
-        magnitude = config.randaugment_magnitude
-        images = randaugment(images, config.randaugment, magnitude, random)
-    if config.cutout:
-        images = cutout(images, config.cutout, random)
-    if config.mixup and config.cutmix:
-        images, labels = _mixup_or_cutmix(images, labels, config, random)
-    elif config.mixup:
-        images, labels = mixup(images, labels, config.mixup, random)
-    elif config.cutmix:
-        images, labels = cutmix(images, labels, config.cutmix, random)
-    if config.label_smoothing:
-        labels = smooth_labels(labels, config.label_smoothing)
+    for name, strength in _strengths(config).items():
+        if strength:
+            key = "data.augment.extra"
+            is_path = ":" in name
+            apply = import_object(name, key) if is_path else look_up(key, name, AUGMENTATIONS)
+            shape = images.shape
+            images, labels = apply(images, labels, strength, random)
+            images = tf.ensure_shape(images, shape)
     return images, labels
+
+
+def _strengths(config: AugmentConfig) -> dict[str, Any]:
+    """Returns the strength of every augmentation by name, in the order of application."""
+    mixing: dict[str, Any] = {"mixup": config.mixup, "cutmix": config.cutmix}
+    if all(mixing.values()):
+        mixing = {"mixup_or_cutmix": (config.mixup, config.cutmix)}
+    operations, magnitude = config.randaugment, config.randaugment_magnitude
+    return {
+        "flip": config.flip,
+        "crop": config.crop,
+        "color": config.color,
+        "randaugment": (operations, magnitude) if operations else None,
+        "cutout": config.cutout,
+        **mixing,
+        "label_smoothing": config.label_smoothing,
+        **config.extra,
+    }
 
 
 def flip(images: tf.Tensor, random: Randomness) -> tf.Tensor:
@@ -278,16 +293,18 @@ def smooth_labels(labels: tf.Tensor, smoothing: float) -> tf.Tensor:
     return labels * (1 - smoothing) + smoothing / labels.shape[-1]
 
 
-def _mixup_or_cutmix(
-    images: tf.Tensor, labels: tf.Tensor, config: AugmentConfig, random: Randomness
+def mixup_or_cutmix(
+    images: tf.Tensor, labels: tf.Tensor, alphas: tuple[float, float], random: Randomness
 ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Applies mixup or CutMix, each with probability one half, to the whole global batch."""
+
     def boxed() -> tuple[tf.Tensor, tf.Tensor]:
-        mixed, weighted = cutmix(images, labels, config.cutmix, random)
+        mixed, weighted = cutmix(images, labels, alphas[1], random)
         return tf.cast(mixed, tf.float32), weighted
 
     mixed, weighted = tf.cond(
         random.scalar(Stream.MIXUP_OR_CUTMIX) < 0.5,
-        lambda: mixup(images, labels, config.mixup, random),
+        lambda: mixup(images, labels, alphas[0], random),
         boxed,
     )
     return tf.ensure_shape(mixed, images.shape), tf.ensure_shape(weighted, labels.shape)
@@ -311,3 +328,30 @@ def _paste(images: tf.Tensor, patch: tf.Tensor, begin: tf.Tensor, end: tf.Tensor
     flat = [count, height, width * channels]
     pasted = tf.where(inside, tf.reshape(patch, flat), tf.reshape(images, flat))
     return tf.ensure_shape(tf.reshape(pasted, tf.shape(images)), images.shape)
+
+
+Augmentation = Callable[[tf.Tensor, tf.Tensor, Any, Randomness], tuple[tf.Tensor, tf.Tensor]]
+"""From images, labels, strength and random numbers to images and labels of the same shapes."""
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "flip": lambda images, labels, _, random: (flip(images, random), labels),
+    "crop": lambda images, labels, padding, random: (pad_and_crop(images, padding, random), labels),
+    "color": lambda images, labels, strength, random: (
+        color_jitter(images, strength, random),
+        labels,
+    ),
+    "randaugment": lambda images, labels, settings, random: (
+        randaugment(images, settings[0], settings[1], random),
+        labels,
+    ),
+    "cutout": lambda images, labels, side, random: (cutout(images, side, random), labels),
+    "mixup": mixup,
+    "cutmix": cutmix,
+    "mixup_or_cutmix": mixup_or_cutmix,
+    "label_smoothing": lambda images, labels, smoothing, _: (
+        images,
+        smooth_labels(labels, smoothing),
+    ),
+}
+"""The augmentations by name. To add one, write its function and add a line here; its strength is
+then `--data.augment.extra '{"NAME": STRENGTH}'`."""

@@ -4,6 +4,9 @@ from typing import Literal
 
 import tensorflow as tf
 
+PixelRange = Literal["unit", "signed", "byte"]
+"""Range of the pixels that a model expects: [0, 1], [-1, 1] or [0, 255]."""
+
 PIXEL_RANGES: dict[str, tuple[float, float]] = {
     "unit": (1 / 255, 0.0),
     "signed": (2 / 255, -1.0),
@@ -12,7 +15,7 @@ PIXEL_RANGES: dict[str, tuple[float, float]] = {
 """Scale and offset that map stored pixels in [0, 255] to each range."""
 
 
-def scale_pixels(images: tf.Tensor, pixels: Literal["unit", "signed", "byte"]) -> tf.Tensor:
+def scale_pixels(images: tf.Tensor, pixels: PixelRange) -> tf.Tensor:
     """Maps stored pixels to the range that a model expects.
 
     Args:

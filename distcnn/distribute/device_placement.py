@@ -1,6 +1,7 @@
 """Gives each process of a host its own GPU, or its share of the cores."""
 
 import os
+from typing import Literal
 
 from distcnn.errors import UsageError
 from distcnn.runtime.cluster import Cluster
@@ -31,27 +32,30 @@ def bind_cores(cluster: Cluster) -> int | None:
     return None
 
 
-def gpus_of_process(cluster: Cluster, strategy: str, gpus: int) -> list[int] | None:
-    """Returns which of the host's GPUs this process takes, or None for all that it sees.
+def gpus_of_process(
+    cluster: Cluster, devices_per_process: Literal["one", "all"], gpus: int
+) -> list[int] | None:
+    """Returns which GPUs this process uses, or None for all that it sees.
 
     Args:
-        cluster: Where this process stands.
-        strategy: Name of the strategy; Horovod takes one GPU even in a single process.
-        gpus: GPUs that it sees; a single one may be its own, as Slurm can show each task.
+        cluster: The processes of the run, and which of them this one is.
+        devices_per_process: `one`, or `all` of its part of the host's.
+        gpus: GPUs that it sees. A single one may be its own, as Slurm can show each task.
 
     Raises:
         UsageError: If processes would share GPUs, which NCCL refuses.
     """
-    if gpus == 0 or (cluster.local_size == 1 and strategy not in ("horovod", "one_device")):
+    if gpus == 0 or (cluster.local_size == 1 and devices_per_process == "all"):
         return None
     if cluster.local_size == 1 or gpus == 1:
         return [0]
-    share = gpus // cluster.local_size
-    if share == 0:
+    per_process = gpus // cluster.local_size
+    if per_process == 0:
         raise UsageError(
             f"there are {cluster.local_size} processes on this host, but {gpus} GPUs; start one "
             "process a GPU, or set CUDA_VISIBLE_DEVICES= for the CPU"
         )
-    if strategy != "multi_worker":
+    if devices_per_process == "one":
         return [cluster.local_rank]
-    return list(range(cluster.local_rank * share, (cluster.local_rank + 1) * share))
+    first = cluster.local_rank * per_process
+    return list(range(first, first + per_process))

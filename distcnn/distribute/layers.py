@@ -1,13 +1,19 @@
 """What replicas do to a model's layers: other dropout in each, batch statistics over all."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
+from distcnn.runtime.keras_internals import (
+    all_layers,
+    normalised_axes,
+    replace_batch_moments,
+    seed_generators,
+)
 
 _SPREAD = 0x9E3779B1
 """An odd number near 2**32 / the golden ratio: multiples of it are spread over all seeds."""
@@ -25,8 +31,8 @@ def decorrelate_seeds(model: keras.Model, backend: Backend) -> None:
     """
     if backend.replicas == 1:
         return
-    for layer in _layers(model):
-        for generator in getattr(layer, "_seed_generators", ()):
+    for layer in all_layers(model):
+        for generator in seed_generators(layer):
             generator.next = _folded(generator.next, backend)
 
 
@@ -57,13 +63,13 @@ class SynchronisedBatchNorm:
         self._backend = backend
         self.layers = [
             layer
-            for layer in _layers(model)
+            for layer in all_layers(model)
             if isinstance(layer, keras.layers.BatchNormalization)
             and (every_layer or layer.synchronized)
             and backend.replicas > 1
         ]
         for layer in self.layers:
-            layer._moments = self._moments_of(layer, backend)
+            replace_batch_moments(layer, self._moments_of(layer, backend))
 
     def count_images(self, counts: tf.Tensor) -> None:
         """Says whether this replica's images count (1), or only stand in for an empty share (0)."""
@@ -87,7 +93,7 @@ class SynchronisedBatchNorm:
             The sums are taken around the moving mean, which all replicas share, so that little is
             lost where the variance is small against the mean.
             """
-            axes = layer._reduction_axes
+            axes = normalised_axes(layer)
             channels = [inputs.shape[layer.axis]]
             around = tf.stop_gradient(tf.cast(layer.moving_mean.value, inputs.dtype))
             shape = [1] * len(inputs.shape)
@@ -110,7 +116,3 @@ class SynchronisedBatchNorm:
             return mean + around, variance
 
         return moments
-
-
-def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    return model._flatten_layers(include_self=False)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from distcnn.errors import DistcnnError
 from distcnn.runtime.cluster import Cluster
+from distcnn.runtime.horovod_internals import start_rendezvous_server
 
 _T = TypeVar("_T")
 
@@ -84,19 +85,8 @@ class Rendezvous:
 
     def _serve(self, address: str, port: int) -> None:
         from horovod.runner.common.util.hosts import SlotInfo
-        from horovod.runner.http import http_server
 
         cluster = self._cluster
-        server = http_server.RendezvousServer()
-        try:
-            server._httpd = http_server.RendezvousHTTPServer(
-                (address, port), http_server.RendezvousHandler, False
-            )
-        except OSError as error:
-            raise DistcnnError(
-                f"rank 0 cannot listen at {address}:{port}: {error.strerror}; give another "
-                "--distribute.port"
-            ) from None
         hosts = cluster.hosts or ()
         plan = []
         for rank, host in enumerate(hosts):
@@ -113,9 +103,13 @@ class Rendezvous:
                     cross_size=len(cross),
                 )
             )
-        server.init(plan)  # before the first report, since it clears the store
-        server._listen_thread = http_server.in_thread(target=server._httpd.serve_forever)
-        self._server = server
+        try:
+            self._server = start_rendezvous_server(address, port, plan)
+        except OSError as error:
+            raise DistcnnError(
+                f"rank 0 cannot listen at {address}:{port}: {error.strerror}; give another "
+                "--distribute.port"
+            ) from None
 
 
 def _hosts_with(hosts: Sequence[str], local_rank: int) -> list[str]:

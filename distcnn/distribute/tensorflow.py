@@ -13,6 +13,7 @@ import tensorflow as tf
 from distcnn.distribute.base import Backend
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.runtime.cluster import Cluster
+from distcnn.runtime.keras_internals import skip_gradient_reduction
 
 
 class OneDevice(Backend):
@@ -42,8 +43,7 @@ class _Strategy(Backend):
 
     def disable_reduction(self, optimizer: Any) -> None:
         """Keeps Keras from adding up once more what the step has reduced."""
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        inner._all_reduce_sum_gradients = lambda grads_and_vars: list(grads_and_vars)
+        skip_gradient_reduction(optimizer)
 
     def iterate(self, dataset: tf.data.Dataset) -> Any:
         """See `Backend.iterate`."""

@@ -1,13 +1,13 @@
 """From the user's model to an equal one that takes less time, on the very same variables."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from distcnn.fast.chain import Chain, Synchronised, stages_of
+from distcnn.runtime.keras_internals import calls_in_order, functional_graph, output_structure
 
 
 def fast_model(model: keras.Model, synchronised: Synchronised | None = None) -> keras.Model:
@@ -31,20 +31,12 @@ def fast_model(model: keras.Model, synchronised: Synchronised | None = None) -> 
 def _rewritten(
     model: keras.Model, synchronised: Synchronised | None, done: dict[int, Any]
 ) -> keras.Model:
-    graph = model._functional if type(model) is keras.Sequential else model
-    if type(graph) is not _FUNCTIONAL:
+    graph = functional_graph(model)
+    if graph is None:
         return model
     if id(model) not in done:
         done[id(model)] = FastModel(graph, _Program(graph, synchronised, done).calls())
     return done[id(model)]
-
-
-def _functional_class() -> type:
-    image = keras.Input((1,))
-    return type(keras.Model(image, image))
-
-
-_FUNCTIONAL = _functional_class()
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class FastModel(keras.Model):
     def __init__(self, graph: keras.Model, calls: list[_Call]) -> None:
         super().__init__(name=graph.name, autocast=False)
         self._graph_inputs = [id(tensor) for tensor in graph.inputs]
-        self._structure = keras.tree.map_structure(id, graph._outputs_struct)
+        self._structure = keras.tree.map_structure(id, output_structure(graph))
         self._calls = tuple(calls)
         self.parts = [c.operation for c in calls if isinstance(c.operation, keras.layers.Layer)]
         self.built = True
@@ -94,7 +86,7 @@ class _Program:
     ) -> None:
         self._synchronised = synchronised
         self._done = done
-        self._nodes = list(_in_order(graph))
+        self._nodes = list(calls_in_order(graph))
         uses = [id(tensor) for node in self._nodes for tensor in node.input_tensors]
         self._uses = Counter([*uses, *map(id, graph.outputs)])
         self._reader = {id(t): node for node in self._nodes for t in node.input_tensors}
@@ -135,9 +127,3 @@ class _Program:
             return False
         same_type = not chain or chain[0].operation.compute_dtype == layer.compute_dtype
         return same_type and stages_of(layer) is not None
-
-
-def _in_order(graph: keras.Model) -> Iterator[Any]:
-    """Yields the calls that make up a functional model, each after those that it needs."""
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)

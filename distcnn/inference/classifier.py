@@ -9,13 +9,14 @@ import keras
 import tensorflow as tf
 
 from distcnn.config import ModelConfig
+from distcnn.config.lookup import import_object
 from distcnn.config.recipe import settings_of_run
 from distcnn.data.pixels import scale_pixels
 from distcnn.data.split import Shape
 from distcnn.errors import DistcnnError
 from distcnn.fast import fast_model
 from distcnn.inference.test_time_flip import mean_over_flip
-from distcnn.models import load_object, returns_logits, takes_images
+from distcnn.models.building import returns_logits, takes_images
 from distcnn.storage.model_file import ModelMetadata, find_model, load_model
 
 
@@ -85,7 +86,7 @@ def _own_objects(file: Path) -> dict[str, type]:
     factory = settings_of_run(file).get("model.factory")
     if factory is None:
         return {}
-    module = sys.modules[load_object(factory, "model.factory").__module__]
+    module = sys.modules[import_object(factory, "model.factory").__module__]
     return {
         name: value
         for name, value in vars(module).items()

@@ -1,25 +1,21 @@
 """From the configuration to an uncompiled classifier."""
 
-import importlib
 import inspect
 import json
 import logging
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
 
 from distcnn.config import ModelConfig
+from distcnn.config.lookup import import_object, look_up
 from distcnn.config.recipe import nearest
 from distcnn.errors import DistcnnError, UsageError
-from distcnn.models.article import article
-from distcnn.models.compact import compact
+from distcnn.models.catalog import MODELS
+from distcnn.models.customised import require_plain_training
 
 log = logging.getLogger("distcnn")
-
-MODELS: dict[str, Callable[..., keras.Model]] = {"article": article, "compact": compact}
 
 
 def build_model(
@@ -40,9 +36,12 @@ def build_model(
         UsageError: If the function cannot be found or does not take `config.args`.
         DistcnnError: If what it returns is not such a model.
     """
-    factory = load_object(config.factory, "model.factory") if config.factory else None
     name = config.factory or config.name
-    function = factory or MODELS[config.name]
+    function: Callable[..., Any] = (
+        import_object(config.factory, "model.factory")
+        if config.factory
+        else look_up("model.name", config.name, MODELS)
+    )
     offered = {"input_shape": input_shape, "num_classes": num_classes}
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -53,6 +52,7 @@ def build_model(
     arguments = {k: v for k, v in offered.items() if k in parameters or takes_any} | config.args
     model = function(**arguments)
     _check(name, model, num_classes)
+    require_plain_training(name, model)
     _check_saving(name, model)
     return model
 
@@ -85,28 +85,6 @@ def takes_images(input_shape: Any) -> bool:
         and None not in input_shape[1:]
         and input_shape[3] in (1, 3)
     )
-
-
-def load_object(path: str, key: str) -> Any:
-    """Imports `package.module:name`, looking in the working directory too.
-
-    Raises:
-        UsageError: If the module or the name does not exist.
-    """
-    module_name, _, name = path.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{key} is {path!r}, but there is no module {error.name!r}; expected a module that is "
-            "installed or lies in the working directory"
-        ) from None
-    if not callable(getattr(module, name, None)):
-        hint = nearest(name, [key for key in vars(module) if not key.startswith("_")])
-        raise UsageError(f"{key} is {path!r}, but {module_name} has no function {name!r}{hint}")
-    return getattr(module, name)
 
 
 def _check_saving(name: str, model: keras.Model) -> None:

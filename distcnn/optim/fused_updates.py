@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distcnn.runtime.keras_internals import adam_moments, variable_index
+
 
 def fuse_updates(optimizer: keras.optimizers.Optimizer) -> None:
     """Makes an optimizer update each variable in one operation, if there is one for its kind.
@@ -35,12 +37,12 @@ def fuse_updates(optimizer: keras.optimizers.Optimizer) -> None:
 
 def _adam(optimizer: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
     """Updates a variable by Adam (Kingma and Ba 2015, the last lines of section 2)."""
-    index = optimizer._get_variable_index(variable)
+    momentum, velocity = adam_moments(optimizer, variable)
     step = tf.cast(optimizer.iterations.value + 1, tf.float32)
     tf.raw_ops.ResourceApplyAdam(
         var=variable.handle,
-        m=optimizer._momentums[index].value.handle,
-        v=optimizer._velocities[index].value.handle,
+        m=momentum.value.handle,
+        v=velocity.value.handle,
         beta1_power=tf.pow(optimizer.beta_1, step),
         beta2_power=tf.pow(optimizer.beta_2, step),
         lr=tf.cast(learning_rate, tf.float32),
@@ -60,7 +62,7 @@ def _sgd(optimizer: Any, gradient: Any, variable: Any, learning_rate: Any) -> No
         return
     tf.raw_ops.ResourceApplyKerasMomentum(
         var=variable.handle,
-        accum=optimizer.momentums[optimizer._get_variable_index(variable)].value.handle,
+        accum=optimizer.momentums[variable_index(optimizer, variable)].value.handle,
         lr=rate,
         grad=gradient,
         momentum=optimizer.momentum,

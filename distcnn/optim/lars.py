@@ -5,6 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from distcnn.runtime.keras_internals import variable_index
+
 
 @keras.saving.register_keras_serializable("distcnn")
 class Lars(keras.optimizers.Optimizer):
@@ -53,7 +55,7 @@ class Lars(keras.optimizers.Optimizer):
             usable = ops.logical_and(weight_norm > 0, gradient_norm > 0)
             rate = rate * ops.where(usable, adapted, 1.0)
             gradient = gradient + self.decay * variable
-        momentum = self._momentums[self._get_variable_index(variable)]
+        momentum = self._momentums[variable_index(self, variable)]
         self.assign(momentum, self.momentum * momentum + rate * gradient)
         self.assign_sub(variable, momentum)
 

@@ -8,17 +8,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distcnn.runtime.precision import Hardware
 from distcnn.version import __version__
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "scikit-learn", "pillow")
 
 
-def describe_environment(hardware: Hardware, resolved: dict[str, Any]) -> dict[str, Any]:
+def describe_environment(gpu: str | None, resolved: dict[str, Any]) -> dict[str, Any]:
     """Returns what `environment.json` holds.
 
     Args:
-        hardware: The hardware that was found.
+        gpu: Name of the GPU, or None on a CPU.
         resolved: What the configuration became on it.
     """
     return {
@@ -30,7 +29,7 @@ def describe_environment(hardware: Hardware, resolved: dict[str, Any]) -> dict[s
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu": hardware.gpu,
+        "gpu": gpu,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resolved": resolved,

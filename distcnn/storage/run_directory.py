@@ -10,8 +10,7 @@ from typing import Any, Self
 
 import yaml
 
-from distcnn.cli.commandline import config_yaml
-from distcnn.config import Config
+from distcnn.config.schema import WHOLE_KEYS, Config
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import write_json, write_text
 
@@ -24,6 +23,9 @@ FREE_KEYS = (
 )
 """Keys and sections that may differ when a run goes on: they do not change its result, as long as
 the global batch is the same."""
+
+
+_WHOLE = tuple(key.rpartition(".")[2] for key in WHOLE_KEYS)
 
 
 class RunDirectory:
@@ -83,7 +85,7 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._require_same_course(environment)
             write_json(self.path / "environment.json", environment)
-            write_text(self.path / "config.yaml", config_yaml(config))
+            write_text(self.path / "config.yaml", config.to_yaml())
         except BlockingIOError:
             self.close()
             raise DistcnnError(
@@ -181,7 +183,7 @@ def _like(stored: Any, template: dict[str, Any]) -> dict[str, Any]:
     stored = stored if isinstance(stored, dict) else {}
     return {
         key: _like(stored.get(key), value)
-        if isinstance(value, dict) and key != "args"
+        if isinstance(value, dict) and key not in _WHOLE
         else stored.get(key)
         for key, value in template.items()
     }
@@ -190,7 +192,7 @@ def _like(stored: Any, template: dict[str, Any]) -> dict[str, Any]:
 def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for key, value in content.items():
-        if isinstance(value, dict) and key != "args":
+        if isinstance(value, dict) and key not in _WHOLE:
             rows += _flat(value, f"{prefix}{key}.")
         else:
             rows.append((prefix + key, value))

@@ -3,10 +3,10 @@
 import hashlib
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from distcnn.storage.checkpoint import Progress
@@ -77,7 +77,7 @@ def make_summary(
     resolved: dict[str, Any],
     progress: Progress,
     rows: list[dict[str, Any]],
-    model: keras.Model,
+    weights: Sequence[Any],
     *,
     saved_epoch: int,
 ) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def make_summary(
         resolved: See `TrainingSetup.resolved`.
         progress: How far the run came.
         rows: All rows of `metrics.jsonl`.
-        model: The classifier as it is saved.
+        weights: Weights of the classifier as it is saved.
         saved_epoch: Epoch (counted from 1) whose weights it has.
     """
     last: dict[str, Any] = next(
@@ -104,7 +104,7 @@ def make_summary(
         "train_seconds": seconds,
         "images_per_second": progress.images / seconds if seconds else None,
         **{key: last.get(key) for key in _FROM_LAST_ROW},
-        "weights_sha256": hash_weights(model),
+        "weights_sha256": hash_weights(weights),
     }
 
 
@@ -122,9 +122,9 @@ def log_summary(path: Path, summary: dict[str, Any]) -> None:
     log.info("%-15s %s", "saved", path / "model.keras")
 
 
-def hash_weights(model: keras.Model) -> str:
+def hash_weights(weights: Sequence[Any]) -> str:
     """Returns the SHA-256 over the float32 bytes of all weights, in order."""
     digest = hashlib.sha256()
-    for weight in model.weights:
+    for weight in weights:
         digest.update(np.asarray(weight, np.float32).tobytes())
     return digest.hexdigest()

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from distcnn.distribute import Backend
+from distcnn.distribute.base import Backend
 from distcnn.distribute.consistency import (
     average_across_replicas,
     broadcast_variables,

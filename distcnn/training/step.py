@@ -3,17 +3,17 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from distcnn.data.pixels import scale_pixels
-from distcnn.distribute import Backend
+from distcnn.data.pixels import PixelRange, scale_pixels
+from distcnn.distribute.base import Backend
 from distcnn.distribute.layers import SynchronisedBatchNorm
-from distcnn.inference.test_time_flip import mean_over_flip
 from distcnn.optim.ema import WeightEMA
+from distcnn.training.objective import Objective
 
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 """One replica's share of a batch: images, one-hot labels, and weights of shape `(count,)`, each
@@ -21,6 +21,25 @@ Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 _VOTE_DELAY = 4
 """Executions after which a request to stop is read: long enough never to wait for the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """How a training step is carried out.
+
+    Attributes:
+        pixels: Range of the pixels that the classifier expects.
+        steps_per_epoch: Training steps per epoch.
+        steps_per_execution: Steps per call into TensorFlow.
+        accumulation_steps: Shards of each replica that are computed one after the other.
+        xla: Whether to compile forward and backward pass with XLA.
+    """
+
+    pixels: PixelRange
+    steps_per_epoch: int
+    steps_per_execution: int = 1
+    accumulation_steps: int = 1
+    xla: bool = False
 
 
 class TrainingStep:
@@ -36,17 +55,15 @@ class TrainingStep:
         model: The built classifier, whose weights are trained.
         network: What computes its outputs: the classifier itself, or its fast form.
         optimizer: Its built optimizer.
-        backend: Over which devices it is spread.
-        pixels: Range of the pixels that the classifier expects.
-        logits: Whether the classifier returns logits.
-        steps_per_epoch: Training steps per epoch.
-        steps_per_execution: Steps per call into TensorFlow.
-        accumulation_steps: Shares of each replica that are computed one after the other.
-        xla: Whether to compile forward and backward with XLA.
+        backend: The devices that it is spread over.
+        objective: What is minimised.
+        options: How the step is carried out.
         ema: Moving average of the weights to maintain, or None.
-        statistics: Batch normalisation that is synchronised.
+        sync_batchnorm: Batch normalisation that is synchronised, or None.
 
     Attributes:
+        model: The classifier.
+        ema: Moving average of the weights, or None.
         step: Global steps done.
         steps_per_execution: Steps per call into TensorFlow.
     """
@@ -57,32 +74,26 @@ class TrainingStep:
         network: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         backend: Backend,
-        pixels: Literal["unit", "signed", "byte"],
+        objective: Objective,
+        options: StepOptions,
         *,
-        logits: bool,
-        steps_per_epoch: int,
-        steps_per_execution: int = 1,
-        accumulation_steps: int = 1,
-        xla: bool = False,
         ema: WeightEMA | None = None,
-        statistics: SynchronisedBatchNorm | None = None,
+        sync_batchnorm: SynchronisedBatchNorm | None = None,
     ) -> None:
         self.model = model
-        self._network = network
         self.ema = ema
         self.step = 0
+        self.steps_per_execution = options.steps_per_execution
+        self._network = network
         self._optimizer = optimizer
         self._backend = backend
-        self._pixels = pixels
-        self._logits = logits
-        self._steps_per_epoch = steps_per_epoch
-        self.steps_per_execution = steps_per_execution
-        self._accumulation_steps = accumulation_steps
-        self._statistics = statistics
+        self._objective = objective
+        self._options = options
+        self._sync_batchnorm = sync_batchnorm
         self._step_before = 0
         self._votes: deque[tf.Tensor] = deque(maxlen=_VOTE_DELAY)
         self._compute = self._forward_backward
-        if xla:
+        if options.xla:
             self._compute = tf.function(
                 self._forward_backward, reduce_retracing=True, jit_compile=True
             )
@@ -96,7 +107,7 @@ class TrainingStep:
     @property
     def step_in_epoch(self) -> int:
         """Steps of the present epoch that are done."""
-        return self.step % self._steps_per_epoch
+        return self.step % self._options.steps_per_epoch
 
     @property
     def epoch_variables(self) -> list[tf.Variable]:
@@ -142,7 +153,7 @@ class TrainingStep:
             batches: Iterator of the backend over shares of batches, from the present step on.
             stop: Whether this process has been asked to stop.
         """
-        left = self._steps_per_epoch - self.step_in_epoch
+        left = self._options.steps_per_epoch - self.step_in_epoch
         count = min(self.steps_per_execution, left)
         votes = self._run_steps(
             batches, tf.constant(self.step, tf.int64), tf.constant(count), tf.constant(float(stop))
@@ -177,7 +188,7 @@ class TrainingStep:
 
     def _one_step(self, batches: Any, step: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
         asked = tf.timestamp()
-        shards = [batches.get_next() for _ in range(self._accumulation_steps)]
+        shards = [batches.get_next() for _ in range(self._options.accumulation_steps)]
         with tf.control_dependencies(_first_tensors(shards)):
             arrived = tf.timestamp()
         # Nothing of the step begins before this time is taken, so that waiting is all that counts.
@@ -211,95 +222,20 @@ class TrainingStep:
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Returns the gradients of this share, and the sums of its loss, hits and images."""
         counts = tf.cast(weights > 0, tf.float32)
-        if self._statistics is not None:
-            self._statistics.count_images(counts[0])
+        if self._sync_batchnorm is not None:
+            self._sync_batchnorm.count_images(counts[0])
         with tf.GradientTape() as tape:
-            outputs = self._network(scale_pixels(images, self._pixels), training=True)
+            outputs = self._network(scale_pixels(images, self._options.pixels), training=True)
             outputs = tf.cast(outputs, tf.float32)
-            losses = keras.losses.categorical_crossentropy(
-                labels, outputs, from_logits=self._logits
-            )
-            parts = self._backend.replicas * self._accumulation_steps
+            losses = self._objective.losses(labels, outputs)
+            parts = self._backend.replicas * self._options.accumulation_steps
             penalty = [tf.cast(loss, tf.float32) / parts for loss in self._network.losses]
             loss = tf.add_n([tf.reduce_sum(weights * losses), *penalty])
             scaled = self._optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, self.model.trainable_variables)
         dense = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
-        hits = tf.equal(tf.argmax(labels, 1), tf.argmax(outputs, 1))
-        correct = tf.reduce_sum(tf.cast(hits, tf.float32) * counts)
+        correct = tf.reduce_sum(self._objective.hits(labels, outputs) * counts)
         return dense, tf.stack([loss, correct, tf.reduce_sum(counts)])
-
-
-class EvaluationStep:
-    """Adds up loss, hits and images of a classifier over all replicas, every image once.
-
-    Args:
-        network: The built classifier, or its fast form.
-        backend: Over which devices it is spread.
-        pixels: Range of the pixels that the classifier expects.
-        logits: Whether the classifier returns logits.
-        test_flip: Whether to average over each image and its mirror image.
-    """
-
-    def __init__(
-        self,
-        network: keras.Model,
-        backend: Backend,
-        pixels: Literal["unit", "signed", "byte"],
-        *,
-        logits: bool,
-        test_flip: bool = False,
-    ) -> None:
-        self._network = network
-        self._test_flip = test_flip
-        self._backend = backend
-        self._pixels = pixels
-        self._logits = logits
-        self._sums = tf.function(self._sums_of, reduce_retracing=True)
-        self._outputs = tf.function(self._outputs_of, reduce_retracing=True)
-
-    def evaluate(self, batches: tf.data.Dataset, steps: int) -> dict[str, float]:
-        """Evaluates in all processes together.
-
-        Args:
-            batches: Shares as `Batch`, whose weights are 1, or 0 for a stand-in.
-            steps: Shares of each replica, the same number in every process.
-
-        Returns:
-            Loss and accuracy over all images.
-        """
-        totals = np.zeros(3)
-        iterator = self._backend.iterate(batches)
-        for _ in range(steps):
-            totals += self._sums(iterator).numpy()
-        loss, correct, images = self._backend.sum(totals)
-        return {"loss": float(loss / images), "accuracy": float(correct / images)}
-
-    def predict(self, batches: tf.data.Dataset) -> np.ndarray:
-        """Returns the classifier's outputs on batches of stored pixels, in this process alone."""
-        return np.concatenate([self._outputs(images).numpy() for images in batches])
-
-    def scaled(self, images: tf.Tensor) -> tf.Tensor:
-        """Maps stored pixels to float32 in the range that the classifier expects."""
-        return scale_pixels(images, self._pixels)
-
-    def _outputs_of(self, images: tf.Tensor) -> tf.Tensor:
-        scaled = self.scaled(images)
-        return mean_over_flip(self._classify, scaled) if self._test_flip else self._classify(scaled)
-
-    def _classify(self, images: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._network(images, training=False), tf.float32)
-
-    def _sums_of(self, iterator: Any) -> tf.Tensor:
-        return tf.add_n(self._backend.run(self._in_replica, iterator.get_next()))
-
-    def _in_replica(self, shard: Batch) -> tf.Tensor:
-        images, labels, weights = shard
-        outputs = self._outputs_of(images)
-        losses = keras.losses.categorical_crossentropy(labels, outputs, from_logits=self._logits)
-        hits = tf.equal(tf.argmax(labels, 1), tf.argmax(outputs, 1))
-        parts = [weights * losses, weights * tf.cast(hits, tf.float32), weights]
-        return tf.stack([tf.reduce_sum(tf.cast(part, tf.float64)) for part in parts])
 
 
 def _first_tensors(shards: Sequence[Any]) -> list[tf.Tensor]:

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from distcnn.cli.commandline import UsageError
-from distcnn.errors import DistcnnError
+from distcnn.errors import DistcnnError, UsageError
 from distcnn.evaluate import main
 from distcnn.inference.evaluation import Evaluation
 from tests.after.conftest import RUN

@@ -16,7 +16,7 @@ from distcnn import benchmark as benchmark_command
 from distcnn.benchmarking.process_groups import run_workers
 from distcnn.benchmarking.report import write_all
 from distcnn.benchmarking.results import Results, read_results
-from distcnn.cli.commandline import config_yaml, parse_config
+from distcnn.cli.parser import parse_config
 from tests.benchmarking.samples import results
 from tests.conftest import ROOT
 
@@ -145,7 +145,7 @@ def test_other_strategies(strategy, run_module):
 def test_workers_that_share_cores_have_all_that_they_were_given(tmp_path):
     config = parse_config("benchmark", "", [*NET, "--distribute.strategy", "multi_worker"])
     assert config is not None
-    (tmp_path / "config.yaml").write_text(config_yaml(config))
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
     entry = {"kind": "steps", "arguments": {"count": 5, "warmup": 1}}
     entry["config"] = str(tmp_path / "config.yaml")
     cores = len(os.sched_getaffinity(0))

@@ -4,7 +4,7 @@ import sys
 import pytest
 import yaml
 
-from distcnn.cli.commandline import config_yaml, parse_config
+from distcnn.cli.parser import parse_config
 from distcnn.config import Config, OptimizerConfig
 from distcnn.config.recipe import config_keys, load_recipe, recipe_names
 from distcnn.errors import UsageError
@@ -40,7 +40,7 @@ def test_flags_replace_the_recipe_wherever_it_stands():
 def test_a_printed_configuration_reads_back_the_same(name, tmp_path):
     config = parse("--recipe", name, "--model.args", '{"dropout": 0.1}')
     file = tmp_path / "config.yaml"
-    file.write_text(config_yaml(config))
+    file.write_text(config.to_yaml())
     assert parse("--recipe", str(file)) == config
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from distcnn import doctor
-from distcnn.cli import checks as health
+from distcnn.cli import checks
 from distcnn.cli.checks import Finding
+from distcnn.distribute import horovod_check
 
 
 def levels(findings: Iterator[Finding]) -> dict[str, tuple[str, str, str]]:
@@ -26,7 +27,7 @@ def test_this_machine_is_well(run_module, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     found = {entry["subject"]: entry for entry in json.loads(report.read_text())}
     for subject in ("two processes, horovod", "two processes, multi_worker"):
-        assert (found[subject]["level"], found[subject]["text"]) == ("ok", "they reduce")
+        assert (found[subject]["level"], found[subject]["text"]) == ("ok", "they reduce correctly")
     for subject in ("python", "tensorflow", "keras", "devices", "precision", "xla", "horovod"):
         assert found[subject]["level"] == "ok"
         assert f"ok      {subject}" in done.stdout
@@ -46,7 +47,7 @@ def test_this_machine_is_well(run_module, tmp_path):
 def test_known_bad_versions_are_named_with_their_fix(name, version, text, monkeypatch):
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda n: version if n == name else real(n))
-    level, found, fix = levels(health.check_versions())[name]
+    level, found, fix = levels(checks.check_versions())[name]
     assert (level, found) == ("error", text)
     assert fix.startswith(f"pip install '{name}")
 
@@ -60,7 +61,7 @@ def test_a_missing_package_and_another_keras_backend(monkeypatch):
     real = metadata.version
     monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    found = levels(health.check_versions())
+    found = levels(checks.check_versions())
     assert found["tensorboard"][:2] == ("error", "not installed")
     assert found["keras backend"] == ("error", "KERAS_BACKEND is jax", "unset KERAS_BACKEND")
 
@@ -68,19 +69,20 @@ def test_a_missing_package_and_another_keras_backend(monkeypatch):
 def test_horovod_of_another_tensorflow(monkeypatch, tmp_path):
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda n: "2.99" if n == "tensorflow" else real(n))
-    level, text, fix = levels(health.check_horovod())["horovod"]
+    level, text, fix = levels(horovod_check.check_horovod())["horovod"]
     assert level == "error"
     assert text.startswith("built for TensorFlow 2.21")
     assert fix == "launch/install_horovod.sh builds it anew"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert levels(health.check_horovod())["horovod"][0] == "warning"
+    assert levels(horovod_check.check_horovod())["horovod"][0] == "warning"
 
 
 def test_gpus_without_nccl_or_without_tensorflows_libraries(monkeypatch):
-    monkeypatch.setattr(health, "_nvidia_gpus", lambda: 2)
+    monkeypatch.setattr(checks, "count_nvidia_gpus", lambda: 2)
+    monkeypatch.setattr(horovod_check, "count_nvidia_gpus", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert levels(health.check_horovod())["horovod"][2] == "launch/install_horovod.sh --cuda"
-    found = next(health.check_hardware())
+    assert levels(horovod_check.check_horovod())["horovod"][2] == "launch/install_horovod.sh --cuda"
+    found = next(checks.check_hardware())
     assert (found.level, found.text) == ("error", "nvidia-smi finds 2 GPUs, TensorFlow 0")
     assert "launch/install.sh cuda" in found.fix
 
@@ -88,9 +90,9 @@ def test_gpus_without_nccl_or_without_tensorflows_libraries(monkeypatch):
 def test_the_cluster_as_seen():
     rank_1 = {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2"}
     rank_1 |= {"HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
-    found = levels(health.check_cluster(rank_1))
+    found = levels(checks.check_cluster(rank_1))
     assert found["cluster"][1] == "rank 1 of 2, as horovod says"
-    broken = levels(health.check_cluster({"HOROVOD_RANK": "1"}))
+    broken = levels(checks.check_cluster({"HOROVOD_RANK": "1"}))
     assert broken["cluster"][0] == "error"
     assert "HOROVOD_SIZE is not set" in broken["cluster"][1]
 
@@ -111,7 +113,7 @@ def test_hosts_and_ports():
         workers = [f"127.0.0.1:{port}", "nowhere.invalid:1"]
         task = {"type": "worker", "index": 0}
         text = json.dumps({"cluster": {"worker": workers}, "task": task})
-        found = levels(health.check_cluster({"TF_CONFIG": text}))
+        found = levels(checks.check_cluster({"TF_CONFIG": text}))
     assert found["hosts"][0] == "error"
     assert found["hosts"][1].startswith("nowhere.invalid cannot be found")
     assert found["ports"][:2] == ("error", f"port {port} cannot be used: Address already in use")
@@ -120,16 +122,17 @@ def test_hosts_and_ports():
 def test_storage(monkeypatch, tmp_path):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=10**9))
-    monkeypatch.setattr(health, "_nvidia_gpus", lambda: 2)
-    found = levels(health.check_storage())
+    monkeypatch.setattr(checks, "count_nvidia_gpus", lambda: 2)
+    monkeypatch.setattr(horovod_check, "count_nvidia_gpus", lambda: 2)
+    found = levels(checks.check_storage())
     assert found["disk for runs"] == ("warning", f"1.0 GB free in {Path.cwd()}", "free some space")
     monkeypatch.setattr("os.access", lambda place, mode: False)
-    assert levels(health.check_storage())["disk for the cache"][0] == "error"
+    assert levels(checks.check_storage())["disk for the cache"][0] == "error"
 
 
 def test_processes_that_do_not_reduce_are_reported(monkeypatch):
-    monkeypatch.setattr(health.sys, "executable", "/bin/false")
-    (found,) = health.check_reduction("horovod")
+    monkeypatch.setattr(checks.sys, "executable", "/bin/false")
+    (found,) = checks.check_reduction("horovod")
     assert (found.level, found.text) == ("error", "no message")
 
 

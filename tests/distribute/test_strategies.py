@@ -5,8 +5,8 @@ import os
 import pytest
 
 from distcnn.config import DistributeConfig
-from distcnn.distribute import choose_strategy
 from distcnn.distribute.device_placement import bind_cores, gpus_of_process
+from distcnn.distribute.strategies import choose_strategy
 from distcnn.errors import UsageError
 from distcnn.runtime.cluster import Cluster
 

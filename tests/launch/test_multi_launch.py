@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distcnn.cli.commandline import parse_config
+from distcnn.cli.parser import parse_config
 from distcnn.runtime.cluster import find_cluster
 from tests.conftest import ROOT
 

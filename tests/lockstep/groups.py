@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from distcnn.benchmarking.process_groups import free_ports
+from distcnn.distribute.launching import free_ports
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent

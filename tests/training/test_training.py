@@ -16,8 +16,8 @@ from distcnn.data.dataset import load_split
 from distcnn.data.sources import open_source
 from distcnn.errors import DistcnnError
 from distcnn.evaluate import main
-from distcnn.models import returns_logits
 from distcnn.models.article import article
+from distcnn.models.building import returns_logits
 from distcnn.models.compact import compact, patch_filters
 from distcnn.storage.summary import hash_weights
 from distcnn.training.trainer import Trainer
@@ -121,7 +121,7 @@ def test_a_run_directory_holds_what_the_contract_says(tmp_path):
 
     model = keras.saving.load_model(run / "model.keras")
     digest = hashlib.sha256(b"".join(np.asarray(w, np.float32).tobytes() for w in model.weights))
-    assert summary["weights_sha256"] == digest.hexdigest() == hash_weights(model)
+    assert summary["weights_sha256"] == digest.hexdigest() == hash_weights(model.weights)
     assert summary["parameters"] == model.count_params()
 
     lines = rows(run)
@@ -204,7 +204,7 @@ def test_keras_callbacks_work_unchanged(tmp_path):
     assert len(losses) == 14
     model = keras.saving.load_model(saved)
     assert model.name == "tiny"
-    assert hash_weights(model) == summary["weights_sha256"]
+    assert hash_weights(model.weights) == summary["weights_sha256"]
 
 
 def test_schedules_are_saved_with_models(tmp_path):

@@ -7,6 +7,7 @@ import keras
 from keras.callbacks import CallbackList
 
 from distcnn.errors import UsageError
+from distcnn.runtime.keras_internals import call_synchronously
 
 WRITERS = (
     keras.callbacks.CSVLogger,
@@ -65,7 +66,7 @@ class TrainingCallbacks(CallbackList):
     ) -> None:
         super().__init__(callbacks, add_history=True, add_progbar=False, model=model, **params)
         self._metrics = metrics
-        self._async_train = False
+        call_synchronously(self)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Reports a batch."""

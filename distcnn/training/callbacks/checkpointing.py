@@ -7,11 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from distcnn.distribute import Backend
 from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import Checkpoints, Progress, snapshot
 from distcnn.training.callbacks.non_finite import require_finite_loss
-from distcnn.training.step import TrainingStep
+from distcnn.training.setup import TrainingSetup
 
 
 class StoppedBySignal(BaseException):
@@ -25,44 +24,35 @@ class CheckpointSaver(keras.callbacks.Callback):
     works in every process, so that all stop at the same step; only the chief writes.
 
     Args:
-        training: The training step.
-        backend: Lets the processes agree.
-        variables: What to save: lists of variables by group.
+        setup: The run.
         checkpoints: Where to save.
         progress: How far the run already is.
-        measured: Tells the seconds and images of this process so far.
-        synchronise: Brings the replicas together.
-        every_epochs: Epochs between checkpoints.
-        patience: Epochs without a better validation loss before the run stops; 0 for never.
+        measured: Returns the seconds and images that this process has measured so far.
         stop: Whether a signal asked to stop.
+
+    Attributes:
+        progress: How far the run is in the last checkpoint.
     """
 
     reads_logs = False
 
     def __init__(
         self,
-        training: TrainingStep,
-        backend: Backend,
-        variables: dict[str, list[Any]],
+        setup: TrainingSetup,
         checkpoints: Checkpoints,
         progress: Progress,
         measured: Callable[[], tuple[float, int]],
-        synchronise: Callable[[], None],
-        *,
-        every_epochs: int,
-        patience: int,
         stop: StopRequest,
     ) -> None:
         super().__init__()
-        self._training = training
-        self._backend = backend
-        self._variables = variables
+        self._setup = setup
+        self._training = setup.training
+        self._backend = setup.backend
         self._checkpoints = checkpoints
         self._before = progress
         self._measured = measured
-        self._synchronise = synchronise
-        self._every_epochs = every_epochs
-        self._patience = patience
+        self._every_epochs = setup.config.checkpoint.every_epochs
+        self._patience = setup.config.train.early_stopping
         self._stop = stop
         self.progress = progress
 
@@ -72,7 +62,7 @@ class CheckpointSaver(keras.callbacks.Callback):
             return
         alone = self._backend.size == 1
         if self._stop.name is not None if alone else self._training.voted_to_stop():
-            self._synchronise()
+            self._setup.state.synchronise()
             self._save(is_best=False)
             raise StoppedBySignal
 
@@ -103,4 +93,6 @@ class CheckpointSaver(keras.callbacks.Callback):
         self._backend.run_on_chief(lambda: self._write(is_best))
 
     def _write(self, is_best: bool) -> None:
-        self._checkpoints.save(snapshot(self._variables), self.progress, is_best=is_best)
+        self._checkpoints.save(
+            snapshot(self._setup.state.variables), self.progress, is_best=is_best
+        )

@@ -9,26 +9,22 @@ from typing import Any, Self
 
 import keras
 
-from distcnn.data.pipeline import EpochSampler
-from distcnn.training.step import TrainingStep
+from distcnn.training.setup import TrainingSetup
 
 Row = dict[str, Any]
 """One row of `metrics.jsonl`: step, epoch (counted from 1), loss, accuracy, learning_rate,
-images_per_second, step_ms, input_wait (share of the time) and, on an epoch's last row, val_loss and
-val_accuracy (None without validation)."""
+images_per_second, step_ms, input_wait (fraction of the time) and, on an epoch's last row, val_loss
+and val_accuracy (None without validation)."""
 
 
 class MetricsRecorder(keras.callbacks.Callback):
-    """Makes a row every `every_steps` global steps and at the end of every epoch.
+    """Makes a row every `logging.every_steps` global steps and at the end of every epoch.
 
     Loss and accuracy are those of the epoch so far. Speed is that since the last row; the first
     execution of the process, in which the step is compiled, is left out, and so is validation.
 
     Args:
-        training: The training step.
-        sampler: Tells steps and images.
-        every_steps: Steps between rows.
-        rate: Tells the present learning rate.
+        setup: The run.
         sinks: Called with each row.
         advance: Called with every global step.
     """
@@ -37,18 +33,15 @@ class MetricsRecorder(keras.callbacks.Callback):
 
     def __init__(
         self,
-        training: TrainingStep,
-        sampler: EpochSampler,
-        every_steps: int,
-        rate: Callable[[], float],
+        setup: TrainingSetup,
         sinks: list[Callable[[Row], None]],
         advance: Callable[[int], None],
     ) -> None:
         super().__init__()
-        self._training = training
-        self._sampler = sampler
-        self._every_steps = every_steps
-        self._rate = rate
+        self._training = setup.training
+        self._sampler = setup.sampler
+        self._optimizer = setup.optimizer
+        self._every_steps = setup.config.logging.every_steps
         self._sinks = sinks
         self._advance = advance
         self._compiled = False
@@ -108,7 +101,7 @@ class MetricsRecorder(keras.callbacks.Callback):
             "epoch": math.ceil(step / self._sampler.steps_per_epoch),
             "loss": metrics["loss"],
             "accuracy": metrics["accuracy"],
-            "learning_rate": self._rate(),
+            "learning_rate": float(keras.ops.convert_to_numpy(self._optimizer.learning_rate)),
             "images_per_second": images / seconds if measured else None,
             "step_ms": 1000 * seconds / steps if measured else None,
             "input_wait": min(1.0, waited / seconds) if measured else None,

@@ -114,7 +114,7 @@ class TensorBoardImages(keras.callbacks.Callback):
                 setup.evaluation.predict,
                 examined,
                 classes,
-                logits=setup.logits,
+                logits=setup.objective.logits,
                 batch_size=setup.config.train.eval_batch_size,
             )
         with self._writer.as_default(setup.training.step):

@@ -1,35 +1,42 @@
-"""What all commands share: flags to a `Config`, exit codes, one readable line for an error."""
+"""From flags, or from Python values, to a checked `Config`."""
 
-import contextlib
 import dataclasses
-import io
 import json
-import logging
-import os
 import re
 import sys
-import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
-import yaml
 
 from distcnn.config import AUGMENT_PRESETS, Config, DataConfig
+from distcnn.config.lookup import require_known
 from distcnn.config.recipe import (
     config_keys,
+    flatten,
     load_recipe,
     nearest,
     settings_of_run,
     without_excluded,
 )
-from distcnn.errors import DistcnnError, PeerLostError, UsageError
-from distcnn.runtime.cluster import Cluster, ClusterError, find_cluster
+from distcnn.data.sources import SOURCES
+from distcnn.distribute.strategies import STRATEGY_NAMES, require_supported
+from distcnn.errors import UsageError
+from distcnn.models.catalog import MODELS
+from distcnn.optim.catalog import OPTIMIZERS, SCHEDULES
 
-EXIT_STOPPED = 75
-"""Exit code of a run that a signal stopped after it was saved (EX_TEMPFAIL: try again)."""
+NAMED: dict[str, Mapping[str, Any]] = {
+    "data.name": SOURCES,
+    "model.name": MODELS,
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
+    "distribute.strategy": STRATEGY_NAMES,
+}
+"""Keys whose value is a name in a table, with the table."""
+
+DEFAULT_RECIPE = "article"
+"""Recipe of a command line without `--recipe`."""
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -73,6 +80,14 @@ class Parser(jsonargparse.ArgumentParser):
         seed = settings.get("train.seed", Config().train.seed)
         return options, DataConfig(**options.data.as_dict()), seed
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parses, and checks the keys that name an entry of a table."""
+        options = super().parse_args(*args, **kwargs)
+        for key, table in NAMED.items():
+            if options.get(key) is not None:
+                require_known(key, options[key], table)
+        return options
+
     def hide_section_flags(self) -> None:
         """Leaves the flags that would read a whole section from a file out of the help."""
         for action in self._actions:
@@ -81,6 +96,8 @@ class Parser(jsonargparse.ArgumentParser):
                 is_augment = action.dest == "data.augment"
                 action.help = short_form if is_augment else jsonargparse.SUPPRESS
                 action.metavar = "NAME,NAME"
+            elif action.dest in NAMED:
+                action.metavar = f"{{{','.join(NAMED[action.dest])}}}"
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises the error instead of printing the usage."""
@@ -132,7 +149,9 @@ def parse_run(
     values = without_excluded(load_recipe(_recipe_of(arguments)), given)
     recipe = values.pop("recipe")
     if {"-h", "--help"} & set(arguments):
-        parser.set_defaults(values)  # shown as defaults; parsing checks them as flags below
+        parser.set_defaults(
+            {**values, "recipe": recipe}
+        )  # shown as defaults; parsing checks them as flags below
     from_recipe = [f"--{key}={_as_flag(value)}" for key, value in values.items()]
     try:
         namespace = parser.parse_args([*from_recipe, *_expand_augment(arguments)])
@@ -141,94 +160,52 @@ def parse_run(
         namespace.pop("debug")
         options = {name: namespace.pop(name) for name in own}
         config = Config(**parser.instantiate(namespace).as_dict())
+        require_supported(config.distribute)
     except UsageError as error:
         error.on_every_rank = True  # all ranks have the same command line
         raise
     if print_config:
-        sys.stdout.write(config_yaml(config))
+        sys.stdout.write(config.to_yaml())
         return None, options
     return config, options
 
 
-def config_yaml(config: Config) -> str:
-    """Returns the configuration as YAML that `--recipe FILE.yaml` reads again."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-
-
-_GRACE_SECONDS = 5
-"""How long a process that lost another one waits for that one's message to come first."""
-
-
-def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Runs a command on the process's arguments and exits with its code.
+def load_config(recipe: str = DEFAULT_RECIPE, /, **overrides: Any) -> Config:
+    """Builds the configuration of a run from a recipe.
 
     Args:
-        command: Takes the arguments, returns the exit code (None for 0).
-    """
-    arguments = sys.argv[1:]
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("distcnn").setLevel(logging.INFO)
-    cluster = Cluster()
-    with contextlib.suppress(ClusterError):  # which commands that train together will meet again
-        cluster = find_cluster(os.environ)
-    try:
-        code = command(arguments) or 0
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        code = 130
-    except Exception as error:
-        if isinstance(error, PeerLostError):
-            time.sleep(_GRACE_SECONDS)
-        if "--debug" in arguments:
-            traceback.print_exc()
-        code = _report(error, cluster)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if cluster.size > 1 and code != 0:
-        os._exit(code)  # at once, so that the others notice and nothing waits for them
-    sys.exit(code)
+        recipe: Name of a built-in recipe, or path of a YAML file.
+        **overrides: Values that replace the recipe's: a mapping for a section, as in
+            `train={"epochs": 3}`, a value for a key at the top, as in `out="runs/mine"`.
 
-
-def _report(error: Exception, cluster: Cluster) -> int:
-    """Prints an error as one line and returns the exit code."""
-    code, text = 1, describe(error)
-    if isinstance(error, DistcnnError):
-        code = error.exit_code
-        if error.on_every_rank and not cluster.is_chief:
-            return code
-    elif not isinstance(error, (OSError, MemoryError)):
-        text = f"{type(error).__name__}: {text} (--debug shows where)"
-    rank = f"rank {cluster.rank}: " if cluster.size > 1 else ""
-    sys.stderr.write(f"error: {rank}{text}\n")
-    return code
-
-
-def describe(error: BaseException) -> str:
-    """Returns the message of an error as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def require_at_least_one(options: Any, *names: str) -> None:
-    """Refuses counts below one.
+    Returns:
+        The configuration.
 
     Raises:
-        UsageError: Names the flag.
+        UsageError: If the recipe, a key, a value or a combination is wrong.
+
+    Example:
+        >>> load_config("fast", train={"epochs": 3}, data={"augment": "flip,crop"})
     """
-    for name in names:
-        if options[name] < 1:
-            raise UsageError(f"{name} is {options[name]}; expected at least 1")
+    values = flatten({name: _as_mapping(value) for name, value in overrides.items()})
+    known = {*config_keys(), "data.augment"}
+    for key in values:
+        if key not in known or key == "recipe":
+            raise UsageError(f"unknown key {key}{nearest(key, known)}")
+    flags = [f"--recipe={recipe}", *(f"--{key}={_as_flag(v)}" for key, v in values.items())]
+    config = parse_config("distcnn.load_config", "", flags)
+    assert config is not None
+    return config
 
 
-def write_json(path: str | None, content: object) -> None:
-    """Writes what a command found to the file of its `--json`, if one was given."""
-    if path is not None:
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _as_mapping(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value
 
 
 def _recipe_of(arguments: Sequence[str]) -> str:
-    recipe = Config.recipe
+    recipe = DEFAULT_RECIPE
     for position, argument in enumerate(arguments):
         if argument == "--recipe" and position + 1 < len(arguments):
             recipe = arguments[position + 1]
@@ -238,7 +215,7 @@ def _recipe_of(arguments: Sequence[str]) -> str:
 
 
 def _as_flag(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return str(value) if isinstance(value, (str, Path)) else json.dumps(value)
 
 
 def _expand_augment(arguments: Sequence[str]) -> list[str]:
@@ -258,6 +235,7 @@ def _expand_augment(arguments: Sequence[str]) -> list[str]:
                 raise UsageError(
                     f"data.augment is {preset!r}; expected none or some of {known}{hint}"
                 )
+        expanded.append("--data.augment.extra={}")
         for preset, settings in AUGMENT_PRESETS.items():
             for key, strength in settings.items():
                 chosen = strength if preset in names else type(strength)(0)

@@ -1,0 +1,90 @@
+"""Runs a command as a process: its exit code, and one readable line for an error."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from distcnn.errors import DistcnnError, PeerLostError, UsageError
+from distcnn.runtime.cluster import Cluster, ClusterError, find_cluster
+
+EXIT_STOPPED = 75
+"""Exit code of a run that a signal stopped after it was saved (EX_TEMPFAIL: try again)."""
+
+_GRACE_SECONDS = 5
+"""How long a process that lost another one waits for that one's message to come first."""
+
+
+def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Runs a command on the process's arguments and exits with its code.
+
+    Args:
+        command: Takes the arguments, returns the exit code (None for 0).
+    """
+    arguments = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("distcnn").setLevel(logging.INFO)
+    cluster = Cluster()
+    with contextlib.suppress(ClusterError):  # which commands that train together will meet again
+        cluster = find_cluster(os.environ)
+    try:
+        code = command(arguments) or 0
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        code = 130
+    except Exception as error:
+        if isinstance(error, PeerLostError):
+            time.sleep(_GRACE_SECONDS)
+        if "--debug" in arguments:
+            traceback.print_exc()
+        code = _report(error, cluster)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if cluster.size > 1 and code != 0:
+        os._exit(code)  # at once, so that the others notice and nothing waits for them
+    sys.exit(code)
+
+
+def _report(error: Exception, cluster: Cluster) -> int:
+    """Prints an error as one line and returns the exit code."""
+    code, text = 1, describe(error)
+    if isinstance(error, DistcnnError):
+        code = error.exit_code
+        if error.on_every_rank and not cluster.is_chief:
+            return code
+    elif not isinstance(error, (OSError, MemoryError)):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    rank = f"rank {cluster.rank}: " if cluster.size > 1 else ""
+    sys.stderr.write(f"error: {rank}{text}\n")
+    return code
+
+
+def describe(error: BaseException) -> str:
+    """Returns the message of an error as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def require_at_least_one(options: Any, *names: str) -> None:
+    """Refuses counts below one.
+
+    Raises:
+        UsageError: Names the flag.
+    """
+    for name in names:
+        if options[name] < 1:
+            raise UsageError(f"{name} is {options[name]}; expected at least 1")
+
+
+def write_json(path: str | None, content: object) -> None:
+    """Writes what a command found to the file of its `--json`, if one was given."""
+    if path is not None:
+        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

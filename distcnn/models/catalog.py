@@ -1,0 +1,10 @@
+"""The built-in models by name. To add one, write its function and add a line here."""
+
+from typing import Any
+
+MODELS: dict[str, Any] = {
+    "article": "distcnn.models.article:article",
+    "compact": "distcnn.models.compact:compact",
+}
+"""Functions of `(input_shape, num_classes, ...)` that return an uncompiled `keras.Model`, or their
+import paths."""

@@ -1,0 +1,88 @@
+"""The one place that uses attributes of Keras which are not part of its public interface.
+
+They were tried with Keras 3.15.x, to which the dependency is bounded. `tests/runtime/
+test_keras_internals.py` checks each of them, and names what a new version breaks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+
+
+def _functional_class() -> type:
+    image = keras.Input((1,))
+    return type(keras.Model(image, image))
+
+
+_FUNCTIONAL = _functional_class()
+
+
+def functional_graph(model: keras.Model) -> keras.Model | None:
+    """Returns the functional model of a functional or Sequential model, None for any other."""
+    graph = model._functional if type(model) is keras.Sequential else model
+    return graph if type(graph) is _FUNCTIONAL else None
+
+
+def calls_in_order(graph: keras.Model) -> Iterator[Any]:
+    """Yields the calls that make up a functional model, each after those that it depends on.
+
+    A call has `operation`, `arguments`, `input_tensors` and `outputs`.
+    """
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
+
+
+def output_structure(graph: keras.Model) -> Any:
+    """Returns a functional model's outputs, nested as it returns them."""
+    return graph._outputs_struct
+
+
+def all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yields all layers of a model, nested ones included, but not the model itself."""
+    return model._flatten_layers(include_self=False)
+
+
+def seed_generators(layer: keras.layers.Layer) -> Sequence[Any]:
+    """Returns the seed generators that a layer tracks."""
+    return getattr(layer, "_seed_generators", ())
+
+
+def normalised_axes(layer: keras.layers.BatchNormalization) -> Sequence[int]:
+    """Returns the axes over which a batch normalisation reduces."""
+    return layer._reduction_axes
+
+
+def replace_batch_moments(
+    layer: keras.layers.BatchNormalization, moments: Callable[[Any, Any], tuple[Any, Any]]
+) -> None:
+    """Lets a batch normalisation take its batch's mean and variance from a function.
+
+    Args:
+        layer: The layer.
+        moments: From inputs and mask to mean and variance of shape `(channels,)`.
+    """
+    layer._moments = moments
+
+
+def variable_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
+    """Returns the place of a variable among those that an optimizer was built for."""
+    index: int = optimizer._get_variable_index(variable)
+    return index
+
+
+def adam_moments(optimizer: keras.optimizers.Adam, variable: Any) -> tuple[Any, Any]:
+    """Returns the first and second moment that Adam or AdamW keeps of a variable."""
+    index = variable_index(optimizer, variable)
+    return optimizer._momentums[index], optimizer._velocities[index]
+
+
+def skip_gradient_reduction(optimizer: keras.optimizers.Optimizer) -> None:
+    """Keeps an optimizer under `tf.distribute` from reducing gradients that are reduced already."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner._all_reduce_sum_gradients = lambda grads_and_vars: list(grads_and_vars)
+
+
+def call_synchronously(callbacks: keras.callbacks.CallbackList) -> None:
+    """Keeps a list of callbacks from calling them in a thread of its own."""
+    callbacks._async_train = False

@@ -1,0 +1,53 @@
+"""What training minimises and evaluation reports: one loss and one hit per image.
+
+Training, evaluation and the compiled model take their loss from here. Sums over images, weights and
+replicas are the caller's.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Categorical cross-entropy.
+
+    Attributes:
+        logits: Whether the classifier returns logits rather than probabilities.
+    """
+
+    logits: bool
+
+    def losses(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """Returns the loss of each image.
+
+        Args:
+            labels: float32 tensor of shape `(count, classes)`, rows that sum to 1.
+            outputs: float32 tensor of shape `(count, classes)`, what the classifier returns.
+
+        Returns:
+            float32 tensor of shape `(count,)`, in nats.
+        """
+        return keras.losses.categorical_crossentropy(labels, outputs, from_logits=self.logits)
+
+    def hits(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """Returns 1.0 for each image whose most probable class is the true one, else 0.0.
+
+        Args:
+            labels: As for `losses`.
+            outputs: As for `losses`.
+
+        Returns:
+            float32 tensor of shape `(count,)`.
+        """
+        return tf.cast(tf.equal(tf.argmax(labels, 1), tf.argmax(outputs, 1)), tf.float32)
+
+    def compile_arguments(self) -> dict[str, Any]:
+        """Returns the loss and the metric for `keras.Model.compile`, for one-hot labels."""
+        return {
+            "loss": keras.losses.CategoricalCrossentropy(from_logits=self.logits),
+            "metrics": [keras.metrics.CategoricalAccuracy(name="accuracy")],
+        }

@@ -1,0 +1,95 @@
+"""The contract with Keras' private parts: each test names what a new version would break."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from distcnn.runtime import keras_internals as internals
+
+layers = keras.layers
+
+
+def branched() -> keras.Model:
+    inputs = keras.Input((4,))
+    left, right = layers.Dense(3, name="left")(inputs), layers.Dense(3, name="right")(inputs)
+    return keras.Model(inputs, {"sum": layers.Add(name="sum")([left, right]), "left": left})
+
+
+def test_the_graph_of_sequential_and_functional_models_and_of_no_other():
+    model = branched()
+    assert internals.functional_graph(model) is model
+    sequential = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    assert [x.name for x in sequential.layers] == [
+        call.operation.name
+        for call in internals.calls_in_order(internals.functional_graph(sequential))
+    ]
+    own = type("Own", (keras.Model,), {"call": lambda self, x: x})()
+    assert internals.functional_graph(own) is None
+
+
+def test_calls_come_after_those_that_they_depend_on():
+    calls = list(internals.calls_in_order(branched()))
+    names = [call.operation.name for call in calls]
+    assert sorted(names[:2]) == ["left", "right"]
+    assert names[2:] == ["sum"]
+    assert len(calls[2].input_tensors) == 2
+    assert len(calls[2].outputs) == 1
+    arguments, keywords = calls[2].arguments.fill_in(
+        {id(tensor): number for number, tensor in enumerate(calls[2].input_tensors)}
+    )
+    assert (arguments, keywords) == (([0, 1],), {})
+
+
+def test_the_structure_of_the_outputs():
+    assert set(internals.output_structure(branched())) == {"sum", "left"}
+
+
+def test_all_layers_and_their_seed_generators():
+    inner = keras.Sequential([keras.Input((4,)), layers.Dropout(0.5, name="drop")])
+    outer = keras.Sequential([keras.Input((4,)), inner, layers.Dense(2, name="dense")])
+    found = {layer.name: layer for layer in internals.all_layers(outer)}
+    assert {"drop", "dense"} <= set(found)
+    assert outer.name not in found
+    assert len(internals.seed_generators(found["drop"])) == 1
+    assert not internals.seed_generators(found["dense"])
+
+
+def test_batch_moments_are_taken_from_the_function():
+    layer = layers.BatchNormalization(center=False, scale=False, epsilon=0.0, momentum=0.0)
+    layer.build((None, 2, 2, 3))
+    assert tuple(internals.normalised_axes(layer)) == (0, 1, 2)
+    internals.replace_batch_moments(layer, lambda x, mask: (tf.ones([3]), tf.fill([3], 4.0)))
+    outputs = layer(np.full((1, 2, 2, 3), 5.0, np.float32), training=True)
+    np.testing.assert_allclose(outputs, np.full((1, 2, 2, 3), 2.0), rtol=1e-6)
+    np.testing.assert_allclose(layer.moving_mean, [1.0] * 3)
+
+
+@pytest.mark.parametrize("kind", [keras.optimizers.Adam, keras.optimizers.AdamW])
+def test_adams_moments(kind):
+    first, second = keras.Variable([1.0, 2.0]), keras.Variable([3.0])
+    optimizer = kind(0.1)
+    optimizer.build([first, second])
+    assert internals.variable_index(optimizer, second) == 1
+    optimizer.apply([tf.constant([1.0, -1.0]), tf.constant([2.0])])
+    momentum, velocity = internals.adam_moments(optimizer, first)
+    np.testing.assert_allclose(momentum, [0.1, -0.1], rtol=1e-6)
+    np.testing.assert_allclose(velocity, [0.001, 0.001], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_reduced_gradients_are_not_reduced_again(scaled):
+    optimizer = inner = keras.optimizers.SGD(1.0)
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(inner)
+    assert hasattr(inner, "_all_reduce_sum_gradients")  # what Keras calls under a strategy
+    internals.skip_gradient_reduction(optimizer)
+    pairs = [(1, 2)]
+    assert inner._all_reduce_sum_gradients(pairs) == pairs
+
+
+def test_callbacks_are_called_at_once():
+    callbacks = keras.callbacks.CallbackList([])
+    assert hasattr(callbacks, "_async_train")
+    internals.call_synchronously(callbacks)
+    assert not callbacks._async_train
