@@ -14,6 +14,6 @@ $bin/mypy
 $bin/shellcheck launch/*.sh launch/*.sbatch tests/*.sh .ci/run
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --quiet --strict --site-dir "$site"
+NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict --site-dir "$site"
 rm -rf "$site"
 exec $bin/python -m pytest "$@"

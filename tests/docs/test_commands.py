@@ -136,6 +136,8 @@ def _problem(parse: Parse, command: str, arguments: Sequence[str]) -> str:
 
 @every_page
 def test_code_blocks_say_what_they_are(page):
+    fences = re.findall(r"^\s*(?:```|~~~)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(fences) == 2 * len(blocks(page)), "a fence is indented or not closed"
     for block in blocks(page):
         assert block.language in ("bash", "console", "python", "yaml", "text"), block.text
         assert re.fullmatch(r"|run|file [\w.]+", block.mark), block.mark
