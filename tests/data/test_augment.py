@@ -249,9 +249,9 @@ def test_cutout_greys_one_clipped_square() -> None:
         assert heights.max() == widths.max() == side
         assert heights.min() == widths.min() == side - side // 2
         # Every pixel is somewhere inside a square, and the inner ones equally often.
-        share = grey[..., 0].mean(0)
-        assert share.min() > 0
-        np.testing.assert_allclose(share[4:8, 4:10], side**2 / (12 * 14), atol=0.06)
+        fraction = grey[..., 0].mean(0)
+        assert fraction.min() > 0
+        np.testing.assert_allclose(fraction[4:8, 4:10], side**2 / (12 * 14), atol=0.06)
 
 
 @pytest.mark.parametrize("count", [10, 11])
@@ -280,8 +280,9 @@ def test_cutmix_weighs_labels_by_pixels(count: int) -> None:
     other = partners(count)
     values = np.where(pasted[..., None], images[other], images)
     np.testing.assert_array_equal(out, values)
-    share = pasted.mean((1, 2))[:, None]
-    np.testing.assert_allclose(mixed, (1 - share) * labels + share * labels[other], atol=1e-6)
+    fraction = pasted.mean((1, 2))[:, None]
+    expected = (1 - fraction) * labels + fraction * labels[other]
+    np.testing.assert_allclose(mixed, expected, atol=1e-6)
     # Each is a box, which has the drawn area where the border does not cut it off.
     heights, widths = pasted.any(2).sum(1), pasted.any(1).sum(1)
     np.testing.assert_array_equal(pasted.sum((1, 2)), heights * widths)
@@ -314,7 +315,7 @@ def test_mixup_and_cutmix_take_turns() -> None:
     assert 10 < boxed < 30
 
 
-def test_label_smoothing_spreads_its_share() -> None:
+def test_label_smoothing_spreads_its_fraction() -> None:
     labels = aug.smooth_labels(tf.eye(4), 0.1).numpy()
     np.testing.assert_allclose(labels, np.eye(4) * 0.9 + 0.025, rtol=1e-6)
 
