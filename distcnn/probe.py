@@ -1,6 +1,6 @@
-"""The command `python -m distcnn.probe`: one of several processes that prove that they reduce.
+"""The command `python -m distcnn.probe`: one process of a cluster that tests its reductions.
 
-`distcnn.doctor` starts two of it; started by any launcher, it tries that launcher's own cluster.
+`distcnn.doctor` starts two of them. Started by any launcher, it tests that launcher's cluster.
 """
 
 import os
@@ -13,15 +13,15 @@ from distcnn.runtime.cluster import find_cluster
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reduces values that differ in every process.
+    """Reduces values that differ between processes, and checks the sums.
 
     Args:
-        arguments: The command line, without the program.
+        arguments: Command-line arguments, without the program name.
 
     Returns:
-        0 if the sums are right.
+        The exit code, 0 if the sums are right.
     """
-    parser = Parser("distcnn.probe", "Proves that the processes of a cluster reduce.")
+    parser = Parser("distcnn.probe", "Tests whether the processes of a cluster reduce correctly.")
     parser.add_class_arguments(DistributeConfig, "distribute")
     parser.hide_section_flags()
     options = parser.parse_args(list(arguments))
