@@ -13,7 +13,7 @@ from distcnn.errors import DataError
 log = logging.getLogger("distcnn")
 
 DEFAULT_SHAPE: Shape = (32, 32, 3)
-"""Input shape of models that accept any, where the images do not determine it."""
+"""Input shape of models that accept any, used if the images do not determine one."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def load_dataset(
     """Splits an opened source and resizes its images.
 
     Args:
-        config: Selects the validation images and the cache.
+        config: Selects the validation images and how to cache.
         source: The opened data set.
         image_shape: `(height, width, channels)` that the model takes.
         seed: Seed of the split.

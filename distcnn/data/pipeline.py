@@ -19,7 +19,7 @@ from distcnn.errors import DataError
 _PREFETCHED_BYTES = 64 * 2**20
 
 _MAX_CROP_BYTES = 2**31 - 2**16
-"""Most that TensorFlow can serialise, as cropping does."""
+"""The most that cropping takes, as it serialises the images with TensorFlow."""
 
 
 @dataclass(frozen=True)

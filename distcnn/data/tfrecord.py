@@ -25,7 +25,7 @@ _REMEDY = "copy it again or rewrite the records with distcnn.records"
 
 
 class _Shards:
-    """Open shards, readable from any thread; closed with the last split that uses them."""
+    """Open shards for random reads from any thread; closed with the last split that uses them."""
 
     def __init__(self, entries: list[dict[str, Any]], folder: Path) -> None:
         self.entries = entries

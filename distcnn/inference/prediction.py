@@ -23,8 +23,8 @@ def predict_files(
         batch_size: Images per step.
 
     Returns:
-        float32 array of shape `(readable files, classes)` in the order of `paths`, and for each file
-        that cannot be decoded its description as `path (reason)`.
+        float32 array of shape `(readable files, classes)` in the order of `paths`, and for each
+        file that cannot be decoded its description as `path (reason)`.
     """
     model = classifier.on_stored_pixels()
     shape = classifier.image_shape

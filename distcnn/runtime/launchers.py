@@ -102,8 +102,8 @@ def _from_slurm(environment: Environment) -> Cluster | None:
         )
     if own != hosts[rank]:
         raise ClusterError(
-            f"Slurm placed task {rank} on {own}; expected {hosts[rank]}, by blocks; start it "
-            "with srun --distribution=block"
+            f"Slurm placed task {rank} on {own}; expected {hosts[rank]}, the host in block "
+            "distribution; start it with srun --distribution=block"
         )
     job = f"slurm {environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}"
     return _from_hosts("slurm", rank, hosts, job=job)

@@ -46,7 +46,7 @@ def test_any_format_is_classified_as_its_pixels_are(
 
     with Image.open(file) as image:
         seen = np.asarray(image.convert("RGB"), np.float32)
-    if image_format == "JPEG":  # TensorFlow's decoder may round otherwise than Pillow's
+    if image_format == "JPEG":  # TensorFlow's decoder may round differently from Pillow's
         seen = tf.io.decode_jpeg(file.read_bytes(), channels=3).numpy().astype(np.float32)
     expected = finished.model().predict(seen[np.newaxis] / 127.5 - 1, verbose=0)[0]
     assert result["image"] == str(file)

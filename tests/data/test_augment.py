@@ -233,7 +233,7 @@ def test_cutout_greys_one_clipped_square() -> None:
         np.testing.assert_array_equal(grey[..., 0].sum((1, 2)), heights * widths)
         assert heights.max() == widths.max() == side
         assert heights.min() == widths.min() == side - side // 2
-        # Every pixel is somewhere inside a square, and the inner ones equally often.
+        # Some square covers every pixel, and the inner ones are covered equally often.
         fraction = grey[..., 0].mean(0)
         assert fraction.min() > 0
         np.testing.assert_allclose(fraction[4:8, 4:10], side**2 / (12 * 14), atol=0.06)
@@ -268,7 +268,7 @@ def test_cutmix_weighs_labels_by_pixels(count: int) -> None:
     fraction = pasted.mean((1, 2))[:, None]
     expected = (1 - fraction) * labels + fraction * labels[other]
     np.testing.assert_allclose(mixed, expected, atol=1e-6)
-    # Each is a box, which has the drawn area where the border does not cut it off.
+    # Each region is a box, with the drawn area unless the border cuts it off.
     heights, widths = pasted.any(2).sum(1), pasted.any(1).sum(1)
     np.testing.assert_array_equal(pasted.sum((1, 2)), heights * widths)
     side = np.sqrt(1 - random.beta(aug.Stream.CUTMIX_AREA, 1.0).numpy())

@@ -109,7 +109,7 @@ EVERYTHING = AugmentConfig(
 def test_shards_make_up_the_batches_of_one_worker(
     split, batch_size, devices, processes, accumulation
 ):
-    """Whatever the number of workers: the same images, augmented and mixed alike, in order."""
+    """For any number of workers: the same images in the same order, augmented the same way."""
     whole = batches(split, 2, 9, EVERYTHING, batch_size)
     replicas = processes * devices
     parts = []

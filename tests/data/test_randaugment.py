@@ -94,7 +94,7 @@ def test_rotation_and_shear_agree_with_pillow(sign: float) -> None:
         for image, ours in zip(images, out, strict=True):
             picture = Image.fromarray(image)
             if name == "rotate":
-                # The input's place turns clockwise (rows run down), so the image turns back.
+                # The sampled position turns clockwise (rows run down), so the image turns back.
                 moved = picture.rotate(15 * sign, Image.Resampling.BILINEAR, fillcolor=(128,) * 3)
             else:
                 moved = picture.transform(

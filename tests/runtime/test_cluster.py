@@ -120,7 +120,7 @@ def test_the_first_of_several_that_agree_decides(environment, scheme):
         ({"TF_CONFIG": "{"}, "TF_CONFIG cannot be read (JSONDecodeError"),
         ({"TF_CONFIG": '{"cluster": {}}'}, "TF_CONFIG cannot be read (KeyError"),
         (slurm(node="gpu9"), "this host is gpu9 (SLURMD_NODENAME), which is missing from"),
-        (slurm(node="gpu1"), "Slurm placed task 2 on gpu1; expected gpu2, by blocks"),
+        (slurm(node="gpu1"), "Slurm placed task 2 on gpu1; expected gpu2, the host in block"),
         (slurm(tasks="2"), "Slurm lists 2 nodes (SLURM_STEP_NODELIST) with [2] tasks"),
         (slurm(size=5), "but SLURM_STEP_NUM_TASKS is 5"),
         (openmpi(local_size=9), "OMPI_COMM_WORLD_LOCAL_SIZE is 9"),
