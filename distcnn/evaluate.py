@@ -1,4 +1,4 @@
-"""The command `python -m distcnn.evaluate`: how well a classifier does on labelled images."""
+"""The command `python -m distcnn.evaluate`: evaluates a classifier on labelled images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Evaluates as the command line says.
+    """Runs the command.
 
     Args:
-        arguments: The command line, without the program.
+        arguments: Command-line arguments, without the program name.
 
     Returns:
-        0.
+        The exit code, 0.
     """
     parser = Parser("distcnn.evaluate", "Evaluates a classifier on labelled images.")
     parser.add_argument("model", help="Run directory, or a .keras file.")
@@ -33,11 +33,13 @@ def main(arguments: Sequence[str]) -> int:
         "--split",
         choices=("test", "validation", "train"),
         default="test",
-        help="Which images.",
+        help="Split to evaluate on.",
     )
     parser.add_argument("--batch_size", type=int, default=512, help="Images per step.")
-    parser.add_argument("--plot", help="PNG of the confusion matrix. Default: beside the model.")
-    parser.add_argument("--json", help="File for the results.")
+    parser.add_argument(
+        "--plot", help="PNG file for the confusion matrix. Default: next to the model."
+    )
+    parser.add_argument("--json", help="JSON file for the results.")
     options, data, seed = parser.parse_with_data(arguments)
     require_at_least_one(options, "batch_size")
 
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         logits=False,
         batch_size=options.batch_size,
     )
-    _show(result, result.confusion())
+    _print_result(result, result.confusion())
     plot = Path(options.plot or classifier.path.with_name(f"confusion_{options.split}.png"))
     plot.write_bytes(to_png(confusion_figure(result.confusion(), source.classes)))
     print(f"confusion matrix as a picture: {plot}")
@@ -82,21 +84,21 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check_classes(found: tuple[str, ...], expected: tuple[str, ...], outputs: int) -> None:
     if expected and found != expected:
-        odd = sorted(set(found) ^ set(expected)) or list(found)
+        differing = sorted(set(found) ^ set(expected)) or list(found)
         raise DataError(
             f"the data has the classes {', '.join(found[:10])}, the model was trained on "
-            f"{', '.join(expected[:10])}; they differ in {', '.join(odd[:10])}"
+            f"{', '.join(expected[:10])}; they differ in {', '.join(differing[:10])}"
         )
     if len(found) != outputs:
-        raise DataError(f"the data has {len(found)} classes, the model {outputs}")
+        raise DataError(f"the data has {len(found)} classes, but the model has {outputs}")
 
 
-def _show(result: "Evaluation", matrix: "np.ndarray") -> None:
-    # Class names are shown as they are; what is not a terminal has no width to fit into.
+def _print_result(result: "Evaluation", matrix: "np.ndarray") -> None:
+    # Class names are printed verbatim; output that is not a terminal has no width to fit into.
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 10_000
-    table = Table("class", *("precision", "recall", "F1", "images"))
+    table = Table("class", "precision", "recall", "F1", "images")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in result.by_class():
@@ -104,8 +106,10 @@ def _show(result: "Evaluation", matrix: "np.ndarray") -> None:
         table.add_row(str(row["class"]), *scores, str(row["images"]))
     console.print(table)
     digits = len(str(matrix.max()))
-    needed = max(map(len, ("true", *result.classes))) + 4 + len(result.classes) * (digits + 3)
-    if len(result.classes) <= 20 and needed <= console.width:
+    confusion_width = (
+        max(map(len, ("true", *result.classes))) + 4 + len(result.classes) * (digits + 3)
+    )
+    if len(result.classes) <= 20 and confusion_width <= console.width:
         confusion = Table("true", *result.classes, title="images by true and predicted class")
         confusion.columns[0].no_wrap = True
         for column in confusion.columns[1:]:

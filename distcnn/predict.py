@@ -1,4 +1,4 @@
-"""The command `python -m distcnn.predict`: the most probable classes of images."""
+"""The command `python -m distcnn.predict`: prints the most probable classes of images."""
 
 import logging
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ log = logging.getLogger("distcnn")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Predicts as the command line says.
+    """Runs the command.
 
     Args:
-        arguments: The command line, without the program.
+        arguments: Command-line arguments, without the program name.
 
     Returns:
-        0.
+        The exit code, 0.
     """
     parser = Parser("distcnn.predict", "Prints the most probable classes of images.")
     parser.add_argument("model", help="Run directory, or a .keras file.")
     parser.add_argument(
         "images", nargs="+", help="Image files of any size and format, or folders of them."
     )
-    parser.add_argument("--top", type=int, default=3, help="How many classes to print.")
+    parser.add_argument("--top", type=int, default=3, help="Number of classes to print.")
     parser.add_argument("--batch_size", type=int, default=512, help="Images per step.")
-    parser.add_argument("--json", help="File for the results.")
+    parser.add_argument("--json", help="JSON file for the results.")
     parser.add_argument(
         "--on_error",
         choices=("fail", "skip"),
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(list(arguments))
     require_at_least_one(options, "top", "batch_size")
-    paths = _find(options.images)
+    paths = _find_images(options.images)
 
     import_tensorflow()
     from distcnn.inference.classifier import load_classifier
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{', '.join(list(errors.values())[:3])}; remove them, or pass --on_error skip"
         )
     for description in errors.values():
-        log.warning("warning: left out %s", description)
+        log.warning("warning: skipped %s", description)
     outputs = probabilities.shape[1]
     classes = classifier.metadata.classes or tuple(str(index) for index in range(outputs))
     results = []
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _find(names: Sequence[str]) -> list[Path]:
+def _find_images(names: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for name in names:
         path = Path(name)
@@ -78,7 +78,7 @@ def _find(names: Sequence[str]) -> list[Path]:
                 p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")
             )
             if not inside:
-                raise DataError(f"the folder {path} holds no files; expected images")
+                raise DataError(f"the folder {path} contains no files; expected images")
             paths += inside
         elif path.exists():
             paths.append(path)

@@ -10,18 +10,20 @@ from distcnn.config import DataConfig
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes shards as the command line says.
+    """Runs the command.
 
     Args:
-        arguments: The command line, without the program.
+        arguments: Command-line arguments, without the program name.
 
     Returns:
-        0.
+        The exit code, 0.
     """
     parser = Parser("distcnn.records", "Writes a data set as TFRecord shards.")
-    parser.add_argument("--out", required=True, help="Folder to write; it must not hold files.")
-    parser.add_argument("--shards", type=int, default=8, help="Files for the largest split.")
-    parser.add_argument("--json", help="File for the summary.")
+    parser.add_argument("--out", required=True, help="Folder to write; must be new or empty.")
+    parser.add_argument(
+        "--shards", type=int, default=8, help="Shards per split, at most one per image."
+    )
+    parser.add_argument("--json", help="JSON file for the summary.")
     parser.add_data_arguments("name", "dir", "on_error", "synthetic_examples")
     options = parser.parse_args(list(arguments))
     require_at_least_one(options, "shards")

@@ -1,4 +1,4 @@
-"""Recipes: named runs in YAML files, checked key by key."""
+"""Recipes: named configurations in YAML files, checked key by key."""
 
 import dataclasses
 import difflib
@@ -19,9 +19,9 @@ def config_keys(section: type = Config, prefix: str = "") -> list[str]:
     keys: list[str] = []
     types = typing.get_type_hints(section)
     for field in dataclasses.fields(section):
-        kind = types[field.name]
-        if dataclasses.is_dataclass(kind):
-            keys += config_keys(typing.cast(type, kind), f"{prefix}{field.name}.")
+        field_type = types[field.name]
+        if dataclasses.is_dataclass(field_type):
+            keys += config_keys(typing.cast(type, field_type), f"{prefix}{field.name}.")
         else:
             keys.append(prefix + field.name)
     return keys
@@ -40,11 +40,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def load_recipe(name: str) -> dict[str, Any]:
     """Reads a recipe as a flat mapping from dotted keys to values.
 
-    A file may start from a built-in recipe by its key `recipe`; its other keys then replace those
-    of that recipe.
+    The key `recipe` of a file may name a built-in recipe to start from; the other keys of the file
+    then override those of that recipe.
 
     Args:
-        name: Name of a built-in recipe, or path of a YAML file.
+        name: Name of a built-in recipe, or path to a YAML file.
 
     Raises:
         UsageError: If there is no such recipe, the file is not YAML, or a key is unknown.
@@ -73,10 +73,10 @@ def load_recipe(name: str) -> dict[str, Any]:
 
 
 def without_excluded(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Drops those values of a recipe that make no sense beside the keys that replace others.
+    """Drops the values of a recipe that do not apply beside the keys that replace others.
 
-    The global batch size goes where `keys` set the size per worker, and the arguments of the
-    recipe's model where `keys` choose another model.
+    These are the global batch size if `keys` set the batch size per worker, and the arguments of
+    the recipe's model if `keys` choose another model.
     """
     keys = set(keys)
     dropped = set()
@@ -98,7 +98,9 @@ def _read(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise UsageError(f"the recipe {path} is not valid YAML: {reason}") from None
     if not isinstance(content, Mapping):
-        raise UsageError(f"the recipe {path} holds no keys; expected lines like `train: {{...}}`")
+        raise UsageError(
+            f"the recipe {path} contains no keys; expected lines like `train: {{...}}`"
+        )
     known = config_keys()
     values = flatten(content)
     for key in values:
@@ -108,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Turns nested sections into dotted keys; the values of `WHOLE_KEYS` stay whole."""
+    """Flattens nested sections into dotted keys; the values of `WHOLE_KEYS` stay nested."""
     values: dict[str, Any] = {}
     for name, value in content.items():
         key = f"{prefix}{name}"
@@ -120,7 +122,7 @@ def flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def settings_of_run(path: Path) -> dict[str, Any]:
-    """Returns the flat configuration of the run that a path belongs to, empty if there is none.
+    """Returns the flat configuration of the run that a path belongs to, or an empty one.
 
     Args:
         path: Run directory, or a file in it.

@@ -1,1 +1,1 @@
-"""Images: opened by `sources`, varied by `augment`, fed by `pipeline`."""
+"""Image data: sources, caching, augmentation and the input pipeline."""

@@ -1,10 +1,11 @@
-"""Images that are held decoded, in memory or in a memory-mapped file."""
+"""Splits of decoded images, held in memory or in a memory-mapped file."""
 
 from collections.abc import Callable
 from typing import Self
 
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from distcnn.data.resize import resize_images
 from distcnn.data.split import Shape, Split
@@ -12,8 +13,8 @@ from distcnn.data.split import Shape, Split
 _CHUNK_BYTES = 32 << 20
 
 
-class _Resident:
-    """Rows of one uint8 tensor in main memory, made at the first read."""
+class _MemoryReader:
+    """Reads rows of a uint8 tensor in main memory, created at the first read."""
 
     def __init__(self, images: np.ndarray) -> None:
         self._images: np.ndarray | None = images
@@ -21,15 +22,15 @@ class _Resident:
 
     def __call__(self, rows: tf.Tensor) -> tf.Tensor:
         if self._tensor is None:
-            # Made eagerly, so that a graph captures it by reference and never holds a copy.
+            # Created eagerly, so that graphs capture it by reference instead of holding a copy.
             with tf.init_scope(), tf.device("CPU:0"):
                 self._tensor = tf.convert_to_tensor(self._images)
             self._images = None
         return tf.gather(self._tensor, rows)
 
 
-class _Mapped:
-    """Rows of a memory-mapped file; only those asked for are read."""
+class _MemmapReader:
+    """Reads rows of a memory-mapped file; only the requested rows are loaded."""
 
     def __init__(self, images: np.memmap) -> None:
         self._images = images
@@ -45,15 +46,15 @@ class _Mapped:
 class ArraySplit(Split):
     """A split over an array of decoded images.
 
-    Subsets share the array of the split that they come from; they hold row numbers only.
+    Subsets share the array of the original split and store only row numbers.
 
     Args:
         images: uint8 array of shape `(n, height, width, channels)`. A `np.memmap` is never loaded
-            whole; any other array becomes one tensor in main memory at the first `gather`.
+            as a whole; any other array becomes one tensor in main memory at the first `gather`.
         labels: Integer array of shape `(n,)`, class indices.
 
     Raises:
-        ValueError: The type or the shape of the arrays is not as above.
+        ValueError: An array has another dtype or shape.
     """
 
     image_shape: Shape
@@ -70,16 +71,16 @@ class ArraySplit(Split):
         with tf.device("CPU:0"):
             self._rows = tf.range(len(labels), dtype=tf.int64)
         self._read: Callable[[tf.Tensor], tf.Tensor] = (
-            _Mapped(images) if isinstance(images, np.memmap) else _Resident(images)
+            _MemmapReader(images) if isinstance(images, np.memmap) else _MemoryReader(images)
         )
 
+    @override
     def gather(self, indices: tf.Tensor) -> tf.Tensor:
-        """See `Split.gather`."""
         with tf.device("CPU:0"):
             return self._read(tf.gather(self._rows, indices))
 
+    @override
     def subset(self, indices: np.ndarray) -> Self:
-        """See `Split.subset`."""
         part = object.__new__(type(self))
         part.image_shape = self.image_shape
         part.labels = self.labels[indices]
@@ -88,13 +89,14 @@ class ArraySplit(Split):
         part._read = self._read
         return part
 
+    @override
     def resized(self, image_shape: Shape) -> "ArraySplit":
-        """See `Split.resized`; resizes all images at once, in memory."""
+        """Resizes all images at once, in memory."""
         if image_shape == self.image_shape:
             return self
         images = np.empty((len(self), *image_shape), np.uint8)
-        largest = max(int(np.prod(image_shape)), int(np.prod(self.image_shape)))
-        chunk = max(1, _CHUNK_BYTES // largest)
+        image_bytes = max(int(np.prod(image_shape)), int(np.prod(self.image_shape)))
+        chunk = max(1, _CHUNK_BYTES // image_bytes)
         for start in range(0, len(self), chunk):
             indices = np.arange(start, min(start + chunk, len(self)))
             images[indices] = resize_images(self.gather(indices), image_shape).numpy()

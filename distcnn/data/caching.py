@@ -1,4 +1,4 @@
-"""Keeps decoded images in memory or in a file, so that each is decoded once; finds bad ones."""
+"""Caches decoded images in memory or on disk, and finds images that cannot be decoded."""
 
 import contextlib
 import hashlib
@@ -20,57 +20,57 @@ from distcnn.errors import DataError
 from distcnn.runtime.files import locked, replacing
 from distcnn.runtime.free_space import available_memory, writable_disk
 
-_VERSION = "1"  # of the decoding: raise it when the same file would give other pixels
+_DECODING_VERSION = "1"  # increase it when the same file would decode to different pixels
 _MEMORY_FRACTION = 0.25
 _DISK_FRACTION = 0.5
-_NAMED = 3
+_MAX_EXAMPLES = 3
 _logger = logging.getLogger("distcnn")
 
 
 def load(split: Split, image_shape: Shape, config: DataConfig, processes: int = 1) -> Split:
-    """Brings a split to a size and keeps its decoded images where `config.cache` says.
+    """Resizes a split and caches its decoded images as `config.cache` specifies.
 
-    Encoded images are all decoded once, here, so that a bad one is found before the training
-    starts. Call it before `split_train_validation`: the parts then share what is kept.
+    All encoded images are decoded once, here, so that bad ones are found before training starts.
+    Call this before `split_train_validation`, so that both parts share the cache.
 
     Args:
-        split: Any split. One that is decoded already is resized only.
-        image_shape: `(height, width, channels)` wanted.
+        split: Any split. One that is already decoded is only resized.
+        image_shape: Target `(height, width, channels)`.
         config: `cache` (auto: memory if the images take less than a quarter of what is available,
-            else a file if they fit in half of the free disk, else none) and `on_error`.
-        processes: Processes of this host that each keep the images in a memory of their own.
+            else disk if they fit in half of the free space, else none) and `on_error`.
+        processes: Processes on this host that each keep their own copy of the images in memory.
 
     Returns:
-        The split with images of `image_shape`; without its bad images if `on_error` is skip.
+        The split with images of `image_shape`, without the bad ones if `on_error` is skip.
 
     Raises:
-        DataError: Images cannot be decoded (all are found; the first few named), or the cache
+        DataError: Images cannot be decoded (all are found, the first few are named), or the cache
             folder cannot be written.
     """
     resized = split.resized(image_shape)
     if not isinstance(resized, EncodedSplit):
         return resized
-    where = _place(len(split) * int(np.prod(image_shape)), config.cache, processes)
+    location = _choose_cache(len(split) * int(np.prod(image_shape)), config.cache, processes)
     loaded: Split = resized
-    if where == "memory":
+    if location == "memory":
         images = np.zeros((len(split), *image_shape), np.uint8)
         bad = decode_all(resized, images.__setitem__)
         loaded = ArraySplit(images, resized.labels)
-    elif where == "disk":
+    elif location == "disk":
         images, bad = _decode_to_disk(resized)
         loaded = ArraySplit(images, resized.labels)
     else:
         bad = _verify_once(resized)
-    return _without(bad, resized, loaded, config.on_error) if bad else loaded
+    return _drop_bad(bad, resized, loaded, config.on_error) if bad else loaded
 
 
 def cache_folder() -> Path:
-    """Returns the folder of decoded images: `$XDG_CACHE_HOME` or `~/.cache`, distcnn/decoded."""
+    """Returns the folder for decoded images, distcnn/decoded in `$XDG_CACHE_HOME` or `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "distcnn" / "decoded"
 
 
-def _place(size: int, cache: str, processes: int) -> Literal["memory", "disk", "none"]:
+def _choose_cache(size: int, cache: str, processes: int) -> Literal["memory", "disk", "none"]:
     if cache == "memory" or (
         cache == "auto" and size * processes < _MEMORY_FRACTION * available_memory()
     ):
@@ -82,8 +82,8 @@ def _place(size: int, cache: str, processes: int) -> Literal["memory", "disk", "
     return "none"
 
 
-def _stem(split: EncodedSplit) -> str:
-    text = f"{_VERSION} {split.image_shape} {split.fingerprint()}"
+def _cache_key(split: EncodedSplit) -> str:
+    text = f"{_DECODING_VERSION} {split.image_shape} {split.fingerprint()}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -97,25 +97,25 @@ def _write_verdict(path: Path, bad: list[int]) -> None:
 
 
 @contextlib.contextmanager
-def _unwritable_is_data_error(folder: Path, size: int) -> Iterator[None]:
+def _reporting_write_errors(folder: Path, size: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise DataError(
-            f"cannot keep {size / 1e6:,.1f} MB of decoded images in {folder}: {error.strerror}; "
-            "make room there, set XDG_CACHE_HOME, or use --data.cache memory or none"
+            f"cannot store {size / 1e6:,.1f} MB of decoded images in {folder}: {error.strerror}; "
+            "free some space, set XDG_CACHE_HOME, or use --data.cache memory or none"
         ) from error
 
 
 def _decode_to_disk(split: EncodedSplit) -> tuple[np.ndarray, list[int]]:
     assert split.image_shape is not None
     folder = cache_folder()
-    stem = _stem(split)
-    array_path, verdict_path = folder / f"{stem}.npy", folder / f"{stem}.json"
+    key = _cache_key(split)
+    array_path, verdict_path = folder / f"{key}.npy", folder / f"{key}.json"
     shape = (len(split), *split.image_shape)
-    with _unwritable_is_data_error(folder, int(np.prod(shape))):
+    with _reporting_write_errors(folder, int(np.prod(shape))):
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f"{stem}.lock"):
+        with locked(folder / f"{key}.lock"):
             bad = _read_verdict(verdict_path)
             if bad is None or not array_path.exists():
                 with replacing(array_path) as partial:
@@ -126,7 +126,7 @@ def _decode_to_disk(split: EncodedSplit) -> tuple[np.ndarray, list[int]]:
 
 def _decode_to_file(split: EncodedSplit, path: Path, shape: tuple[int, ...]) -> list[int]:
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    # Claims the blocks now: a write to a mapped hole on a full disk would kill the process.
+    # Allocates the blocks now: on a full disk, writing to a hole in the map kills the process.
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     bad = decode_all(split, images.__setitem__)
@@ -136,32 +136,32 @@ def _decode_to_file(split: EncodedSplit, path: Path, shape: tuple[int, ...]) -> 
 
 def _verify_once(split: EncodedSplit) -> list[int]:
     folder = cache_folder()
-    stem = _stem(split)
+    key = _cache_key(split)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f"{stem}.lock"):
-            bad = _read_verdict(folder / f"{stem}.json")
+        with locked(folder / f"{key}.lock"):
+            bad = _read_verdict(folder / f"{key}.json")
             if bad is None:
                 bad = decode_all(split)
-                _write_verdict(folder / f"{stem}.json", bad)
+                _write_verdict(folder / f"{key}.json", bad)
             return bad
     except OSError as error:
-        _logger.warning("cannot remember in %s that the images are good: %s", folder, error)
+        _logger.warning("cannot record in %s which images are bad: %s", folder, error)
         return decode_all(split)
 
 
-def _without(bad: list[int], encoded: EncodedSplit, loaded: Split, on_error: str) -> Split:
-    named = ", ".join(explain(encoded, bad[:_NAMED]))
-    more = ", ..." if len(bad) > _NAMED else ""
-    message = f"{len(bad)} of {len(encoded)} images cannot be decoded: {named}{more}"
+def _drop_bad(bad: list[int], encoded: EncodedSplit, loaded: Split, on_error: str) -> Split:
+    examples = ", ".join(explain(encoded, bad[:_MAX_EXAMPLES]))
+    more = ", ..." if len(bad) > _MAX_EXAMPLES else ""
+    message = f"{len(bad)} of {len(encoded)} images cannot be decoded: {examples}{more}"
     if on_error == "fail":
-        raise DataError(f"{message}; mend or remove them, or pass --data.on_error skip")
+        raise DataError(f"{message}; repair or remove them, or pass --data.on_error skip")
     good = np.delete(np.arange(len(encoded), dtype=np.int64), bad)
     lost = sorted(set(encoded.labels[bad]) - set(encoded.labels[good]))
     if lost:
         raise DataError(
-            f"{message}; without them the class with label {lost[0]} has no images; mend them or "
+            f"{message}; without them the class with label {lost[0]} has no images; repair them or "
             "remove the class"
         )
-    _logger.warning("%s; left out", message)
+    _logger.warning("%s; skipping them", message)
     return loaded.subset(good)

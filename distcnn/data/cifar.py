@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in every form in which they are handed out."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in every published format."""
 
 import logging
 import os
@@ -27,16 +27,16 @@ _logger = logging.getLogger("distcnn")
 
 @dataclass(frozen=True)
 class Layout:
-    """One form of a data set.
+    """One published format of a data set.
 
     Attributes:
-        folder: Name of the folder that holds the batches, unpacked and in the archive.
+        folder: Name of the folder of the batches, both unpacked and inside the archive.
         archive: Name of the archive.
-        algorithm: Name of the checksum in hashlib.
+        algorithm: Name of the checksum algorithm in hashlib.
         checksum: Checksum of the archive, in hexadecimal.
         train: File names of the training batches.
         test: File names of the test batches.
-        read: Reads the bytes of a batch, see `cifar_batches`.
+        read: Parses the bytes of a batch; see `cifar_batches`.
     """
 
     folder: str
@@ -55,8 +55,8 @@ class Cifar:
     Attributes:
         classes: Class names; the position is the label.
         batch_images: Number of images in each training batch and in each test batch.
-        layouts: The forms it comes in; the first is the one that is downloaded.
-        keras_names: What else Keras calls the folder and the archive in its own cache.
+        layouts: The published formats; the first is the one to download.
+        keras_names: Other names of the folder and the archive in Keras' own cache.
     """
 
     classes: tuple[str, ...]
@@ -123,8 +123,8 @@ SETS: dict[str, Cifar] = {
 def open_cifar(config: DataConfig) -> Source:
     """Opens CIFAR-10 or CIFAR-100 (fine labels).
 
-    Looks for the batches or an archive in `config.dir`, and nowhere else, if that is given; else in
-    Keras' cache, into which the archive is downloaded if it is not there.
+    If `config.dir` is set, looks for the batches or an archive there and nowhere else. Otherwise
+    looks in Keras' cache, and downloads the archive into it if necessary.
 
     Args:
         config: `name` is cifar10 or cifar100.
@@ -141,8 +141,8 @@ def open_cifar(config: DataConfig) -> Source:
         if found is None:
             wanted = [name for layout in cifar.layouts for name in (layout.folder, layout.archive)]
             raise DataError(
-                f"data.dir {config.dir} does not hold {config.name}; looked for "
-                f"{', '.join(wanted)}; correct it, or drop --data.dir to download the data"
+                f"data.dir {config.dir} does not contain {config.name}; looked for "
+                f"{', '.join(wanted)}; correct the path, or omit --data.dir to download the data"
             )
     else:
         found = _find_in_keras_cache(cifar) or _download(cifar)
@@ -165,7 +165,7 @@ def open_cifar(config: DataConfig) -> Source:
 
 
 def _keras_datasets() -> Path:
-    """The rule of keras/src/backend/config.py, which has no public function for it."""
+    """Follows keras/src/backend/config.py, which has no public function for this."""
     if "KERAS_HOME" in os.environ:
         return Path(os.environ["KERAS_HOME"]) / "datasets"
     home = Path.home()
@@ -207,17 +207,17 @@ def _read_folder(layout: Layout, folder: Path) -> Mapping[str, bytes]:
     except OSError as error:
         raise DataError(
             f"cannot read {error.filename}: {error.strerror}; expected the batches "
-            f"{', '.join(layout.train + layout.test)}; unpack {layout.archive} anew"
+            f"{', '.join(layout.train + layout.test)}; unpack {layout.archive} again"
         ) from error
 
 
 def _read_archive(layout: Layout, path: Path) -> Mapping[str, bytes]:
-    """Reads the batches in memory; nothing is unpacked, so no path in the archive matters."""
+    """Reads the batches in memory; nothing is extracted, so paths in the archive are harmless."""
     received = file_digest(path, layout.algorithm)
     if received != layout.checksum:
         raise DataError(
-            f"{path} is damaged or another file: its {layout.algorithm} is {received}, expected "
-            f"{layout.checksum}; delete it and download it anew"
+            f"{path} is damaged or not the expected file: its {layout.algorithm} is {received}, "
+            f"expected {layout.checksum}; delete it and download it again"
         )
     wanted = {f"{layout.folder}/{name}": name for name in layout.train + layout.test}
     batches = {}
@@ -228,10 +228,10 @@ def _read_archive(layout: Layout, path: Path) -> Mapping[str, bytes]:
                 if file is not None:
                     batches[wanted[member.name]] = file.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path} cannot be unpacked: {error}; download it anew") from error
+        raise DataError(f"{path} cannot be unpacked: {error}; download it again") from error
     missing = sorted(set(wanted.values()) - set(batches))
     if missing:
-        raise DataError(f"{path} lacks the batches {', '.join(missing)}; download it anew")
+        raise DataError(f"{path} lacks the batches {', '.join(missing)}; download it again")
     return batches
 
 
@@ -242,15 +242,15 @@ def _parse(
     try:
         images, labels = layout.read(content, label_bytes)
     except ValueError as error:
-        raise DataError(f"{path} is not a CIFAR batch: {error}; download it anew") from error
+        raise DataError(f"{path} is not a CIFAR batch: {error}; download it again") from error
     if len(images) != count or len(labels) != count:
         raise DataError(
             f"{path} holds {len(images)} images and {len(labels)} labels; expected {count} of "
-            "each; download it anew"
+            "each; download it again"
         )
     if labels.min() < 0 or labels.max() >= len(cifar.classes):
         raise DataError(
             f"{path} holds labels from {labels.min()} to {labels.max()}; expected 0 to "
-            f"{len(cifar.classes) - 1}; download it anew"
+            f"{len(cifar.classes) - 1}; download it again"
         )
     return images, labels

@@ -1,4 +1,4 @@
-"""Reads one CIFAR batch, pickled or binary, without trusting it."""
+"""Parses CIFAR batches, pickled or binary, without trusting their content."""
 
 import io
 import pickle
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 _PIXELS = 3 * 32 * 32
-# All that the official batches ask for: the parts that a pickled NumPy array is made of.
+# All that the official batches refer to: the building blocks of a pickled NumPy array.
 _ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -19,29 +19,29 @@ _ALLOWED = {
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no batch needs")
         return _ALLOWED[module, name]
 
 
 def read_python_batch(content: bytes, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a batch of the Python version: a pickled dictionary.
+    """Parses a batch of the Python version, a pickled dictionary.
 
-    No code of the pickle is run: it may build dictionaries, lists, numbers, strings and arrays.
+    No code in the pickle runs: it can only build dictionaries, lists, numbers, strings and arrays.
 
     Args:
-        content: The file.
+        content: Bytes of the file.
         label_bytes: 1 for CIFAR-10 (key labels), 2 for CIFAR-100 (key fine_labels).
 
     Returns:
         uint8 images `(n, 32, 32, 3)` and int64 labels `(m,)`.
 
     Raises:
-        ValueError: The content is not such a batch.
+        ValueError: The content is not a valid batch.
     """
     try:
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise anything
-        raise ValueError(f"the pickle is refused: {error}") from error
+        raise ValueError(f"the pickle was rejected: {error}") from error
     key = b"labels" if label_bytes == 1 else b"fine_labels"
     if not isinstance(batch, dict) or not {b"data", key} <= set(batch):
         raise ValueError(f"expected a dictionary with data and {key.decode()}")
@@ -57,11 +57,11 @@ def read_python_batch(content: bytes, label_bytes: int) -> tuple[np.ndarray, np.
 
 
 def read_binary_batch(content: bytes, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a batch of the binary version: for each image its label and its pixels.
+    """Parses a batch of the binary version: the label, then the pixels of each image.
 
     Args:
-        content: The file.
-        label_bytes: Bytes before the pixels, of which the last is the label: 1 for CIFAR-10, 2
+        content: Bytes of the file.
+        label_bytes: Bytes before the pixels, the last of which is the label: 1 for CIFAR-10, 2
             (coarse, fine) for CIFAR-100.
 
     Returns:

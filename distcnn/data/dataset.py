@@ -1,4 +1,4 @@
-"""The images of a run: opened, split, and brought to the model's size."""
+"""Loads the images of a run, split and resized for the model."""
 
 import logging
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from distcnn.errors import DataError
 log = logging.getLogger("distcnn")
 
 DEFAULT_SHAPE: Shape = (32, 32, 3)
-"""Input of a model that leaves the choice open, for images that have no one size of their own."""
+"""Input shape of models that accept any, used if the images do not determine one."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training, validation and test images of one size, kept apart.
+    """The training, validation and test splits of a run, all of one image shape.
 
     Attributes:
         train: Training images.
@@ -34,7 +34,7 @@ class Dataset:
 
 
 def default_image_shape(config: DataConfig, source: Source) -> Shape:
-    """Returns the image shape that is offered to a model: as asked for, as stored, or 32x32x3."""
+    """Returns the image shape to offer to a model: as configured, as stored, or 32x32x3."""
     if config.image_size is not None:
         channels = source.image_shape[2] if source.image_shape else 3
         return (config.image_size, config.image_size, channels)
@@ -46,20 +46,20 @@ def default_image_shape(config: DataConfig, source: Source) -> Shape:
 def load_dataset(
     config: DataConfig, source: Source, image_shape: Shape, seed: int, *, processes: int = 1
 ) -> Dataset:
-    """Splits an opened source and brings its images to one size.
+    """Splits an opened source and resizes its images.
 
     Args:
-        config: Says what to validate on and how to keep images.
+        config: Selects the validation images and how to cache.
         source: The opened data set.
         image_shape: `(height, width, channels)` that the model takes.
         seed: Seed of the split.
-        processes: Processes of this host that each load the images.
+        processes: Processes on this host that each load the images.
 
     Raises:
         DataError: If there are no training images, or too few to split.
     """
     if source.train is None:
-        raise DataError(f"{config.dir} holds no training images; expected {config.dir}/train")
+        raise DataError(f"{config.dir} contains no training images; expected {config.dir}/train")
 
     def loaded(split: Split) -> Split:
         return load(split, image_shape, config, processes)
@@ -70,7 +70,7 @@ def load_dataset(
     if config.validation == "test":
         validation = test
         if test is None:
-            log.warning("warning: there are no test images to validate on, so nothing is validated")
+            log.warning("warning: there are no test images to validate on; skipping validation")
     elif config.validation == "split" and source.validation is not None:
         validation = loaded(source.validation)
     elif config.validation == "split":
@@ -85,7 +85,7 @@ def load_split(
     seed: int,
     name: Literal["train", "validation", "test"],
 ) -> Split:
-    """Returns one of the splits that `load_dataset` makes, for evaluation.
+    """Loads one split of the data set, for evaluation.
 
     Raises:
         DataError: If the data set has no such split.
@@ -97,7 +97,7 @@ def load_split(
         split = dataset.train if name == "train" else dataset.validation
     if split is None:
         raise DataError(
-            f"{config.dir or config.name} has no {name} images; choose another --split out of "
-            "train, validation, test"
+            f"{config.dir or config.name} has no {name} images; choose another --split: "
+            "train, validation or test"
         )
     return split

@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: no download, seconds to train."""
+"""The handwritten digits bundled with scikit-learn: no download, trains in seconds."""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -12,10 +12,10 @@ _TEST_IMAGES = 360
 
 
 def open_digits(config: DataConfig) -> Source:
-    """Opens the UCI optical digits test set (Alpaydin and Kaynak 1998), as scikit-learn holds it.
+    """Opens the UCI optical digits test set (Alpaydin and Kaynak 1998) from scikit-learn.
 
     Returns:
-        1,437 training and 360 test images of shape `(8, 8, 1)`, a fixed stratified split.
+        1,437 training and 360 test images of shape `(8, 8, 1)`, in a fixed stratified split.
     """
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]

@@ -1,4 +1,4 @@
-"""Fetches one file from the network, whole and verified, once for all processes of a machine."""
+"""Downloads and verifies a file, once for all processes on a machine."""
 
 import hashlib
 import http.client
@@ -17,15 +17,15 @@ _logger = logging.getLogger("distcnn")
 
 
 def download(url: str, path: Path, sha256: str) -> None:
-    """Downloads a file, unless it is there; other processes that want it wait.
+    """Downloads a file unless it already exists; other processes that need it wait.
 
     Args:
-        url: Where the file is.
-        path: Where to put it; its folder is made. The file appears there whole and verified.
-        sha256: The checksum it must have, in hexadecimal.
+        url: URL of the file.
+        path: Destination; its folder is created. The file appears there only once it is verified.
+        sha256: Expected checksum, in hexadecimal.
 
     Raises:
-        DataError: The network, the disk or the checksum fails; the message names the ways out.
+        DataError: The download, the disk or the checksum fails; the message names alternatives.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,18 +36,18 @@ def download(url: str, path: Path, sha256: str) -> None:
             with replacing(path) as partial:
                 received = _fetch(url, path, partial)
                 if received != sha256:
-                    raise _failure(url, path, f"its sha256 is {received}, expected {sha256}")
+                    raise _download_error(url, path, f"its sha256 is {received}, expected {sha256}")
     except OSError as error:
         raise DataError(
-            f"cannot write {path}: {error.strerror}; make room there, or set KERAS_HOME or "
+            f"cannot write {path}: {error.strerror}; free some space, or set KERAS_HOME or "
             "--data.dir to another folder"
         ) from error
 
 
-def _failure(url: str, path: Path, reason: object) -> DataError:
+def _download_error(url: str, path: Path, reason: object) -> DataError:
     return DataError(
         f"cannot download {url}: {reason}; place the archive at {path}, pass --data.dir DIR with "
-        "the folder that holds it, or use --recipe quickstart, which needs no download"
+        "its folder, or use --recipe quickstart, which needs no download"
     )
 
 
@@ -59,7 +59,7 @@ def _fetch(url: str, path: Path, partial: Path) -> str:
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
-            raise _failure(url, path, getattr(error, "reason", error)) from error
+            raise _download_error(url, path, getattr(error, "reason", error)) from error
         length = response.headers["Content-Length"]
         total = int(length) if length else None
         with response, progress_bar(path.name, total, delay=0, is_bytes=True) as advance:
@@ -67,7 +67,9 @@ def _fetch(url: str, path: Path, partial: Path) -> str:
                 try:
                     chunk = response.read(_CHUNK_BYTES)
                 except (OSError, http.client.HTTPException) as error:
-                    raise _failure(url, path, f"the connection broke ({error})") from error
+                    raise _download_error(
+                        url, path, f"the connection was lost ({error})"
+                    ) from error
                 if not chunk:
                     break
                 file.write(chunk)

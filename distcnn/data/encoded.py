@@ -1,4 +1,4 @@
-"""Images that are held as the bytes of their files and decoded when they are read."""
+"""Splits of encoded images, which are decoded whenever they are read."""
 
 import abc
 import copy
@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from distcnn.data.decode import decode_image
 from distcnn.data.split import Shape, Split
@@ -17,15 +18,15 @@ _PARALLEL_CALLS = 16
 def parallel_map(
     function: Callable[[tf.Tensor], tf.Tensor], elements: tf.Tensor, signature: tf.TensorSpec
 ) -> tf.Tensor:
-    """Applies a function to each element; in a graph, to several at a time.
+    """Applies a function to each element, to several in parallel when in a graph.
 
     Args:
-        function: Takes one element of `elements`, returns a tensor.
+        function: Maps one element of `elements` to a tensor.
         elements: Tensor of shape `(batch, ...)`.
-        signature: Shape and type of what `function` returns.
+        signature: Shape and dtype of the results of `function`.
 
     Returns:
-        The results stacked, of shape `(batch,) + signature.shape`.
+        The stacked results, of shape `(batch,) + signature.shape`.
     """
     parallel = None if tf.executing_eagerly() else _PARALLEL_CALLS
     return tf.map_fn(
@@ -36,50 +37,51 @@ def parallel_map(
 class EncodedSplit(Split):
     """A split whose images are decoded and stretched to `image_shape` at each `gather`.
 
-    A subclass says where the bytes are; it sets `labels` and `image_shape`.
+    Subclasses locate the bytes, and set `labels` and `image_shape`.
     """
 
     @abc.abstractmethod
     def read(self, indices: tf.Tensor) -> tf.Tensor:
-        """Reads image files; works inside a `tf.data` graph.
+        """Reads the bytes of images; works inside a `tf.data` graph.
 
         Args:
             indices: int64 tensor of shape `(batch,)`.
 
         Returns:
-            string tensor of shape `(batch,)`, the bytes of each image file.
+            string tensor of shape `(batch,)`, each image in its file format.
         """
 
     @abc.abstractmethod
     def describe(self, index: int) -> str:
-        """Returns where the image at `index` is stored, for messages."""
+        """Returns the location of the image at `index`, for messages."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Returns a hash in hexadecimal that changes when the stored images or their order do.
+        """Returns a hexadecimal hash that changes whenever the stored images or their order do.
 
         Raises:
-            DataError: The images are no longer there.
+            DataError: The images no longer exist.
         """
 
+    @override
     def gather(self, indices: tf.Tensor) -> tf.Tensor:
-        """See `Split.gather`.
+        """Reads, decodes and stretches images; works inside a `tf.data` graph.
 
         Raises:
-            ValueError: No size was chosen with `resized`.
+            ValueError: `resized` has not been called.
             tf.errors.OpError: An image cannot be read or decoded.
         """
         shape = self.image_shape
         if shape is None:
-            raise ValueError("The images vary in size. Choose one with `resized` first.")
+            raise ValueError("The images vary in size. Call `resized` first.")
         return parallel_map(
             lambda contents: decode_image(contents, shape),
             self.read(indices),
             tf.TensorSpec(shape, tf.uint8),
         )
 
+    @override
     def subset(self, indices: np.ndarray) -> Self:
-        """See `Split.subset`."""
         part = copy.copy(self)
         part.labels = self.labels[indices]
         part._select(indices)
@@ -87,10 +89,11 @@ class EncodedSplit(Split):
 
     @abc.abstractmethod
     def _select(self, indices: np.ndarray) -> None:
-        """Keeps what locates the images at `indices` only; called on a fresh copy."""
+        """Restricts this split, a fresh copy, to the images at `indices`."""
 
+    @override
     def resized(self, image_shape: Shape) -> Self:
-        """See `Split.resized`; the images are stretched when they are read."""
+        """Returns a split whose images are stretched when they are read."""
         part = copy.copy(self)
         part.image_shape = image_shape
         return part

@@ -1,4 +1,4 @@
-"""Image folders: DIR/train/<class>/*, DIR/test/<class>/* and perhaps DIR/val/<class>/*."""
+"""Image folders: DIR/train/<class>/*, DIR/test/<class>/* and optionally DIR/val/<class>/*."""
 
 import hashlib
 import logging
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from distcnn.config import DataConfig
 from distcnn.data.encoded import EncodedSplit, parallel_map
@@ -15,11 +16,12 @@ from distcnn.data.split import Source
 from distcnn.errors import DataError
 
 _EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+_IGNORED = frozenset({"Thumbs.db", ".DS_Store"})
 _logger = logging.getLogger("distcnn")
 
 
 class FolderSplit(EncodedSplit):
-    """Image files, in the order given.
+    """A split over image files, in the given order.
 
     Args:
         paths: The files.
@@ -32,27 +34,29 @@ class FolderSplit(EncodedSplit):
         self._paths = np.array([os.fsencode(path) for path in paths], dtype=object)
         self._tensor = tf.constant(self._paths)
 
+    @override
     def read(self, indices: tf.Tensor) -> tf.Tensor:
-        """See `EncodedSplit.read`."""
         paths = tf.gather(self._tensor, indices)
         return parallel_map(tf.io.read_file, paths, tf.TensorSpec((), tf.string))
 
+    @override
     def describe(self, index: int) -> str:
-        """See `EncodedSplit.describe`."""
         return os.fsdecode(self._paths[index])
 
+    @override
     def fingerprint(self) -> str:
-        """See `EncodedSplit.fingerprint`; a hash of paths, sizes and modification times."""
+        """Hashes the paths, sizes and modification times of the files."""
         digest = hashlib.sha256()
         for path in self._paths:
             try:
                 status = os.stat(path)  # noqa: PTH116 - a million paths, as bytes
                 state = f"{status.st_size} {status.st_mtime_ns}"
             except FileNotFoundError:
-                state = "missing"  # as a dangling link is; decoding it names it
+                state = "missing"  # such as a dangling link; decoding reports it
             digest.update(os.path.abspath(path) + b"\0" + state.encode() + b"\0")  # noqa: PTH100
         return digest.hexdigest()
 
+    @override
     def _select(self, indices: np.ndarray) -> None:
         self._paths = self._paths[indices]
         self._tensor = tf.constant(self._paths)
@@ -62,30 +66,30 @@ def open_folder(config: DataConfig) -> Source:
     """Opens an image folder.
 
     The classes are the sorted names of the folders in `train` (in `test` if there is no `train`);
-    the images of a class are sorted by file name. Hidden files are left out.
+    the images of a class are sorted by file name. Hidden files are ignored.
 
     Args:
-        config: `dir` names the folder; `on_error` says what to do with files that are no images.
+        config: `dir` names the folder; `on_error` sets what to do with files that are not images.
 
     Returns:
         A source with image_shape None.
 
     Raises:
-        DataError: The folder is missing or not laid out as above.
+        DataError: The folder is missing or has another layout.
     """
     assert config.dir is not None
     root = Path(config.dir)
-    parts = [root / name for name in ("train", "test") if (root / name).is_dir()]
-    if not parts:
-        raise DataError(_explain_missing_parts(root))
-    classes = tuple(folder.name for folder in _folders(parts[0]))
+    folders = [root / name for name in ("train", "test") if (root / name).is_dir()]
+    if not folders:
+        raise DataError(_explain_missing_splits(root))
+    classes = tuple(folder.name for folder in _folders(folders[0]))
     if not classes:
         raise DataError(
-            f"{parts[0]} holds no class folders; expected {parts[0]}/<class>/*.jpg, one folder a "
-            "class"
+            f"{folders[0]} contains no class folders; expected {folders[0]}/<class>/*.jpg, one "
+            "folder per class"
         )
     splits = {
-        name: _open_part(root / name, classes, config.on_error)
+        name: _open_split(root / name, classes, config.on_error)
         for name in ("train", "val", "test")
         if (root / name).is_dir()
     }
@@ -100,9 +104,8 @@ def open_folder(config: DataConfig) -> Source:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    junk = ("Thumbs.db", ".DS_Store")
     for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and path.name not in junk:
+        if not path.name.startswith(".") and path.name not in _IGNORED:
             yield path
 
 
@@ -114,19 +117,19 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in _EXTENSIONS and not path.is_dir()
 
 
-def _explain_missing_parts(root: Path) -> str:
+def _explain_missing_splits(root: Path) -> str:
     if not root.exists():
         return f"data.dir {root} does not exist; expected a folder with {root}/train/<class>/*.jpg"
     if not root.is_dir():
         return f"data.dir {root} is a file; expected a folder with {root}/train/<class>/*.jpg"
     if not any(_entries(root)):
         return f"data.dir {root} is empty; put images into {root}/train/<class>/*.jpg"
-    holding = [f.name for f in _folders(root) if any(_is_image(path) for path in _entries(f))]
-    if holding:
-        names = ", ".join(holding[:3]) + (", ..." if len(holding) > 3 else "")
+    class_names = [f.name for f in _folders(root) if any(_is_image(path) for path in _entries(f))]
+    if class_names:
+        names = ", ".join(class_names[:3]) + (", ..." if len(class_names) > 3 else "")
         return (
-            f"data.dir {root} holds class folders ({names}), but neither train nor test; move them "
-            f"to {root}/train"
+            f"data.dir {root} contains class folders ({names}), but neither train nor test; "
+            f"move them to {root}/train"
         )
     return (
         f"data.dir {root} has neither a train nor a test folder; expected "
@@ -134,7 +137,7 @@ def _explain_missing_parts(root: Path) -> str:
     )
 
 
-def _open_part(part: Path, classes: tuple[str, ...], on_error: str) -> FolderSplit:
+def _open_split(part: Path, classes: tuple[str, ...], on_error: str) -> FolderSplit:
     strays = [path for path in _entries(part) if not path.is_dir()]
     paths: list[Path] = []
     labels: list[int] = []
@@ -149,13 +152,13 @@ def _open_part(part: Path, classes: tuple[str, ...], on_error: str) -> FolderSpl
         strays += [path for path in entries if not _is_image(path)]
         if not images:
             raise DataError(
-                f"the class folder {folder} holds no images ({', '.join(sorted(_EXTENSIONS))}); "
+                f"the class folder {folder} contains no images ({', '.join(sorted(_EXTENSIONS))}); "
                 "add some or remove the folder"
             )
         paths += images
         labels += [classes.index(folder.name)] * len(images)
     if not paths:
-        raise DataError(f"{part} holds no class folders; expected {part}/<class>/*.jpg")
+        raise DataError(f"{part} contains no class folders; expected {part}/<class>/*.jpg")
     if strays:
         _report_strays(part, strays, on_error)
     return FolderSplit(paths, np.array(labels, np.int64))
@@ -163,10 +166,10 @@ def _open_part(part: Path, classes: tuple[str, ...], on_error: str) -> FolderSpl
 
 def _report_strays(part: Path, strays: list[Path], on_error: str) -> None:
     message = (
-        f"{part}: {len(strays)} entries are not images in a class folder, the first is {strays[0]}"
+        f"{part}: {len(strays)} entries are not images in a class folder; the first is {strays[0]}"
     )
     if on_error == "fail":
         raise DataError(
             f"{message}; expected {part}/<class>/*.jpg; remove them, or pass --data.on_error skip"
         )
-    _logger.warning("%s; left out", message)
+    _logger.warning("%s; skipping them", message)

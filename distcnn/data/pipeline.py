@@ -1,7 +1,7 @@
-"""From a split to batches: order, reading, augmentation, prefetch.
+"""The input pipeline: turns a split into shuffled, augmented and prefetched batches.
 
-The order is a pure function of (seed, epoch, position), so a run can begin at any step and any
-worker can compute its share of any batch. Images stay uint8 until the model scales them, unless an
+The order is a pure function of (seed, epoch, position), so a run can start at any step and any
+worker can compute its shards of any batch. Images stay uint8 until the model scales them, unless
 augmentation mixes them.
 """
 
@@ -18,18 +18,19 @@ from distcnn.errors import DataError
 
 _PREFETCHED_BYTES = 64 * 2**20
 
-_MOST_CROPPED_BYTES = 2**31 - 2**16
-"""What TensorFlow can serialise, as cropping does."""
+_MAX_CROP_BYTES = 2**31 - 2**16
+"""The most that cropping takes, as it serialises the images with TensorFlow."""
 
 
 @dataclass(frozen=True)
 class EpochSampler:
-    """In which order the training images are seen.
+    """The order in which the training images are seen.
 
     Attributes:
         examples: Number of training images.
-        global_batch_size: Images per step over all workers; the last step of an epoch has the rest.
-        seed: Seed of the shuffling.
+        global_batch_size: Images per step over all workers; the last step of an epoch has the
+            remainder.
+        seed: Seed of the shuffle.
     """
 
     examples: int
@@ -38,32 +39,32 @@ class EpochSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every image is seen once."""
+        """Steps in one pass over all images."""
         return math.ceil(self.examples / self.global_batch_size)
 
     def images_before(self, step: int) -> int:
-        """Returns the number of images seen, over all epochs, before a global step."""
+        """Returns the number of images seen before a global step, over all epochs."""
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
         return epoch * self.examples + min(in_epoch * self.global_batch_size, self.examples)
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """Returns the image indices of an epoch in order, int64 of shape `(examples,)`."""
+        """Returns the image order of an epoch, int64 indices of shape `(examples,)`."""
         random = np.random.Generator(np.random.Philox([self.seed, epoch]))
         return random.permutation(self.examples)
 
 
 @dataclass(frozen=True)
 class BatchSharding:
-    """Which shares of every batch a process computes.
+    """The shards of every batch that this process computes.
 
-    A batch is divided into `replicas * accumulation_steps` shares of whole images, as even as can
-    be; share `a * replicas + r` is the a-th that replica r computes. What a share holds depends on
-    nothing but its number and the batch, so any number of workers sees the same batch.
+    A batch is divided into `replicas * accumulation_steps` shards of whole images, as evenly as
+    possible; shard `a * replicas + r` is the a-th that replica r computes. The content of a shard
+    depends only on its number and the batch, so any number of workers sees the same batch.
 
     Attributes:
         own: Numbers of the replicas in this process.
-        replicas: Replicas of the whole run.
-        accumulation_steps: Shares that each replica computes one after the other.
+        replicas: Replicas in the whole run.
+        accumulation_steps: Shards that each replica computes one after the other.
     """
 
     own: range = range(1)
@@ -72,35 +73,35 @@ class BatchSharding:
 
     @property
     def count(self) -> int:
-        """Shares of a batch."""
+        """Number of shards in a batch."""
         return self.replicas * self.accumulation_steps
 
     def shard_at(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns step and share of the index-th element that this process reads, from 0."""
+        """Returns the step and the shard of this process's index-th element, counted from 0."""
         per_step = len(self.own) * self.accumulation_steps
         within = index % per_step
         replica = self.own.start + within % len(self.own)
         return index // per_step, within // len(self.own) * self.replicas + replica
 
-    def bounds(self, images: tf.Tensor, shard: tf.Tensor, together: int) -> tuple[tf.Tensor, ...]:
-        """Cuts a share out of a batch.
+    def bounds(self, images: tf.Tensor, shard: tf.Tensor, group_size: int) -> tuple[tf.Tensor, ...]:
+        """Returns the range of images in a shard.
 
         Args:
-            images: Images of the batch, int64 scalar, at least 1.
-            shard: Number of the share.
-            together: Images that must not be parted, 2 where pairs are mixed, else 1.
+            images: Number of images in the batch, int64 scalar, at least 1.
+            shard: Number of the shard.
+            group_size: Images that must stay together: 2 if pairs are mixed, else 1.
 
         Returns:
-            First position, end position, and 1.0, or 0.0 for a share without images, which gets
-            the batch's first image as a stand-in: every replica has something to compute.
+            First position, end position, and a weight of 1.0. An empty shard gets the first image
+            of the batch as a placeholder of weight 0.0, so that every replica has work to do.
         """
-        groups = (images + together - 1) // together
-        first = tf.minimum(groups * shard // self.count * together, images)
-        end = tf.minimum(groups * (shard + 1) // self.count * together, images)
+        groups = (images + group_size - 1) // group_size
+        first = tf.minimum(groups * shard // self.count * group_size, images)
+        end = tf.minimum(groups * (shard + 1) // self.count * group_size, images)
         empty = first >= end
         zero, one = tf.zeros_like(first), tf.ones_like(first)
-        counts = tf.where(empty, 0.0, 1.0)
-        return tf.where(empty, zero, first), tf.where(empty, one, end), counts
+        weight = tf.where(empty, 0.0, 1.0)
+        return tf.where(empty, zero, first), tf.where(empty, one, end), weight
 
 
 def training_dataset(
@@ -113,25 +114,25 @@ def training_dataset(
     first_step: int,
     last_step: int,
 ) -> tf.data.Dataset:
-    """Returns a process's shares of the training batches from `first_step` up to `last_step`.
+    """Returns this process's shards of the training batches from `first_step` to `last_step`.
 
     Args:
         split: Training images.
         num_classes: Width of the one-hot labels.
         sampler: Order of the images.
-        augmentation: What is done to them.
-        sharding: Which part of each batch.
+        augmentation: Augmentation to apply.
+        sharding: Shards of each batch to return.
         first_step: Global step of the first batch, counted from 0 at the start of the run.
-        last_step: Global step before which the data set ends.
+        last_step: Global step at which the data set ends, exclusive.
 
     Returns:
         A data set of `(images, labels, weights)`: uint8 (float32 in [0, 255] when images are mixed)
         of shape `(count, height, width, channels)`, float32 one-hot of shape `(count, num_classes)`
-        and float32 of shape `(count,)`, 1 / images of the batch or 0 for a stand-in. Each step has
-        `len(shares.own) * shares.accumulation_steps` elements.
+        and float32 of shape `(count,)`, 1 / (images in the batch) or 0 for a placeholder. Each step
+        has `len(sharding.own) * sharding.accumulation_steps` elements.
 
     Raises:
-        DataError: If a share is too large to be cropped.
+        DataError: If a shard is too large to crop.
     """
     assert split.image_shape is not None
     shard_images = math.ceil(sampler.global_batch_size / sharding.count)
@@ -139,8 +140,8 @@ def training_dataset(
     epochs = tf.data.Dataset.range(
         first_step // sampler.steps_per_epoch, math.ceil(last_step / sampler.steps_per_epoch)
     )
-    labels = _resident(split.labels)
-    together = 2 if augmentation.mixup or augmentation.cutmix else 1
+    labels = _to_cpu(split.labels)
+    group_size = 2 if augmentation.mixup or augmentation.cutmix else 1
     per_step = len(sharding.own) * sharding.accumulation_steps
 
     def steps_of(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -151,16 +152,16 @@ def training_dataset(
             tf.maximum(start, first_step) * per_step,
             tf.minimum(start + sampler.steps_per_epoch, last_step) * per_step,
         )
-        # Not a map, whose calls would be one after the other.
-        same = tf.data.Dataset.from_tensors((indices, start)).repeat()
-        return tf.data.Dataset.zip(elements, same)
+        # Not a map, whose calls would run sequentially.
+        epoch_state = tf.data.Dataset.from_tensors((indices, start)).repeat()
+        return tf.data.Dataset.zip(elements, epoch_state)
 
-    def load(element: tf.Tensor, of_epoch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, ...]:
-        permutation, start = of_epoch
+    def load(element: tf.Tensor, epoch_state: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        permutation, start = epoch_state
         step, shard = sharding.shard_at(element)
         before = (step - start) * sampler.global_batch_size
         total = tf.minimum(sampler.examples - before, sampler.global_batch_size)
-        begin, end, counts = sharding.bounds(total, shard, together)
+        begin, end, weight = sharding.bounds(total, shard, group_size)
         indices = permutation[before + begin : before + end]
         count = end - begin
         random = Randomness(
@@ -171,21 +172,21 @@ def training_dataset(
         )
         targets = tf.one_hot(tf.gather(labels, indices), num_classes)
         images, targets = augment(split.gather(indices), targets, augmentation, random)
-        return images, targets, tf.fill([count], counts / tf.cast(total, tf.float32))
+        return images, targets, tf.fill([count], weight / tf.cast(total, tf.float32))
 
     batches = epochs.flat_map(steps_of)
     batches = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     shard_bytes = shard_images * math.prod(split.image_shape)
-    # Far enough ahead for a stall; left to itself, TensorFlow keeps too few of small batches.
+    # Deep enough to ride out a stall; TensorFlow's own choice is too few for small batches.
     return batches.prefetch(max(2, min(8, int(_PREFETCHED_BYTES / shard_bytes))))
 
 
 def _require_croppable(shape: tuple[int, ...], images: int, padding: int) -> None:
     height, width, channels = shape
     size = images * (height + 2 * padding) * (width + 2 * padding) * channels
-    if padding and size > _MOST_CROPPED_BYTES:
+    if padding and size > _MAX_CROP_BYTES:
         raise DataError(
-            f"{images} images of {height} x {width} pixels are too much to be cropped at once "
+            f"{images} images of {height} x {width} pixels are too large to crop at once "
             f"({size / 2**30:.1f} of 2 GiB); lower --train.batch_size, or raise "
             "--train.accumulation_steps"
         )
@@ -194,31 +195,31 @@ def _require_croppable(shape: tuple[int, ...], images: int, padding: int) -> Non
 def sharded_evaluation_dataset(
     split: Split, num_classes: int, batch_size: int, sharding: BatchSharding
 ) -> tuple[tf.data.Dataset, int]:
-    """Returns a process's part of a split, every image exactly once over all processes.
+    """Returns this process's shards of a split, which hold every image once over all processes.
 
     Args:
         split: Images to evaluate.
         num_classes: Width of the one-hot labels.
         batch_size: Images per replica and step.
-        sharding: Which part.
+        sharding: Replicas of this process; accumulation does not apply.
 
     Returns:
-        A data set of `(images, labels, weights)` as `training_dataset` gives, with weights 1, or 0
-        for a stand-in; and the steps, the same in every process.
+        A data set of `(images, labels, weights)` as from `training_dataset`, but with weights 1, or
+        0 for a placeholder; and the number of steps, the same in every process.
     """
-    labels = _resident(split.labels)
+    labels = _to_cpu(split.labels)
     steps = math.ceil(math.ceil(len(split) / sharding.replicas) / batch_size)
-    one = BatchSharding(sharding.own, sharding.replicas)
+    by_replica = BatchSharding(sharding.own, sharding.replicas)
 
     def load(element: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        step, replica = one.shard_at(element)
-        first, end, counts = one.bounds(tf.constant(len(split), tf.int64), replica, 1)
+        step, replica = by_replica.shard_at(element)
+        first, end, weight = by_replica.bounds(tf.constant(len(split), tf.int64), replica, 1)
         begin = first + step * batch_size
         stop = tf.minimum(begin + batch_size, end)
         empty = begin >= stop
         begin = tf.where(empty, tf.zeros_like(begin), begin)
         indices = tf.range(begin, tf.where(empty, tf.ones_like(stop), stop))
-        weights = tf.fill([tf.size(indices)], tf.where(empty, 0.0, counts))
+        weights = tf.fill([tf.size(indices)], tf.where(empty, 0.0, weight))
         return split.gather(indices), tf.one_hot(tf.gather(labels, indices), num_classes), weights
 
     elements = tf.data.Dataset.range(steps * len(sharding.own))
@@ -227,7 +228,7 @@ def sharded_evaluation_dataset(
 
 
 def evaluation_dataset(split: Split, num_classes: int, batch_size: int) -> tf.data.Dataset:
-    """Returns every image exactly once, in stored order; the last batch may be smaller.
+    """Returns batches of every image exactly once, in stored order; the last may be smaller.
 
     Args:
         split: Images to evaluate.
@@ -242,6 +243,6 @@ def evaluation_dataset(split: Split, num_classes: int, batch_size: int) -> tf.da
     return batches.map(lambda images, labels, _: (images, labels))
 
 
-def _resident(labels: np.ndarray) -> tf.Tensor:
+def _to_cpu(labels: np.ndarray) -> tf.Tensor:
     with tf.device("CPU:0"):
         return tf.constant(labels, tf.int64)

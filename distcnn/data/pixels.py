@@ -1,4 +1,4 @@
-"""The range of the pixels that a model sees."""
+"""Pixel ranges that models expect."""
 
 from typing import Literal
 

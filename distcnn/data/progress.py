@@ -1,4 +1,4 @@
-"""A progress bar on stderr for work that takes long enough to want one."""
+"""A progress bar on stderr for long-running work."""
 
 import contextlib
 import sys
@@ -20,16 +20,16 @@ from rich.progress import (
 def progress_bar(
     title: str, total: int | None, *, delay: float = 2.0, is_bytes: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """Shows how far a task is, if stderr is a terminal.
+    """Shows the progress of a task, if stderr is a terminal.
 
     Args:
         title: Text before the bar.
-        total: Amount of work, or None if it is not known.
+        total: Amount of work, or None if unknown.
         delay: Seconds after which the bar appears.
-        is_bytes: Whether the amount is counted in bytes.
+        is_bytes: Whether work is measured in bytes.
 
     Yields:
-        A function that takes the amount of work done since the last call.
+        A function to call with the amount of work done since the last call.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -39,12 +39,12 @@ def progress_bar(
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task(title, total=total)
-    begin = time.monotonic()
+    start = time.monotonic()
 
     def advance(amount: int) -> None:
         bar.update(task, advance=amount)
-        late = time.monotonic() - begin >= delay
-        if late and not bar.live.is_started and sys.stderr.isatty():
+        is_due = time.monotonic() - start >= delay
+        if is_due and not bar.live.is_started and sys.stderr.isatty():
             bar.start()
 
     try:

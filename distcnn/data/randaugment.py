@@ -1,9 +1,9 @@
 """The operations of RandAugment (Cubuk et al. 2019, arXiv:1909.13719) on batches of images.
 
-Strengths follow the paper's table with its magnitude M / 10 as a number from 0 to 1, where 1 is
-always the strongest (in the authors' code posterize and solarize weaken with M, and the four
-enhancing operations do nothing at M = 5). Rotation and shear are about the centre, bilinear, and
-what comes in from outside is grey 128.
+Strengths follow the paper's table, with its magnitude M / 10 as a number from 0 to 1, where 1 is
+always strongest (in the authors' code, posterize and solarize get weaker as M grows, and the four
+enhancing operations do nothing at M = 5). Rotation and shear are about the centre and bilinear;
+pixels from outside the image are grey 128.
 """
 
 import math
@@ -27,20 +27,20 @@ OPERATIONS = (
     "translate_x",
     "translate_y",
 )
-"""Names of the operations, in the order of their numbers. The geometric ones are last."""
+"""Names of the operations in the order of their indices, the geometric ones last."""
 
 MAX_ENHANCE = 0.9
-"""Greatest distance from 1 of the factor of color, contrast, brightness and sharpness."""
+"""Largest distance from 1 of the factor of color, contrast, brightness and sharpness."""
 MAX_POSTERIZE = 4
-"""Most bits a pixel that posterize drops."""
+"""Most bits per pixel that posterize drops."""
 MAX_ROTATE = math.radians(30)
-"""Greatest angle of rotate."""
+"""Largest angle of rotate."""
 MAX_SHEAR = 0.3
-"""Greatest slope of shear_x and shear_y."""
+"""Largest slope of shear_x and shear_y."""
 MAX_TRANSLATE = 0.45
-"""Greatest distance of translate_x and translate_y, as a share of the side (150 of 331 pixels)."""
+"""Largest shift of translate_x and translate_y, as a fraction of the side (150 of 331 pixels)."""
 FILL = 128.0
-"""Value of the pixels that come in from outside."""
+"""Value of pixels from outside the image."""
 
 _GEOMETRIC = OPERATIONS.index("rotate")
 
@@ -50,8 +50,8 @@ def apply_operations(
 ) -> tf.Tensor:
     """Applies one operation to each image.
 
-    The batch is split by operation and put together again, so that each image is computed once,
-    not once an operation; the geometric operations share one transformation.
+    The batch is partitioned by operation and stitched together again, so that each image is
+    computed once, not once per operation. The geometric operations share one transformation.
 
     Args:
         images: uint8 or float32 tensor of shape `(count, height, width, 1 or 3)`, from 0 to 255.
@@ -69,9 +69,9 @@ def apply_operations(
     for index, name in enumerate(OPERATIONS[:_GEOMETRIC]):
         signs = tf.gather(sign, positions[index])[:, None, None, None]
         parts[index] = _PIXEL_OPERATIONS[name](parts[index], signs, magnitude)
-    moved = positions[_GEOMETRIC]
-    parts[_GEOMETRIC] = _move(
-        parts[_GEOMETRIC], tf.gather(operation, moved), tf.gather(sign, moved), magnitude
+    geometric = positions[_GEOMETRIC]
+    parts[_GEOMETRIC] = _transform(
+        parts[_GEOMETRIC], tf.gather(operation, geometric), tf.gather(sign, geometric), magnitude
     )
     varied = to_dtype(tf.dynamic_stitch(positions, parts), images.dtype)
     return tf.ensure_shape(varied, images.shape)
@@ -87,7 +87,7 @@ def to_grey(images: tf.Tensor) -> tf.Tensor:
 def mean_grey(grey: tf.Tensor) -> tf.Tensor:
     """Returns each image's mean: float32, `(count, 1, 1, 1)`.
 
-    The sum is over integers: exact, and so the same in every split of the batch.
+    It sums integers, which is exact, so the result does not depend on how the batch is sharded.
     """
     whole = tf.cast(tf.round(grey), tf.int32)
     total = tf.reduce_sum(whole, axis=[1, 2, 3], keepdims=True)
@@ -134,7 +134,7 @@ def _equalize(images: tf.Tensor, sign: tf.Tensor, magnitude: float) -> tf.Tensor
 
 
 def _solarize(images: tf.Tensor, sign: tf.Tensor, magnitude: float) -> tf.Tensor:
-    """Inverts the pixels from a threshold on."""
+    """Inverts the pixels at or above a threshold."""
     del sign
     return tf.where(images < 256 * (1 - magnitude), images, 255 - images)
 
@@ -147,7 +147,7 @@ def _posterize(images: tf.Tensor, sign: tf.Tensor, magnitude: float) -> tf.Tenso
 
 
 def _color(images: tf.Tensor, sign: tf.Tensor, magnitude: float) -> tf.Tensor:
-    """Changes the saturation; grey images have none and stay."""
+    """Changes the saturation; leaves grey images, which have none, unchanged."""
     if images.shape[-1] == 1:
         return images
     return _enhance(images, to_grey(images), sign, magnitude)
@@ -162,7 +162,7 @@ def _brightness(images: tf.Tensor, sign: tf.Tensor, magnitude: float) -> tf.Tens
 
 
 def _sharpness(images: tf.Tensor, sign: tf.Tensor, magnitude: float) -> tf.Tensor:
-    """Moves away from or towards `PIL.ImageFilter.SMOOTH`; the outermost pixels stay."""
+    """Moves away from or towards `PIL.ImageFilter.SMOOTH`; keeps the border pixels."""
     rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
     box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     smooth = (box + 4 * images[:, 1:-1, 1:-1]) / 13
@@ -194,25 +194,27 @@ _PIXEL_OPERATIONS: dict[str, Callable[[tf.Tensor, tf.Tensor, float], tf.Tensor]]
 }
 
 
-def _move(images: tf.Tensor, operation: tf.Tensor, sign: tf.Tensor, magnitude: float) -> tf.Tensor:
+def _transform(
+    images: tf.Tensor, operation: tf.Tensor, sign: tf.Tensor, magnitude: float
+) -> tf.Tensor:
     """Rotates, shears or translates each image."""
     size = tf.shape(images)[1:3]
     height, width = tf.unstack(tf.cast(size, tf.float32))
     strength = magnitude * sign
 
-    def of(name: str, value: tf.Tensor) -> tf.Tensor:
+    def where_drawn(name: str, value: tf.Tensor) -> tf.Tensor:
         return tf.where(operation == OPERATIONS.index(name), value, 0.0)
 
-    # Sines of the constant angle: computed per image they could differ in the last bit by shard.
-    turn = of("rotate", tf.sign(strength) * math.sin(MAX_ROTATE * magnitude))
-    scale = 1 + of("rotate", tf.fill(tf.shape(sign), math.cos(MAX_ROTATE * magnitude) - 1))
-    x_of_y = of("shear_x", MAX_SHEAR * strength) - turn
-    y_of_x = of("shear_y", MAX_SHEAR * strength) + turn
-    x_shift = of("translate_x", tf.round(MAX_TRANSLATE * width * strength))
-    y_shift = of("translate_y", tf.round(MAX_TRANSLATE * height * strength))
+    # Sines of a constant: computed per image, they could differ between shards in the last bit.
+    turn = where_drawn("rotate", tf.sign(strength) * math.sin(MAX_ROTATE * magnitude))
+    scale = 1 + where_drawn("rotate", tf.fill(tf.shape(sign), math.cos(MAX_ROTATE * magnitude) - 1))
+    x_of_y = where_drawn("shear_x", MAX_SHEAR * strength) - turn
+    y_of_x = where_drawn("shear_y", MAX_SHEAR * strength) + turn
+    x_shift = where_drawn("translate_x", tf.round(MAX_TRANSLATE * width * strength))
+    y_shift = where_drawn("translate_y", tf.round(MAX_TRANSLATE * height * strength))
     x_centre, y_centre = (width - 1) / 2, (height - 1) / 2
     zero = tf.zeros_like(sign)
-    # Rows of the matrix that takes a pixel of the output to its place in the input.
+    # Rows of the matrix that maps output pixels to input positions.
     x_row = [scale, x_of_y, x_centre - scale * x_centre - x_of_y * y_centre + x_shift]
     y_row = [y_of_x, scale, y_centre - scale * y_centre - y_of_x * x_centre + y_shift]
     return tf.raw_ops.ImageProjectiveTransformV3(

@@ -1,4 +1,4 @@
-"""Stretching images to one size, the same way for every source."""
+"""Resizes images, the same way for every source."""
 
 import tensorflow as tf
 
@@ -10,13 +10,13 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow convert to gre
 def resize_images(images: tf.Tensor, image_shape: Shape) -> tf.Tensor:
     """Stretches images to a size and converts between grey and colour.
 
-    Bilinear with antialiasing; the aspect ratio is not kept. Grey becomes colour by repeating the
-    channel, colour becomes grey by its luma.
+    Bilinear with antialiasing; the aspect ratio is not kept. Grey images become colour by repeating
+    the channel, colour images become grey by their luma.
 
     Args:
         images: uint8 tensor of shape `(batch, height, width, channels)`, channels 1 or 3; height
-            and width may be known only when the graph runs.
-        image_shape: `(height, width, channels)` wanted.
+            and width may be unknown until the graph runs.
+        image_shape: Target `(height, width, channels)`.
 
     Returns:
         uint8 tensor of shape `(batch,) + image_shape`.

@@ -1,7 +1,7 @@
-"""The one abstraction of the data path: images that can be read by index.
+"""The abstraction behind every data source: images that can be read by index.
 
-Whatever holds the images (an array, files, record shards), the pipeline only asks a `Split` for the
-images at some indices. Order, sharding, caching and resuming are then the same for every source.
+However the images are stored (an array, files, record shards), the pipeline only asks a `Split` for
+the images at given indices. Order, sharding, caching and resuming are the same for every source.
 """
 
 import abc
@@ -19,8 +19,8 @@ class Split(abc.ABC):
 
     Attributes:
         labels: int64 array of shape `(len(split),)`, class indices.
-        image_shape: `(height, width, channels)` of the images that `gather` returns, or None while
-            the stored images vary in size and no size was chosen with `resized`.
+        image_shape: `(height, width, channels)` of the images that `gather` returns, or None if
+            the stored images vary in size and `resized` has not been called.
     """
 
     labels: np.ndarray
@@ -42,11 +42,11 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def subset(self, indices: np.ndarray) -> Self:
-        """Returns the split of the images at `indices` (int64 array), in that order."""
+        """Returns a split of the images at `indices` (int64 array), in that order."""
 
     @abc.abstractmethod
     def resized(self, image_shape: Shape) -> "Split":
-        """Returns the split with its images stretched to `image_shape`, grey or colour."""
+        """Returns a split with its images stretched to `image_shape`, grey or colour."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Source:
     """An opened data set.
 
     Attributes:
-        name: The name in the configuration.
+        name: Name in the configuration.
         classes: Class names; the position is the label.
-        train: Training images, or None if the set has none.
-        validation: Validation images of the set's own, or None.
+        train: Training images, or None.
+        validation: The data set's own validation images, or None.
         test: Test images, or None.
         image_shape: Stored `(height, width, channels)`, or None if the sizes vary.
     """

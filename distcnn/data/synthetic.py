@@ -1,4 +1,4 @@
-"""Made-up images that can be learned, for benchmarks; never a stand-in for missing data."""
+"""Learnable synthetic images for benchmarks; never a substitute for missing data."""
 
 import numpy as np
 
@@ -12,11 +12,11 @@ _NOISE = 64
 
 
 def open_synthetic(config: DataConfig) -> Source:
-    """Makes images that are a pattern of their class plus uniform noise, the same at every call.
+    """Generates images, a pattern per class plus uniform noise, the same on every call.
 
     Args:
         config: `synthetic_examples` is the number of training images; there are a tenth as many
-            test images, and at least one.
+            test images, but at least one.
 
     Returns:
         A source of 10 classes with images of shape `(32, 32, 3)`.
@@ -28,14 +28,14 @@ def open_synthetic(config: DataConfig) -> Source:
     return Source(
         name=config.name,
         classes=tuple(str(label) for label in range(_CLASSES)),
-        train=_make(patterns, count, seed=1),
+        train=_generate(patterns, count, seed=1),
         validation=None,
-        test=_make(patterns, max(1, count // 10), seed=2),
+        test=_generate(patterns, max(1, count // 10), seed=2),
         image_shape=_SHAPE,
     )
 
 
-def _make(patterns: np.ndarray, count: int, seed: int) -> ArraySplit:
+def _generate(patterns: np.ndarray, count: int, seed: int) -> ArraySplit:
     labels = np.arange(count, dtype=np.int64) % _CLASSES
     images = np.random.default_rng(seed).integers(0, _NOISE, size=(count, *_SHAPE), dtype=np.uint8)
     images += patterns[labels]

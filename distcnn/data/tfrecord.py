@@ -1,4 +1,4 @@
-"""Images in sharded TFRecord files, read at random by their offsets."""
+"""Images in sharded TFRecord files, with random access by offset."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from distcnn.config import DataConfig
 from distcnn.data import tfrecord_format as layout
@@ -20,17 +21,17 @@ from distcnn.data.split import Shape, Source
 from distcnn.errors import DataError
 from distcnn.runtime.files import file_digest
 
-_REMEDY = "copy it again or write the records anew with distcnn.records"
+_REMEDY = "copy it again or rewrite the records with distcnn.records"
 
 
 class _Shards:
-    """Open shards, read at any offset by any thread; closed with the last split that holds them."""
+    """Open shards for random reads from any thread; closed with the last split that uses them."""
 
     def __init__(self, entries: list[dict[str, Any]], folder: Path) -> None:
         self.entries = entries
         self.paths = [folder / entry["file"] for entry in entries]
         self._descriptors = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self.paths]
-        # Not at exit: a reading thread may still run then.
+        # Not at exit, when a reading thread may still be running.
         weakref.finalize(self, _close, self._descriptors).atexit = False
 
     def read(self, shards: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -52,12 +53,12 @@ def _close(descriptors: list[int]) -> None:
 
 
 class RecordSplit(EncodedSplit):
-    """Records of some shards, in the order of the offsets file.
+    """A split over the records of some shards, in the order of the offsets file.
 
     Args:
         shards: The open shards.
-        arrays: int64 arrays of shape `(n,)` by the names in `tfrecord_format.ARRAYS`.
-        image_shape: Shape of the stored images, or None if it varies.
+        arrays: int64 arrays of shape `(n,)`, by their names in `tfrecord_format.ARRAYS`.
+        image_shape: Shape of the stored images, or None if they vary.
     """
 
     def __init__(
@@ -66,39 +67,41 @@ class RecordSplit(EncodedSplit):
         self.labels = arrays["label"]
         self.image_shape = image_shape
         self._shards = shards
-        self._locate(np.stack([arrays["shard"], arrays["offset"], arrays["length"]]))
+        self._set_locations(np.stack([arrays["shard"], arrays["offset"], arrays["length"]]))
 
+    @override
     def read(self, indices: tf.Tensor) -> tf.Tensor:
-        """See `EncodedSplit.read`."""
-        where = tf.unstack(tf.gather(self._tensor, indices, axis=1))
-        records = tf.numpy_function(self._shards.read, where, tf.string, stateful=False)
+        locations = tf.unstack(tf.gather(self._tensor, indices, axis=1))
+        records = tf.numpy_function(self._shards.read, locations, tf.string, stateful=False)
         records = tf.ensure_shape(records, (indices.shape[0],))
         return tf.io.parse_example(records, {"image": layout.FEATURES["image"]})["image"]
 
+    @override
     def describe(self, index: int) -> str:
-        """See `EncodedSplit.describe`."""
-        shard, offset, _ = self._where[:, index]
+        shard, offset, _ = self._locations[:, index]
         return f"{self._shards.paths[shard]}, record at byte {offset}"
 
+    @override
     def fingerprint(self) -> str:
-        """See `EncodedSplit.fingerprint`; a hash of the shards' checksums and the offsets."""
+        """Hashes the checksums of the shards and the offsets."""
         digest = hashlib.sha256()
         for entry in self._shards.entries:
             digest.update(entry["sha256"].encode())
-        digest.update(np.ascontiguousarray(self._where).tobytes())
+        digest.update(np.ascontiguousarray(self._locations).tobytes())
         return digest.hexdigest()
 
+    @override
     def _select(self, indices: np.ndarray) -> None:
-        self._locate(self._where[:, indices])
+        self._set_locations(self._locations[:, indices])
 
-    def _locate(self, where: np.ndarray) -> None:
-        self._where = where
+    def _set_locations(self, locations: np.ndarray) -> None:
+        self._locations = locations
         with tf.device("CPU:0"):
-            self._tensor = tf.constant(where)  # which graphs capture by reference
+            self._tensor = tf.constant(locations)  # captured by graphs by reference
 
 
 def open_tfrecord(config: DataConfig) -> Source:
-    """Opens a folder of shards that `distcnn.records` wrote, and verifies it.
+    """Opens and verifies a folder of shards written by `distcnn.records`.
 
     Args:
         config: `dir` names the folder.
@@ -114,8 +117,8 @@ def open_tfrecord(config: DataConfig) -> Source:
     index_path = folder / layout.INDEX
     if not index_path.is_file():
         raise DataError(
-            f"data.dir {folder} holds no {layout.INDEX}; expected a folder that distcnn.records "
-            "wrote"
+            f"data.dir {folder} contains no {layout.INDEX}; expected a folder written by "
+            "distcnn.records"
         )
     try:
         index = json.loads(index_path.read_text())
@@ -157,7 +160,7 @@ def _verify(folder: Path, entries: list[dict[str, Any]]) -> None:
             raise DataError(
                 f"the shard {path} has {size} bytes; expected {entry['bytes']}; {_REMEDY}"
             )
-    # hashlib lets other threads run while it works.
+    # Threads work in parallel here, as hashlib releases the GIL.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = pool.map(lambda entry: file_digest(folder / entry["file"]), entries)
         for entry, digest in zip(entries, digests, strict=True):
@@ -185,5 +188,5 @@ def _open_split(
         )
     counts = np.bincount(arrays["shard"], minlength=len(split["shards"])).tolist()
     if counts != [entry["records"] for entry in split["shards"]]:
-        raise DataError(f"{path} does not hold the records of {layout.INDEX}; {_REMEDY}")
+        raise DataError(f"{path} does not match the records in {layout.INDEX}; {_REMEDY}")
     return RecordSplit(_Shards(split["shards"], folder), arrays, shape)

@@ -1,9 +1,9 @@
-"""What a folder of record shards looks like; shared by the reader and the writer.
+"""The format of a folder of record shards, shared by the reader and the writer.
 
-`index.json` names the classes, the image shape (null if it varies) and for each split its shards
-and its offsets file. `<split>.index.npz` holds for each record, in order, the int64 arrays `shard`,
-`offset` (of the payload in the shard), `length` (of the payload) and `label`. A record is a
-`tf.train.Example` with the features `image` (bytes of an image file) and `label` (int64).
+`index.json` lists the classes, the image shape (null if it varies) and, for each split, its shards
+and its offsets file. `<split>.index.npz` contains, for each record in order, the int64 arrays
+`shard`, `offset` (of the payload in the shard), `length` (of the payload) and `label`. A record is
+a `tf.train.Example` with the features `image` (bytes of an image file) and `label` (int64).
 """
 
 import tensorflow as tf
@@ -16,7 +16,7 @@ FEATURES = {
     "image": tf.io.FixedLenFeature((), tf.string),
     "label": tf.io.FixedLenFeature((), tf.int64),
 }
-# https://www.tensorflow.org/tutorials/load_data/tfrecord: uint64 length, uint32 checksum of it,
-# payload, uint32 checksum of the payload.
+# https://www.tensorflow.org/tutorials/load_data/tfrecord: uint64 length, uint32 checksum of
+# the length, payload, uint32 checksum of the payload.
 HEADER_BYTES = 12
 FRAME_BYTES = 16

@@ -1,4 +1,4 @@
-"""Writes any source as sharded TFRecord files, whole or not at all."""
+"""Writes any source as sharded TFRecord files, completely or not at all."""
 
 import json
 import shutil
@@ -22,16 +22,16 @@ _CHUNK_IMAGES = 64
 
 
 def write_records(source: Source, out: Path, shards: int) -> dict[str, Any]:
-    """Writes a folder that `--data.name tfrecord --data.dir OUT` reads.
+    """Writes a folder to be read with `--data.name tfrecord --data.dir OUT`.
 
-    Images that are stored as files keep their bytes (they are not decoded here, so a bad one is
-    found when the records are loaded); decoded ones are written as PNG, which loses nothing.
+    Images stored as files keep their bytes (they are not decoded here, so bad ones are found when
+    the records are loaded); decoded images are written as PNG, which is lossless.
 
     Args:
         source: Any opened source.
-        out: Folder to make. It appears when all of it is written.
-        shards: Number of shards of each split, each of consecutive images; a split with fewer
-            images gets one shard an image.
+        out: Folder to create. It appears once everything has been written.
+        shards: Number of shards per split, each of consecutive images; a split with fewer images
+            gets one shard per image.
 
     Returns:
         A summary: `out`, and for each split its `images`, `shards` and `bytes`.
@@ -43,7 +43,7 @@ def write_records(source: Source, out: Path, shards: int) -> dict[str, Any]:
     if shards < 1:
         raise UsageError(f"shards is {shards}; expected at least 1")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists already; expected a new or an empty folder")
+        raise UsageError(f"{out} already exists; expected a new or empty folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
@@ -102,10 +102,10 @@ def _write_split(name: str, split: Split, folder: Path, shards: int) -> dict[str
 def _write_shard(
     path: Path, split: Split, indices: np.ndarray, advance: Callable[[int], None]
 ) -> np.ndarray:
-    def encode(rows: tf.Tensor) -> tf.Tensor:
+    def encode(indices: tf.Tensor) -> tf.Tensor:
         if isinstance(split, EncodedSplit):
-            return split.read(rows)
-        return parallel_map(tf.io.encode_png, split.gather(rows), tf.TensorSpec((), tf.string))
+            return split.read(indices)
+        return parallel_map(tf.io.encode_png, split.gather(indices), tf.TensorSpec((), tf.string))
 
     chunks = tf.data.Dataset.from_tensor_slices(indices).batch(_CHUNK_IMAGES)
     chunks = chunks.map(lambda rows: (rows, encode(rows))).prefetch(1)

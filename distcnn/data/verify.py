@@ -1,4 +1,4 @@
-"""One pass over encoded images: decodes each of them, and finds every one that is bad."""
+"""Decodes all encoded images in one pass and finds every bad one."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,13 +9,13 @@ from distcnn.data.decode import failure_reason
 from distcnn.data.encoded import EncodedSplit
 from distcnn.data.progress import progress_bar
 
-_BATCH = 16
+_BATCH_SIZE = 16
 
 
 def decode_all(
     split: EncodedSplit, store: Callable[[np.ndarray, np.ndarray], None] | None = None
 ) -> list[int]:
-    """Decodes all images in parallel, in no particular order.
+    """Decodes all images in parallel and in no particular order.
 
     Args:
         split: The images; `image_shape` is set.
@@ -27,10 +27,10 @@ def decode_all(
     good = np.zeros(len(split), bool)
     with progress_bar("Decoding images", len(split)) as advance:
         # A bad image fails its whole batch, whose images are then decoded one by one.
-        for batch in (_BATCH, 1):
+        for batch_size in (_BATCH_SIZE, 1):
             dataset = (
                 tf.data.Dataset.from_tensor_slices(np.flatnonzero(~good))
-                .batch(batch)
+                .batch(batch_size)
                 .map(
                     lambda indices: (indices, split.gather(indices)),
                     num_parallel_calls=tf.data.AUTOTUNE,
@@ -48,7 +48,7 @@ def decode_all(
 
 
 def explain(split: EncodedSplit, indices: Sequence[int]) -> list[str]:
-    """Returns where each of some bad images is and why it cannot be decoded, as `path (reason)`."""
+    """Returns the location of each bad image and why it cannot be decoded, as `path (reason)`."""
     gather = tf.function(split.gather, input_signature=[tf.TensorSpec([1], tf.int64)])
     texts = []
     for index in indices:

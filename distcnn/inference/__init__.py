@@ -1,1 +1,1 @@
-"""What is done with a trained classifier: evaluate, predict, plot."""
+"""Uses of a trained classifier: evaluation, prediction and plots."""

@@ -1,4 +1,4 @@
-"""A trained classifier: the model of a run or a file, ready for stored pixels."""
+"""A trained classifier, loaded from a run or a file and applied to stored pixels."""
 
 import functools
 import sys
@@ -22,12 +22,12 @@ from distcnn.storage.model_file import ModelMetadata, find_model, load_model
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model with what its outputs mean.
+    """A model and the meaning of its inputs and outputs.
 
     Attributes:
         path: The model file.
         model: The model.
-        metadata: Classes, range of pixels, and whether it returns logits.
+        metadata: Classes, pixel range, and whether the model returns logits.
     """
 
     path: Path
@@ -36,11 +36,11 @@ class Classifier:
 
     @property
     def image_shape(self) -> Shape:
-        """`(height, width, channels)` of the images that it takes."""
+        """`(height, width, channels)` of the input images."""
         return self.model.input_shape[1:]
 
     def on_stored_pixels(self) -> keras.Model:
-        """Returns a model from uint8 images to probabilities, with the same weights."""
+        """Returns a model that maps uint8 images to probabilities, with the same weights."""
         images = keras.Input(self.image_shape, dtype="uint8")
         outputs = keras.layers.Lambda(self._classify, dtype="float32")(images)
         if self.metadata.logits:
@@ -58,19 +58,19 @@ class Classifier:
 
 
 def load_classifier(path: Path) -> Classifier:
-    """Loads the classifier of a run directory or of a `.keras` file, plain Keras' own included.
+    """Loads the classifier of a run directory or a `.keras` file, even one of plain Keras.
 
     Raises:
-        DistcnnError: If there is none, or it is not an image classifier.
+        DistcnnError: If there is no model, or it is not an image classifier.
     """
     file = find_model(path)
     try:
         model, metadata = load_model(file)
     except DistcnnError:
-        own = _own_objects(file)
-        if not own:
+        custom_objects = _custom_objects(file)
+        if not custom_objects:
             raise
-        model, metadata = load_model(file, own)
+        model, metadata = load_model(file, custom_objects)
     shape = getattr(model, "input_shape", None)
     if not takes_images(shape):
         raise DistcnnError(
@@ -81,8 +81,8 @@ def load_classifier(path: Path) -> Classifier:
     return Classifier(file, model, metadata)
 
 
-def _own_objects(file: Path) -> dict[str, type]:
-    """Imports the module of a run's `model.factory`, and returns its layers and models by name."""
+def _custom_objects(file: Path) -> dict[str, type]:
+    """Imports the module of a run's `model.factory` and returns its layers and models by name."""
     factory = settings_of_run(file).get("model.factory")
     if factory is None:
         return {}

@@ -1,4 +1,4 @@
-"""How well a classifier does: accuracy, loss, and the same by class."""
+"""Evaluation of a classifier: accuracy, loss and scores by class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from distcnn.data.pipeline import evaluation_dataset
 from distcnn.data.split import Split
 
-_TINY = float(np.finfo(np.float32).tiny)  # the least probability, so that its logarithm is finite
+_TINY = float(np.finfo(np.float32).tiny)  # least probability, so that its logarithm is finite
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result on a set of images.
+    """The result of a classifier on a set of images.
 
     Attributes:
         labels: True classes, int64 of shape `(images,)`.
@@ -34,7 +34,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of the images whose most probable class is the true one."""
+        """Fraction of the images whose most probable class is the true one."""
         return float(np.mean(self.predictions == self.labels))
 
     @property
@@ -67,7 +67,7 @@ class Evaluation:
         ]
 
     def worst(self, count: int) -> np.ndarray:
-        """Returns the indices of the mistakes that were made with the most confidence."""
+        """Returns the indices of up to `count` mistakes, the most confident first."""
         wrong = np.flatnonzero(self.predictions != self.labels)
         confidence = self.probabilities[wrong].max(axis=1)
         return wrong[np.argsort(-confidence, kind="stable")[:count]]
@@ -81,10 +81,10 @@ def evaluate_split(
     logits: bool,
     batch_size: int,
 ) -> Evaluation:
-    """Runs a classifier of stored pixels over a split, every image once.
+    """Evaluates a classifier of stored pixels on every image of a split, once each.
 
     Args:
-        predict: Takes a data set of batches of uint8 images, returns the outputs of all, of shape
+        predict: Maps a data set of batches of uint8 images to the outputs for all of them, of shape
             `(images, classes)`.
         split: The images.
         classes: Class names.

@@ -1,4 +1,4 @@
-"""Pictures: grids of images, the confusion matrix, the worst mistakes."""
+"""Plots: grids of images, the confusion matrix and the worst mistakes."""
 
 import io
 import math
@@ -15,7 +15,7 @@ def tile(images: np.ndarray, *, smallest: int = 64) -> np.ndarray:
     Args:
         images: Array of shape `(count, height, width, channels)`, grey or colour; uint8, or float
             in [0, 255].
-        smallest: Width in pixels to which smaller images are enlarged.
+        smallest: Minimum width in pixels, to which smaller images are enlarged.
 
     Returns:
         uint8 array of shape `(grid height, grid width, 3)`.
@@ -35,14 +35,14 @@ def tile(images: np.ndarray, *, smallest: int = 64) -> np.ndarray:
 
 
 def stretch_contrast(maps: np.ndarray) -> np.ndarray:
-    """Maps each image of `(count, ...)` from its own range to [0, 255]."""
+    """Scales each image of `(count, ...)` from its own range to [0, 255]."""
     axes = tuple(range(1, maps.ndim))
     low, high = maps.min(axes, keepdims=True), maps.max(axes, keepdims=True)
     return 255 * (maps - low) / np.maximum(high - low, 1e-12)
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Draws a confusion matrix, rows the true classes, shaded by the share of the row.
+    """Draws a confusion matrix, true classes as rows, shaded by the fraction of the row.
 
     Args:
         matrix: int array of shape `(classes, classes)`.
@@ -71,7 +71,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
 def mistakes_figure(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
 ) -> Figure:
-    """Draws wrongly classified images with what they are and what they were taken for.
+    """Draws misclassified images with their true and predicted classes.
 
     Args:
         images: uint8 array of shape `(count, height, width, channels)`, at least one.
@@ -85,11 +85,11 @@ def mistakes_figure(
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, image, label, fractions in zip(grid, images, labels, probabilities, strict=False):
+    for axes, image, label, scores in zip(grid, images, labels, probabilities, strict=False):
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        guess = int(fractions.argmax())
+        guess = int(scores.argmax())
         axes.set_title(
-            f"{classes[label]} {fractions[label]:.0%}\nas {classes[guess]} {fractions[guess]:.0%}",
+            f"{classes[label]} {scores[label]:.0%}\nas {classes[guess]} {scores[guess]:.0%}",
             fontsize=8,
             parse_math=False,
         )

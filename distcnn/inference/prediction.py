@@ -1,4 +1,4 @@
-"""Classifies image files, many at a time."""
+"""Classifies image files in batches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,14 +23,14 @@ def predict_files(
         batch_size: Images per step.
 
     Returns:
-        float32 array of shape `(readable files, classes)` in the order of `paths`, and the files
-        that cannot be decoded with the reason.
+        float32 array of shape `(readable files, classes)` in the order of `paths`, and for each
+        file that cannot be decoded its description as `path (reason)`.
     """
     model = classifier.on_stored_pixels()
     shape = classifier.image_shape
     chunk = max(batch_size, _CHUNK_BYTES // int(np.prod(shape)))
     parts: list[np.ndarray] = []
-    errors: dict[Path, str] = {}  # each names its file and says why
+    errors: dict[Path, str] = {}
     for start in range(0, len(paths), chunk):
         files = paths[start : start + chunk]
         split = FolderSplit(files, np.zeros(len(files), np.int64))

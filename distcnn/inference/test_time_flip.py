@@ -1,4 +1,4 @@
-"""Test-time flip: what a classifier makes of an image and of its mirror image."""
+"""Test-time flip: averages the outputs for an image and its mirror image."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ def mean_over_flip(classify: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor
     """Returns the mean of the outputs for each image and for its mirror image.
 
     Args:
-        classify: From images to outputs of shape `(batch, classes)`.
+        classify: Maps images to outputs of shape `(batch, classes)`.
         images: Tensor of shape `(batch, height, width, channels)`.
 
     Returns:

@@ -1,1 +1,1 @@
-"""What this process runs on: its place in the cluster, number formats, signals, files."""
+"""The process and its host: cluster, precision, signals, files and free space."""

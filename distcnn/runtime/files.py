@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, by one process at a time."""
+"""Locks, checksums and atomic writes of files."""
 
 import contextlib
 import fcntl
@@ -15,8 +15,8 @@ def locked(path: Path) -> Iterator[None]:
     """Holds an exclusive lock while the block runs; other processes wait.
 
     Args:
-        path: The file to lock, created if it is missing. It is left behind, since removing it
-            would let two processes lock two different files of that name.
+        path: The file to lock, created if it is missing. It is never removed, as that would let
+            two processes lock two different files of the same name.
 
     Raises:
         OSError: The file cannot be created or locked.
@@ -31,11 +31,11 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Writes a file whole or not at all.
+    """Replaces a file atomically.
 
     Yields a path in the same directory. When the block ends, the file written there is flushed to
-    the disk and takes the place of `path`; when it raises, that file is removed. Only one process
-    may do this at a time: hold a lock.
+    disk and replaces `path`; when it raises, that file is removed. Only one process may do this at
+    a time: hold a lock.
 
     Raises:
         OSError: The file cannot be flushed or renamed.
@@ -65,15 +65,15 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all.
+    """Writes a text file atomically.
 
     Raises:
-        OSError: The file cannot be written; it is then as it was.
+        OSError: The file cannot be written; it is left unchanged.
     """
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all; see `write_text`."""
+    """Writes a JSON file atomically; raises like `write_text`."""
     write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""How much room there is for decoded images."""
+"""Free memory and disk space for decoded images."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> float:
-    """Returns the bytes of memory that can be taken without swapping.
+    """Returns the bytes of memory that can be used without swapping.
 
-    The smaller one of what the kernel calls available and of what the limit of this container
+    This is the smaller of what the kernel reports as available and what the limit of this container
     (cgroup v2) leaves.
     """
     return min(_system_memory(), _container_memory())
@@ -35,8 +35,8 @@ def _container_memory() -> float:
 
 
 def writable_disk(folder: Path) -> int:
-    """Returns the free bytes of the disk that `folder` is or would be on; 0 if it is read-only."""
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    """Returns the free bytes on the disk of `folder`, which may be missing; 0 if read-only."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         return 0
-    return shutil.disk_usage(nearest).free
+    return shutil.disk_usage(existing).free

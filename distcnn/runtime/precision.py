@@ -1,4 +1,4 @@
-"""Number formats, XLA and threads: what was asked for becomes what this hardware does best."""
+"""Precision, XLA and threads: resolves `auto` for the hardware and applies the settings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from distcnn.errors import DistcnnError
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the choice depends on.
+    """The hardware properties that the choice of precision depends on.
 
     Attributes:
-        gpu: Name of the GPU, or None on a CPU.
+        gpu: Name of the GPU, or None without one.
         compute_capability: CUDA compute capability of that GPU, or None.
         cpu_flags: Instruction set extensions of the CPU.
     """
@@ -27,13 +27,13 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Precision:
-    """What was resolved, each with its reason.
+    """The resolved settings, each with its reason.
 
     Attributes:
         policy: Name of the Keras dtype policy.
-        policy_reason: Why this policy.
+        policy_reason: Why this policy was chosen.
         xla: Whether the step is compiled with XLA.
-        xla_reason: Why.
+        xla_reason: Why XLA is on or off.
     """
 
     policy: str
@@ -43,7 +43,7 @@ class Precision:
 
 
 def find_hardware() -> Hardware:
-    """Reads which GPU, if any, and which CPU this process has."""
+    """Detects the GPU, if any, and the CPU of this process."""
     gpus = tf.config.list_physical_devices("GPU")
     details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
     cpuinfo = Path("/proc/cpuinfo")
@@ -57,11 +57,11 @@ def find_hardware() -> Hardware:
 
 
 def resolve_precision(config: PrecisionConfig, hardware: Hardware) -> Precision:
-    """Chooses the policy and XLA for the hardware, a pure function.
+    """Chooses the policy and XLA for the hardware; a pure function.
 
-    bfloat16 wants units for it (NVIDIA's compute capability 8.0 and up; on CPUs Intel's AMX, or the
-    dot products of AVX-512, with which a step of the article's network took 0.63 times as long as
-    in float32); float16 wants tensor cores (7.0 and up) and loss scaling.
+    bfloat16 needs hardware support (compute capability 8.0 and up on NVIDIA GPUs; on CPUs Intel's
+    AMX, or the dot products of AVX-512, with which a step of the article's network took 0.63 times
+    as long as in float32); float16 needs tensor cores (7.0 and up) and loss scaling.
     """
     policy: str = config.policy
     policy_reason = "asked for"
@@ -75,7 +75,7 @@ def resolve_precision(config: PrecisionConfig, hardware: Hardware) -> Precision:
 
 
 def resolve_fast_path(config: TrainConfig, *, xla: bool) -> tuple[bool, str]:
-    """Chooses whether the model's fast form is computed, and says why."""
+    """Returns whether to run the fast form of the model, and the reason."""
     if config.fast_path != "auto":
         return config.fast_path == "on", "asked for"
     return not xla, "XLA fuses the step" if xla else "the same in fewer passes over memory"
@@ -84,12 +84,12 @@ def resolve_fast_path(config: TrainConfig, *, xla: bool) -> tuple[bool, str]:
 def apply_precision(
     config: PrecisionConfig, precision: Precision, threads: int | None = None
 ) -> None:
-    """Sets Keras' dtype policy and TensorFlow's number and thread options for this process.
+    """Applies Keras' dtype policy and TensorFlow's numeric and thread options to this process.
 
     Args:
-        config: What was asked for.
-        precision: What was resolved.
-        threads: Threads within one operation where the configuration leaves them open.
+        config: The configured options.
+        precision: The resolved options.
+        threads: Threads within one operation, if the configuration does not set them.
 
     Raises:
         DistcnnError: If `config.threads` differs from what a running TensorFlow already uses.

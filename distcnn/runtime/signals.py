@@ -1,4 +1,4 @@
-"""Stopping on a signal: note it, finish the step, save."""
+"""Records stop signals, so that a run can finish its step and save."""
 
 import contextlib
 import signal
@@ -9,10 +9,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether SIGINT, SIGTERM or SIGUSR1 (Slurm's warning before the time limit) asks to stop.
+    """Records a SIGINT, SIGTERM or SIGUSR1 (Slurm's warning before the time limit).
 
     Attributes:
-        name: Name of the signal, or None.
+        name: Name of the received signal, or None.
     """
 
     def __init__(self) -> None:
@@ -20,18 +20,18 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Catches the first signal; a second one ends the process at once, as without it."""
-        before = {number: signal.getsignal(number) for number in SIGNALS}
+        """Catches the first signal; a second one takes effect as it would without this."""
+        previous = {number: signal.getsignal(number) for number in SIGNALS}
 
-        def note(number: int, frame: FrameType | None) -> None:
+        def record(number: int, frame: FrameType | None) -> None:
             self.name = signal.Signals(number).name
-            for other, handler in before.items():
+            for other, handler in previous.items():
                 signal.signal(other, handler)
 
-        for number in before:
-            signal.signal(number, note)
+        for number in previous:
+            signal.signal(number, record)
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)

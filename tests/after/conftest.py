@@ -1,4 +1,4 @@
-"""One finished run, its model and its images, shared by the tests of what comes after training."""
+"""A finished run, its model and its images, shared by the tests of this folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ RUN = [
     *("--train.batch_size=64", "--precision.policy=float32", "--logging.every_steps=10"),
     *("--logging.progress=none", "--data.pixels=signed"),
 ]
-"""The command line of the shared run: 21 steps an epoch."""
+"""The command line of the shared run: 21 steps per epoch."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tests.tiny import fixed_input
 
 
 def evaluate(tmp_path, *arguments):
-    """Evaluates with the picture in `tmp_path`, and returns the results."""
+    """Evaluates with the plot in `tmp_path`, and returns the results."""
     out = tmp_path / "result.json"
     options = ["--plot", str(tmp_path / "plot.png"), "--json", str(out)]
     assert main([*map(str, arguments), *options]) == 0
@@ -79,7 +79,7 @@ def test_tables_and_a_picture_are_shown(finished, tmp_path, capsys):
 
 
 def test_class_names_are_shown_as_they_are(tmp_path, image_folder, capsys):
-    """Neither markup of the terminal, nor formulas of the plot."""
+    """Neither as terminal markup nor as formulas in the plot."""
     names = ["$\\foo$", "[red]"]
     for part in ("train", "test"):
         for old, new in zip(("cat", "dog"), names, strict=True):
@@ -192,7 +192,7 @@ def test_data_of_other_classes_is_refused(finished, image_folder):
     with pytest.raises(DistcnnError, match=r"the data has the classes cat, dog, the model was"):
         main([str(finished.path), *data])
     fixed_input().save("plain.keras")
-    with pytest.raises(DistcnnError, match="the data has 2 classes, the model 10"):
+    with pytest.raises(DistcnnError, match="the data has 2 classes, but the model has 10"):
         main(["plain.keras", *data])
 
 
@@ -202,7 +202,7 @@ def test_a_perfect_result_has_no_loss():
 
 
 def test_the_worst_mistakes_are_the_most_confident():
-    shares = np.array([[0.9, 0.1], [0.4, 0.6], [0.99, 0.01], [0.2, 0.8]], np.float32)
-    result = Evaluation(np.array([1, 0, 1, 1]), shares, ("a", "b"))
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.99, 0.01], [0.2, 0.8]], np.float32)
+    result = Evaluation(np.array([1, 0, 1, 1]), probabilities, ("a", "b"))
     assert result.worst(5).tolist() == [2, 0, 1]
     assert result.worst(1).tolist() == [2]

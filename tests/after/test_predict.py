@@ -18,7 +18,7 @@ def predict(tmp_path, *arguments):
     return json.loads(out.read_text())
 
 
-def shares(result):
+def probabilities(result):
     """The probabilities of one image in the order of the digits."""
     named = {row["class"]: row["probability"] for row in result["top"]}
     return [named[str(digit)] for digit in range(10)]
@@ -46,11 +46,11 @@ def test_any_format_is_classified_as_its_pixels_are(
 
     with Image.open(file) as image:
         seen = np.asarray(image.convert("RGB"), np.float32)
-    if image_format == "JPEG":  # TensorFlow's decoder may round otherwise than Pillow's
+    if image_format == "JPEG":  # TensorFlow's decoder may round differently from Pillow's
         seen = tf.io.decode_jpeg(file.read_bytes(), channels=3).numpy().astype(np.float32)
     expected = finished.model().predict(seen[np.newaxis] / 127.5 - 1, verbose=0)[0]
     assert result["image"] == str(file)
-    assert shares(result) == pytest.approx(expected.tolist(), abs=1e-6)
+    assert probabilities(result) == pytest.approx(expected.tolist(), abs=1e-6)
     order = [row["probability"] for row in result["top"]]
     assert order == sorted(order, reverse=True)
     best = result["top"][0]
@@ -95,7 +95,7 @@ def test_thousands_of_files_stay_in_order(finished, tmp_path, monkeypatch):
     assert [r["image"] for r in results] == [str(folder / f"{n:04d}.png") for n in good]
     seen = np.broadcast_to(colours[good], (len(good), 32, 32, 3)).astype(np.float32)
     expected = finished.model().predict(seen / 127.5 - 1, verbose=0)
-    np.testing.assert_allclose([shares(r) for r in results], expected, atol=1e-5)
+    np.testing.assert_allclose([probabilities(r) for r in results], expected, atol=1e-5)
 
 
 def test_files_that_are_no_images(finished, tmp_path, caplog):
@@ -117,7 +117,7 @@ def test_what_is_not_there_is_refused(finished, tmp_path):
     run = str(finished.path)
     with pytest.raises(DataError, match=r"the image none.png does not exist"):
         main([run, "none.png"])
-    with pytest.raises(DataError, match="the folder empty holds no files; expected images"):
+    with pytest.raises(DataError, match="the folder empty contains no files; expected images"):
         main([run, "empty"])
     with pytest.raises(UsageError, match="top is 0; expected at least 1"):
         main([run, "empty", "--top", "0"])
@@ -140,4 +140,4 @@ def test_a_file_of_plain_keras_has_numbers_for_classes(tmp_path):
     fixed_input().save("plain.keras")
     (tmp_path / "a.png").write_bytes(encoded(pixels(8, 8), "PNG"))
     (result,) = predict(tmp_path, "plain.keras", "a.png", "--top", 99)
-    assert sum(shares(result)) == pytest.approx(1)
+    assert sum(probabilities(result)) == pytest.approx(1)

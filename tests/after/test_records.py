@@ -28,7 +28,7 @@ def test_shards_train_as_the_folder_does(image_folder, capsys):
         hashes.append(summary["weights_sha256"])
     assert hashes[0] == hashes[1]
 
-    with pytest.raises(UsageError, match="shards exists already; expected a new or an empty"):
+    with pytest.raises(UsageError, match="shards already exists; expected a new or empty"):
         main([*folder, "--out", "shards"])
     with pytest.raises(UsageError, match="shards is 0; expected at least 1"):
         main([*folder, "--out", "other", "--shards", "0"])

@@ -85,7 +85,7 @@ def test_less_is_written_on_demand(flag, folders):
     [(1, 2, 3, [2, 3]), (4, 6, 7, [8]), (4, 3, 6, [4, 8]), (1, 9, 20, [9, 10]), (1, 30, 40, [])],
 )
 def test_profiled_are_the_executions_of_the_steps(together, first, last, profiled, monkeypatch):
-    """With several steps an execution, all that hold one of the steps; at most to the end."""
+    """All executions that contain one of the steps, up to the end of the training."""
 
     class Training:
         steps_per_execution = together

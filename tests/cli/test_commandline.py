@@ -101,7 +101,7 @@ def test_bad_flags_are_named_with_the_fix(arguments, message):
         ("tarin: {epochs: 3}", "unknown key tarin.epochs; did you mean train.epochs?"),
         ("train: {epochs: many}", "train.epochs is 'many'; expected int"),
         ("train: {epochs: [}", "is not valid YAML"),
-        ("just words", "holds no keys"),
+        ("just words", "contains no keys"),
         ("recipe: artcle\ntrain: {epochs: 3}", "expected a built-in recipe to start from"),
     ],
 )

@@ -85,11 +85,11 @@ def test_a_second_run_decodes_nothing_until_a_file_changes(image_folder, cache, 
 
 
 def test_auto_takes_what_fits(image_folder, monkeypatch, tmp_path):
-    assert caching._place(1000, "auto", 1) == "memory"
+    assert caching._choose_cache(1000, "auto", 1) == "memory"
     monkeypatch.setattr(caching, "available_memory", lambda: 3999)
-    assert caching._place(1000, "auto", 1) == "disk"
+    assert caching._choose_cache(1000, "auto", 1) == "disk"
     monkeypatch.setattr(caching, "writable_disk", lambda folder: 1999)
-    assert caching._place(1000, "auto", 1) == "none"
+    assert caching._choose_cache(1000, "auto", 1) == "none"
     assert isinstance(load_train(image_folder), ArraySplit | FolderSplit)
 
 
@@ -147,7 +147,7 @@ def test_cache_folder_that_cannot_be_made(image_folder, cache_home, monkeypatch,
     with pytest.raises(DataError, match=r"Not a directory.*--data\.cache memory or none"):
         load_train(image_folder, cache="disk")
     assert len(load_train(image_folder, cache="none")) == 12
-    assert "cannot remember" in caplog.text
+    assert "cannot record" in caplog.text
     monkeypatch.setattr(caching, "available_memory", lambda: 0)
     assert isinstance(load_train(image_folder, cache="auto"), FolderSplit)
 
@@ -156,7 +156,7 @@ def test_full_disk(image_folder):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(DataError, match=r"cannot keep 0\.0 MB .*File too large"):
+        with pytest.raises(DataError, match=r"cannot store 0\.0 MB .*File too large"):
             load_train(image_folder, cache="disk")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -165,7 +165,7 @@ def test_full_disk(image_folder):
     assert len(load_train(image_folder, cache="disk")) == 12
 
 
-def test_array_without_verdict_is_decoded_anew(image_folder, monkeypatch):
+def test_array_without_verdict_is_decoded_again(image_folder, monkeypatch):
     load_train(image_folder, cache="disk")
     (verdict,) = caching.cache_folder().glob("*.json")
     assert json.loads(verdict.read_text()) == {"bad": []}

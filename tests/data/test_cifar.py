@@ -225,7 +225,7 @@ def test_refuses_broken_archives(tmp_path, monkeypatch):
     write_archive("cifar10", 0, path, monkeypatch)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + b"x")
-    with pytest.raises(DataError, match="damaged or another file: its sha256 is"):
+    with pytest.raises(DataError, match="damaged or not the expected file: its sha256 is"):
         open_dir("cifar10", tmp_path)
     for content in (whole[: len(whole) // 2], b"no archive", whole[:40] + b"x" * 50 + whole[90:]):
         path.write_bytes(content)

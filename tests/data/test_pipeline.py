@@ -106,10 +106,10 @@ EVERYTHING = AugmentConfig(
     ("batch_size", "devices", "processes", "accumulation"),
     [(2, 1, 3, 1), (2, 2, 1, 2), (5, 1, 2, 1), (5, 2, 2, 2), (12, 3, 1, 1), (12, 1, 4, 1)],
 )
-def test_shares_make_up_the_batches_of_one_worker(
+def test_shards_make_up_the_batches_of_one_worker(
     split, batch_size, devices, processes, accumulation
 ):
-    """Whatever the number of workers: the same images, augmented and mixed alike, in order."""
+    """For any number of workers: the same images in the same order, augmented the same way."""
     whole = batches(split, 2, 9, EVERYTHING, batch_size)
     replicas = processes * devices
     parts = []
@@ -135,7 +135,7 @@ def test_shares_make_up_the_batches_of_one_worker(
         assert weights.sum() == pytest.approx(1)
 
 
-def test_shares_are_even(split):
+def test_shards_are_even(split):
     sizes = [
         len(sharding(split, 0, 1, batch_size=23, part=BatchSharding(range(r, r + 1), 4))[0][0])
         for r in range(4)
@@ -176,7 +176,7 @@ def test_what_cannot_be_cropped_at_once_is_refused_by_name():
             last_step=1,
         )
 
-    with pytest.raises(DataError, match="4096 images of 512 x 512 pixels are too much"):
+    with pytest.raises(DataError, match="4096 images of 512 x 512 pixels are too large"):
         dataset(8, BatchSharding())
     dataset(8, BatchSharding(range(1), replicas=2))
     dataset(0, BatchSharding())

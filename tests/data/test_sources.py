@@ -71,16 +71,16 @@ def test_validation_split_is_stratified_sorted_and_complete():
 
 
 @pytest.mark.parametrize(
-    ("labels", "share", "message"),
+    ("labels", "fraction", "message"),
     [
         ([0, 0, 0, 1], 0.5, "label 1 has 1 training image"),
         ([0] * 10 + [1] * 10, 0.05, "is 1; expected at least one image of each of 2 classes"),
         ([0, 0, 1, 1], 0.9, "is 4; expected at least one"),
     ],
 )
-def test_too_few_images_to_split(labels, share, message):
+def test_too_few_images_to_split(labels, fraction, message):
     with pytest.raises(DataError, match=message):
-        split_train_validation(labelled(labels), share, seed=0)
+        split_train_validation(labelled(labels), fraction, seed=0)
 
 
 class Terminal(io.StringIO):

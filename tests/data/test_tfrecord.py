@@ -132,7 +132,7 @@ def test_offsets_that_do_not_fit_are_refused(records):
     with pytest.raises(DataError, match="labels from 1 to 10; expected 0 to 9"):
         open_records(records)
     edit_offsets(records, label=labels, shard=np.zeros(30, np.int64))
-    with pytest.raises(DataError, match="does not hold the records"):
+    with pytest.raises(DataError, match="does not match the records"):
         open_records(records)
     (records / "train.index.npz").write_bytes(b"nothing")
     expect_offsets(records)
@@ -141,7 +141,7 @@ def test_offsets_that_do_not_fit_are_refused(records):
 
 
 def test_index_errors(records, tmp_path):
-    with pytest.raises(DataError, match=r"holds no index\.json"):
+    with pytest.raises(DataError, match=r"contains no index\.json"):
         open_records(tmp_path)
     for text in ("{", "[]", "{}"):
         (records / "index.json").write_text(text)
@@ -155,10 +155,10 @@ def test_index_errors(records, tmp_path):
 def test_writer_refuses_and_leaves_nothing(digits, image_folder, tmp_path):
     with pytest.raises(UsageError, match="at least 1"):
         write_records(digits, tmp_path / "out", 0)
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         write_records(digits, image_folder, 1)
     (tmp_path / "plain").write_text("x")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         write_records(digits, tmp_path / "plain", 1)
     with pytest.raises(DataError, match="cannot write records"):
         write_records(digits, tmp_path / "plain" / "out", 1)

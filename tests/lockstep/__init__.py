@@ -1,0 +1,1 @@
+"""Several real processes stay in lockstep: equal weights, failures, resuming and guard rails."""

@@ -1,10 +1,11 @@
-"""Where am I: every launcher's environment, and contradictions by name."""
+"""The environment of every launcher, and errors that name contradictions in it."""
 
 import json
 
 import pytest
 
-from distcnn.runtime.cluster import Cluster, ClusterError, expand_nodelist, find_cluster
+from distcnn.runtime.cluster import Cluster, ClusterError, find_cluster
+from distcnn.runtime.launchers import expand_nodelist
 
 
 def horovod(rank=2, size=4, local_rank=0, local_size=2, **more):
@@ -100,10 +101,10 @@ def test_the_first_of_several_that_agree_decides(environment, scheme):
     [
         (
             horovod() | slurm(1, node="gpu1"),
-            "horovod says that this is process 2 of 4, slurm says 1 of 4; unset the variables of "
-            "the one that did not start this run (HOROVOD_RANK, HOROVOD_SIZE or SLURM_PROCID",
+            "horovod reports process 2 of 4, but slurm reports 1 of 4; unset the variables of the "
+            "one that did not start this run (HOROVOD_RANK, HOROVOD_SIZE or SLURM_PROCID",
         ),
-        (horovod() | tf_config(0, ("a:1",)), "tf_config says 0 of 1"),
+        (horovod() | tf_config(0, ("a:1",)), "tf_config reports 0 of 1"),
         (horovod(4), "HOROVOD_RANK is 4, but HOROVOD_SIZE is 4"),
         (horovod(local_size=5), "HOROVOD_LOCAL_SIZE is 5, but the whole run has 4 processes"),
         ({"HOROVOD_RANK": "1"}, "HOROVOD_SIZE is not set; expected a whole number"),
@@ -113,13 +114,13 @@ def test_the_first_of_several_that_agree_decides(environment, scheme):
         (horovod(DISTCNN_HOSTS="b:2"), "DISTCNN_HOSTS has 2 slots, but 4 processes"),
         (horovod(DISTCNN_HOSTS="b=2"), "DISTCNN_HOSTS is 'b=2'; expected host:slots"),
         (tf_config(2), "lists 2 of them; this host is missing from the list"),
-        (tf_config(0, ("a", "b")), "TF_CONFIG has the addresses a, b; expected"),
-        (tf_config(0, ("a:1", "a:1")), "TF_CONFIG names an address twice"),
+        (tf_config(0, ("a", "b")), "TF_CONFIG lists the addresses a, b; expected"),
+        (tf_config(0, ("a:1", "a:1")), "TF_CONFIG lists an address twice"),
         (tf_config(0, ps=["c:1"]), "TF_CONFIG names the job ps; expected chief and worker only"),
         ({"TF_CONFIG": "{"}, "TF_CONFIG cannot be read (JSONDecodeError"),
         ({"TF_CONFIG": '{"cluster": {}}'}, "TF_CONFIG cannot be read (KeyError"),
         (slurm(node="gpu9"), "this host is gpu9 (SLURMD_NODENAME), which is missing from"),
-        (slurm(node="gpu1"), "Slurm placed task 2 on gpu1, not in blocks on gpu2"),
+        (slurm(node="gpu1"), "Slurm placed task 2 on gpu1; expected gpu2, the host in block"),
         (slurm(tasks="2"), "Slurm lists 2 nodes (SLURM_STEP_NODELIST) with [2] tasks"),
         (slurm(size=5), "but SLURM_STEP_NUM_TASKS is 5"),
         (openmpi(local_size=9), "OMPI_COMM_WORLD_LOCAL_SIZE is 9"),
@@ -157,7 +158,7 @@ def test_addresses_of_the_workers():
     assert listed.worker_addresses(500) == ("a:500", "a:501", "b:500", "b:501")
     one_host = find_cluster(horovod(1, 2, 1, 2))
     assert one_host.worker_addresses(500) == ("127.0.0.1:500", "127.0.0.1:501")
-    with pytest.raises(ClusterError, match="horovod does not say on which hosts"):
+    with pytest.raises(ClusterError, match="horovod does not provide the hosts"):
         find_cluster(horovod()).worker_addresses(500)
 
 
