@@ -111,8 +111,8 @@ def _draw_time_fractions(figure: Any, rows: Sequence[Row]) -> None:
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_title("Where the step time goes")
-    axes.set_xlabel("share of the step time (%)")
-    cores = "" if all(row.cores_per_worker is None for row in rows) else " x cores of each"
+    axes.set_xlabel("fraction of the step time (%)")
+    cores = "" if all(row.cores_per_worker is None for row in rows) else " x cores per worker"
     axes.set_ylabel(f"scaling, workers{cores}, global batch", labelpad=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), ncols=len(_TIME_FRACTIONS), **_LEGEND)

@@ -1,4 +1,4 @@
-"""On what a run ran: versions, hardware, command."""
+"""The environment of a run: versions, hardware, command."""
 
 import datetime
 import os
@@ -15,11 +15,11 @@ PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "scikit-learn", "pill
 
 
 def describe_environment(hardware: Hardware, resolved: dict[str, Any]) -> dict[str, Any]:
-    """Returns what `environment.json` holds.
+    """Returns the content of `environment.json`.
 
     Args:
-        hardware: The hardware that was found.
-        resolved: What the configuration became on it.
+        hardware: The detected hardware.
+        resolved: The resolved settings of the run.
     """
     return {
         "distcnn": __version__,
