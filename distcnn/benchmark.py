@@ -1,4 +1,4 @@
-"""The command `python -m distcnn.benchmark`: throughput by number of workers, and why."""
+"""The command `python -m distcnn.benchmark`: throughput by number of workers, and its limits."""
 
 import datetime
 import logging
@@ -12,16 +12,17 @@ from typing import Any
 
 from distcnn.benchmarking.baseline import environment_differences, regressions
 from distcnn.benchmarking.machine import Machine
-from distcnn.benchmarking.report import show, write_all
+from distcnn.benchmarking.report import print_report, write_report
 from distcnn.benchmarking.results import Results, read_results
 from distcnn.benchmarking.scaling_benchmark import Mode, ScalingBenchmark
 from distcnn.cli.command import run_command, write_json
 from distcnn.cli.parser import parse_run
+from distcnn.config import Config
 from distcnn.errors import DistcnnError, UsageError
 
 log = logging.getLogger("distcnn")
 
-_OWN: dict[str, dict[str, Any]] = {
+_OPTIONS: dict[str, dict[str, Any]] = {
     "workers": {
         "type": str,
         "default": "1",
@@ -30,122 +31,142 @@ _OWN: dict[str, dict[str, Any]] = {
     "scaling": {
         "choices": ("weak", "strong", "both"),
         "default": "both",
-        "help": "weak: the batch of each worker stays the same; strong: the global batch does.",
+        "help": "weak: the batch per worker stays constant; strong: the global batch does.",
     },
-    "steps": {"type": int, "default": 40, "help": "Executions to time of each kind."},
-    "warmup": {"type": int, "default": 5, "help": "Executions before that."},
+    "steps": {
+        "type": int,
+        "default": 40,
+        "help": "Executions to time of each variant of the step.",
+    },
+    "warmup": {"type": int, "default": 5, "help": "Executions before the timed ones."},
     "cores_per_worker": {
         "type": str,
         "default": "fixed",
-        "help": "CPU only. fixed: as many for each as the largest count that fits leaves; divided: "
-        "all cores among the workers of each count; or a number.",
+        "help": "CPU only. fixed: the same for every count, so that the largest count that fits "
+        "uses all cores; divided: all cores, divided among the workers of each count; or a number.",
     },
     "compare": {
         "choices": ("plain",),
         "default": None,
-        "help": "plain: also run the plain Keras script, batch by batch in turn.",
+        "help": "plain: also compare with a plain Keras script, batch by batch in turn.",
     },
     "compare_steps": {
         "type": int,
         "default": 100,
-        "help": "Training steps of each side of --compare.",
+        "help": "Training steps per side of --compare.",
     },
     "predict": {
         "type": str,
         "default": None,
-        "help": "Numbers of workers whose efficiency to predict, such as 8,64,512.",
+        "help": "Numbers of workers to predict the efficiency of, such as 8,64,512.",
     },
     "baseline": {
         "type": str,
         "default": None,
-        "help": "An earlier results.json; exit with 1 if a number is worse, beyond the noise.",
+        "help": "An earlier results.json; exit with 1 if a number is worse by more than the noise.",
     },
     "json": {"type": str, "default": None, "help": "File for the results."},
 }
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measures as the command line says.
+    """Runs a benchmark, reports it and compares it with a baseline.
 
     Args:
         arguments: The command line, without the program.
 
     Returns:
-        0.
+        The exit code, always 0.
 
     Raises:
+        UsageError: If a flag is wrong.
         DistcnnError: If a group of workers fails, or a number is worse than the baseline's.
     """
     description = (
-        "Measures throughput by number of workers, where the time goes, and against plain Keras. "
-        "Takes the flags of distcnn.train too; images that it would have to download are synthetic "
-        "unless --data.name or --data.dir asks for them."
+        "Measures throughput by number of workers, shows where the time goes, and compares with "
+        "plain Keras. Also takes the flags of distcnn.train. Images that would have to be "
+        "downloaded are synthetic unless --data.name or --data.dir is given."
     )
-    config, options = parse_run("distcnn.benchmark", description, arguments, _OWN)
+    config, options = parse_run("distcnn.benchmark", description, arguments, _OPTIONS)
     if config is None:
         return 0
-    asked = any(flag.startswith(("--data.name", "--data.dir")) for flag in arguments)
-    if config.data.name in ("cifar10", "cifar100") and not asked:
-        config = replace(config, data=replace(config.data, name="synthetic"))
+    config = _without_download(config, arguments)
     folder = Path(config.out or f"benchmarks/{config.recipe}")
-    counts = _counts(options["workers"], "workers")
-    predicted = _counts(options["predict"], "predict") if options["predict"] else []
-    if predicted and max(counts) < 2:
-        raise UsageError("predict needs the reduction of at least 2 workers; add --workers 1,2")
-    for name in ("steps", "compare_steps"):
-        if options[name] < 5:
-            raise UsageError(f"{name} is {options[name]}; expected at least 5")
-    old = _baseline(options["baseline"], folder)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no worker is left behind
+    counts, predicted = _check_options(options)
+    baseline = _read_baseline(options["baseline"], folder)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no worker behind
 
-    campaign = ScalingBenchmark(
+    benchmark = ScalingBenchmark(
         config,
-        Machine.find(),
+        Machine.detect(),
         counts,
         steps=options["steps"],
         warmup=options["warmup"],
         cores_per_worker=options["cores_per_worker"],
     )
     both: tuple[Mode, ...] = ("weak", "strong")
-    modes = both if options["scaling"] == "both" else (options["scaling"],)
-    results = campaign.run(
-        modes,
+    results = benchmark.run(
+        both if options["scaling"] == "both" else (options["scaling"],),
         compare_steps=options["compare_steps"] if options["compare"] else 0,
         predicted=predicted,
         command=shlex.join(["python", "-m", "distcnn.benchmark", *arguments]),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    show(results)
-    write_all(results, folder)
+    print_report(results)
+    write_report(results, folder)
     write_json(options["json"], results.to_json())
     sys.stdout.write(f"saved           {folder}\n")
-    if old is not None:
-        _compare_to(old, results, options["baseline"])
+    if baseline is not None:
+        _compare_with_baseline(results, baseline, options["baseline"])
     return 0
 
 
-def _counts(text: str, name: str) -> list[int]:
+def _without_download(config: Config, arguments: Sequence[str]) -> Config:
+    """Replaces images that would be downloaded by synthetic ones, unless flags ask for them."""
+    chosen = any(flag.startswith(("--data.name", "--data.dir")) for flag in arguments)
+    if chosen or config.data.name not in ("cifar10", "cifar100"):
+        return config
+    return replace(config, data=replace(config.data, name="synthetic"))
+
+
+def _check_options(options: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Returns the numbers of workers to measure and to predict.
+
+    Raises:
+        UsageError: If an option is wrong.
+    """
+    counts = _parse_counts(options["workers"], "workers")
+    predicted = _parse_counts(options["predict"], "predict") if options["predict"] else []
+    if predicted and max(counts) < 2:
+        raise UsageError("predict needs a measurement of at least 2 workers; add --workers 1,2")
+    for name in ("steps", "compare_steps"):
+        if options[name] < 5:
+            raise UsageError(f"{name} is {options[name]}; expected at least 5")
+    return counts, predicted
+
+
+def _parse_counts(text: str, name: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"{name} is {text!r}; expected numbers of workers such as 1,2,4")
     return sorted({int(part) for part in parts})
 
 
-def _baseline(path: str | None, folder: Path) -> Results | None:
-    """Reads the baseline, which the new results must not replace."""
+def _read_baseline(path: str | None, folder: Path) -> Results | None:
+    """Reads the baseline and makes sure that the new results will not overwrite it."""
     if path is None:
         return None
-    old = read_results(Path(path))
+    baseline = read_results(Path(path))
     new = folder / "results.json"
     if new.exists() and new.samefile(Path(path, "results.json") if Path(path).is_dir() else path):
-        raise UsageError(f"the results would replace the baseline {path}; give another --out")
-    return old
+        raise UsageError(f"the results would overwrite the baseline {path}; choose another --out")
+    return baseline
 
 
-def _compare_to(old: Results, new: Results, path: str) -> None:
-    for difference in environment_differences(new, old):
-        log.warning("warning: the baseline is from elsewhere: %s", difference)
-    worse = regressions(new, old)
+def _compare_with_baseline(results: Results, baseline: Results, path: str) -> None:
+    for difference in environment_differences(results, baseline):
+        log.warning("warning: the baseline was measured under other conditions: %s", difference)
+    worse = regressions(results, baseline)
     if worse:
         raise DistcnnError(f"slower than {path}: {'; '.join(worse)}")
     sys.stdout.write(f"not slower than {path}\n")

@@ -1,4 +1,4 @@
-"""The command `python -m distcnn.doctor`: whether training would work here, and how to mend it."""
+"""The command `python -m distcnn.doctor`: checks whether training works on this machine."""
 
 import dataclasses
 import os
@@ -23,54 +23,54 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Examines this machine.
+    """Runs the checks and prints each finding with its fix.
 
     Args:
         arguments: The command line, without the program.
 
     Returns:
-        1 if training would not work, else 0.
+        The exit code: 1 if training would not work, else 0.
     """
-    parser = Parser("distcnn.doctor", "Says whether training would work here.")
-    parser.add_argument("--json", help="File for the findings.")
+    parser = Parser("distcnn.doctor", "Checks whether training would work on this machine.")
+    parser.add_argument("--json", help="File to write the findings to.")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="Leave out the ports, and the processes that reduce for real.",
+        help="Skip the checks of ports, and those that start processes to reduce.",
     )
     options = parser.parse_args(list(arguments))
 
     findings: list[Finding] = []
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    def show(found: Finding) -> None:
-        findings.append(found)
-        console.print(f"{found.level:8}", style=_STYLES[found.level], end="")
-        console.print(f"{found.subject:28}{found.text}")
-        if found.fix:
-            console.print(f"{'':36}-> {found.fix}")
+    def report(finding: Finding) -> None:
+        findings.append(finding)
+        console.print(f"{finding.level:8}", style=_STYLES[finding.level], end="")
+        console.print(f"{finding.subject:28}{finding.text}")
+        if finding.fix:
+            console.print(f"{'':36}-> {finding.fix}")
 
-    for found in check_versions():
-        show(found)
+    for finding in check_versions():
+        report(finding)
     usable = []
-    if not any(found.level == "error" for found in findings):
+    if not any(finding.level == "error" for finding in findings):
         import_tensorflow()
-        for found in check_hardware():
-            show(found)
+        for finding in check_hardware():
+            report(finding)
         for name, strategy in STRATEGIES.items():
-            found_of_strategy = list(strategy.check())
-            for found in found_of_strategy:
-                show(found)
-            if strategy.joins_processes and all(f.level == "ok" for f in found_of_strategy):
+            findings_of_strategy = list(strategy.check())
+            for finding in findings_of_strategy:
+                report(finding)
+            if strategy.joins_processes and all(f.level == "ok" for f in findings_of_strategy):
                 usable.append(name)
-    for found in (*check_cluster(os.environ, ports=not options.quick), *check_storage()):
-        show(found)
-    if not options.quick and not any(found.level == "error" for found in findings):
+    for finding in (*check_cluster(os.environ, ports=not options.quick), *check_storage()):
+        report(finding)
+    if not options.quick and not any(finding.level == "error" for finding in findings):
         for name in usable:
-            for found in check_reduction(name):
-                show(found)
-    write_json(options.json, [dataclasses.asdict(found) for found in findings])
-    return int(any(found.level == "error" for found in findings))
+            for finding in check_reduction(name):
+                report(finding)
+    write_json(options.json, [dataclasses.asdict(finding) for finding in findings])
+    return int(any(finding.level == "error" for finding in findings))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the hardware can do, and what a model asks of it."""
+"""Arithmetic: the peak rate of the hardware, and the operations that training takes."""
 
 import time
 
@@ -10,25 +10,26 @@ _REPEATS = 12
 
 
 def training_flops(model: keras.Model) -> float:
-    """Returns the floating point operations of a training step for one image.
+    """Returns the floating point operations of a training step per image.
 
-    TensorFlow's profiler counts the forward pass of the plain model, a multiplication and an
-    addition as two; the backward pass counts double (Amodei and Hernandez 2018, "AI and Compute").
+    TensorFlow's profiler counts the forward pass of the plain model, a multiply-add as two
+    operations. The backward pass counts as two forward passes (Amodei and Hernandez 2018, "AI and
+    Compute").
     """
     shape = (1, *model.input_shape[1:])
     forward = tf.function(lambda images: model(images, training=False))
     concrete = forward.get_concrete_function(tf.TensorSpec(shape, tf.float32))
     options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
     options["output"] = "none"
-    counted = tf.compat.v1.profiler.profile(concrete.graph, options=options)
-    return 3.0 * counted.total_float_ops
+    profile = tf.compat.v1.profiler.profile(concrete.graph, options=options)
+    return 3.0 * profile.total_float_ops
 
 
 def peak_flops(dtype: str) -> float:
-    """Returns the best rate of a large matrix product here, in operations a second.
+    """Measures the peak rate of a large matrix product, in operations per second.
 
     Args:
-        dtype: Type of the computation, such as bfloat16.
+        dtype: Type to compute in, such as bfloat16.
     """
     side = _SIDE
     values = tf.cast(tf.random.stateless_normal([side, side], [1, 2]), dtype)

@@ -1,11 +1,10 @@
-"""How fast a pipeline delivers when nothing is computed."""
+"""The throughput of an input pipeline on its own, with no computation beside it."""
 
 import time
 
 import tensorflow as tf
 
-_TOGETHER = 8
-"""Batches that are read between two looks at the clock."""
+_BATCHES_PER_CALL = 8
 
 
 class InputReader:
@@ -17,29 +16,29 @@ class InputReader:
 
     def __init__(self, dataset: tf.data.Dataset) -> None:
         self._batches = iter(dataset.repeat())
-        self._read = tf.function(self._read_together)
+        self._read = tf.function(self._read_batches)
 
     def read(self, seconds: float) -> tuple[float, float]:
-        """Reads for some time.
+        """Reads for a given time.
 
         Args:
-            seconds: How long, at least.
+            seconds: Shortest time to read for.
 
         Returns:
-            Batches a second and images a second.
+            Batches per second and images per second.
         """
-        # What was prefetched while others had their turn does not count.
+        # Batches that were prefetched before the clock starts must not count.
         for _ in range(2):
             self._read()
         batches, images, start = 0, 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:
             images += int(self._read())
-            batches += _TOGETHER
+            batches += _BATCHES_PER_CALL
         return batches / elapsed, images / elapsed
 
-    def _read_together(self) -> tf.Tensor:
+    def _read_batches(self) -> tf.Tensor:
         images = tf.constant(0)
-        for _ in range(_TOGETHER):
+        for _ in range(_BATCHES_PER_CALL):
             with tf.control_dependencies([images]):
                 images += tf.shape(self._batches.get_next()[0])[0]
         return images

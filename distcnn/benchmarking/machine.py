@@ -1,4 +1,4 @@
-"""What this machine has, and what of it each worker is given."""
+"""The cores and GPUs of this machine, and how they are divided among workers."""
 
 import os
 import shutil
@@ -10,23 +10,23 @@ from distcnn.errors import UsageError
 
 @dataclass(frozen=True)
 class Machine:
-    """What workers can be given here.
+    """The hardware that workers can use.
 
     Attributes:
-        cores: CPU cores that this process may use.
-        gpus: GPUs.
+        cores: Number of CPU cores that this process may use.
+        gpus: Number of GPUs.
     """
 
     cores: int
     gpus: int
 
     @classmethod
-    def find(cls) -> "Machine":
-        """Looks, without starting TensorFlow, which would take all GPUs."""
+    def detect(cls) -> "Machine":
+        """Detects the hardware without starting TensorFlow, which would claim every GPU."""
         gpus = 0
         if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-            listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-            gpus = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+            listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+            gpus = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             if visible and gpus:
                 gpus = sum(name.strip() != "-1" for name in visible.split(","))
@@ -39,11 +39,11 @@ class CoreAllocation:
 
     Attributes:
         machine: The machine.
-        rule: fixed, divided, or a number; see the help of the command.
-        counts: Numbers of workers that are measured.
+        rule: "fixed", "divided" or a number; see the help of `--cores_per_worker`.
+        counts: The numbers of workers to measure.
 
     Raises:
-        UsageError: If there is no such rule.
+        UsageError: If the rule is unknown.
     """
 
     machine: Machine
@@ -57,20 +57,20 @@ class CoreAllocation:
             )
 
     def per_worker(self, workers: int) -> int | None:
-        """Returns the cores of each worker, or None on GPUs."""
+        """Returns the number of cores per worker, or None on GPUs."""
         if self.machine.gpus:
             return None
         cores = self.machine.cores
         if self.rule.isdigit():
             return min(int(self.rule), cores)
-        fitting = [count for count in self.counts if count <= cores] or [cores]
-        divisor = max(fitting) if self.rule == "fixed" else workers
+        fitting_counts = [count for count in self.counts if count <= cores] or [cores]
+        divisor = max(fitting_counts) if self.rule == "fixed" else workers
         return max(1, cores // divisor)
 
     def total(self, workers: int) -> int:
-        """Returns the cores or GPUs of all workers, one that is shared counted for each."""
+        """Returns the cores or GPUs of all workers; a shared one counts once for each worker."""
         return workers * (self.per_worker(workers) or 1)
 
     def oversubscribed(self, workers: int) -> bool:
-        """Tells whether workers share a core, or a GPU."""
+        """Returns whether workers have to share a core or a GPU."""
         return self.total(workers) > (self.machine.gpus or self.machine.cores)

@@ -1,4 +1,4 @@
-"""The kinds of measurement that a plan can ask for."""
+"""The kinds of measurement that a plan can contain."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from distcnn.runtime.precision import resolve_precision
 from distcnn.storage.environment import describe_environment
 from distcnn.training.setup import TrainingSetup
 
-_REDUCED_BYTES = [2**12, 2**18, 2**20, 2**22, 2**24]
+_REDUCTION_BYTES = [2**12, 2**18, 2**20, 2**22, 2**24]
 
 
 def steps(setup: TrainingSetup, *, count: int, warmup: int) -> dict[str, Any]:
-    """Times training steps, and says on what; see `measure_steps`."""
+    """Times training steps (see `measure_steps`) and describes the run and the machine."""
     hardware, resolved = setup.context.hardware, setup.resolved()
     return measure_steps(setup, count, warmup) | {
         "peak_gflops": peak_flops(keras.config.dtype_policy().compute_dtype) / 1e9,
@@ -28,15 +28,15 @@ def steps(setup: TrainingSetup, *, count: int, warmup: int) -> dict[str, Any]:
 
 
 def comparison(setup: TrainingSetup, *, repeats: int) -> list[dict[str, Any]]:
-    """Compares with the plain Keras script; see `compare_with_plain`."""
+    """Compares distcnn with the plain Keras script; see `compare_with_plain`."""
     return compare_with_plain(setup, repeats)
 
 
 def scaling(setup: TrainingSetup, *, batches: list[int], repeats: int) -> dict[str, Any]:
-    """Measures what a `ScalingModel` is fitted to and judged by: steps by batch, reductions."""
-    found: dict[str, Any] = {"step_ms": step_times_by_batch(setup, batches, repeats)}
+    """Measures step times by batch size and reduction times by size, to fit a `ScalingModel`."""
+    measured: dict[str, Any] = {"step_ms": step_times_by_batch(setup, batches, repeats)}
     if setup.backend.replicas > 1:
         weights = setup.model.trainable_variables
-        found["reduction_ms"] = reduction_times(setup.backend, _REDUCED_BYTES, repeats)
-        found["bytes_per_step"] = 4 * sum(int(np.prod(w.shape)) for w in weights)
-    return found
+        measured["reduction_ms"] = reduction_times(setup.backend, _REDUCTION_BYTES, repeats)
+        measured["bytes_per_step"] = 4 * sum(int(np.prod(w.shape)) for w in weights)
+    return measured

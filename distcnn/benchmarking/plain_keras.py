@@ -1,4 +1,4 @@
-"""The plain Keras script against distcnn, batch by batch in turn, in one process."""
+"""Compares distcnn with a plain Keras script, alternating between the two in one process."""
 
 import time
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from distcnn.benchmarking.input_reader import InputReader
 from distcnn.benchmarking.statistics import noise_floor, ratio_of_quartiles
@@ -19,18 +20,23 @@ from distcnn.training.setup import TrainingSetup
 
 _WARMUP = 5
 _EVALUATED_IMAGES = 1024
+_MOST_REPEATS = 25
 _READ_SECONDS = 0.3
+
+_PairedTimes = tuple[list[float], list[float]]
+"""Seconds of the plain script and of distcnn, taken in turn."""
 
 
 class PlainScript:
-    """What one would write without distcnn: `compile`, then `fit` on arrays of float32 pixels.
+    """The script one would write without distcnn: `compile`, then `fit` on float32 pixel arrays.
 
     Args:
-        setup: The run whose model, optimizer and batch size it takes; it computes in float32.
-        most: How many of the images it needs at most; they are held in memory.
+        setup: The run that provides the model, the optimizer and the batch size. The script
+            computes in float32, whatever the precision of the run.
+        images_needed: Number of images that training needs; they are held in memory.
     """
 
-    def __init__(self, setup: TrainingSetup, most: int) -> None:
+    def __init__(self, setup: TrainingSetup, images_needed: int) -> None:
         config, dataset = setup.config, setup.dataset
         self.batch_size = setup.sampler.global_batch_size
         policy = keras.config.dtype_policy()
@@ -42,22 +48,22 @@ class PlainScript:
             keras.config.set_dtype_policy(policy)
         optimizer = plain_optimizer(config.optimizer, config.optimizer.lr, self.model)
         self.model.compile(optimizer, **setup.objective.compile_arguments())
-        count = min(len(dataset.train), max(most, _EVALUATED_IMAGES))
+        count = min(len(dataset.train), max(images_needed, _EVALUATED_IMAGES))
         self.stored = dataset.train.gather(tf.range(count, dtype=tf.int64))
         self.images = setup.evaluation.scaled(self.stored).numpy()
         self.labels = np.eye(classes, dtype=np.float32)[dataset.train.labels[:count]]
 
-    def fit(self, steps: int, between: Callable[[bool], None], times: list[float]) -> None:
-        """Trains by `fit`, and after each batch lets something else happen.
+    def fit(self, steps: int, after_batch: Callable[[bool], None], times: list[float]) -> None:
+        """Trains with `fit` and calls a function after each batch.
 
         Args:
-            steps: Batches.
-            between: Called after each batch; told whether that batch was a full one.
-            times: Takes the seconds of each batch, input included.
+            steps: Number of batches.
+            after_batch: Called after each batch with whether the batch was a full one.
+            times: List to which the seconds of each batch, input included, are appended.
         """
         per_epoch = -(-len(self.images) // self.batch_size)
-        full = len(self.images) // self.batch_size
-        timer = _Timer(steps, full, between, times)
+        full_batches = len(self.images) // self.batch_size
+        timer = _Timer(steps, full_batches, after_batch, times)
         self.model.fit(
             self.images,
             self.labels,
@@ -68,13 +74,13 @@ class PlainScript:
         )
 
     def naive_batches(self, augmentation: AugmentConfig) -> tf.data.Dataset:
-        """Returns what one would write without distcnn: images mapped one by one, then batched.
+        """Returns the input pipeline one would write without distcnn: `map` by image, then `batch`.
 
         Args:
-            augmentation: Of which it does flip and crop.
+            augmentation: The augmentation, of which only flip and crop are applied.
         """
 
-        def varied(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def augment(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             if augmentation.flip:
                 image = tf.image.random_flip_left_right(image)
             if augmentation.crop:
@@ -84,107 +90,128 @@ class PlainScript:
             return tf.cast(image, tf.float32) / 255.0, label
 
         images = tf.data.Dataset.from_tensor_slices((self.stored, self.labels))
-        return images.map(varied).batch(self.batch_size)
+        return images.map(augment).batch(self.batch_size)
 
 
 class _Timer(keras.callbacks.Callback):
     def __init__(
-        self, steps: int, full: int, between: Callable[[bool], None], times: list[float]
+        self,
+        steps: int,
+        full_batches: int,
+        after_batch: Callable[[bool], None],
+        times: list[float],
     ) -> None:
         super().__init__()
-        self._left, self._full, self._between, self._times = steps, full, between, times
+        self._steps_left = steps
+        self._full_batches = full_batches
+        self._after_batch = after_batch
+        self._times = times
         self._start = 0.0
 
+    @override
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._start = time.perf_counter()
 
+    @override
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         elapsed = time.perf_counter() - self._start
-        if self._left <= 0:
+        if self._steps_left <= 0:
             self.model.stop_training = True
             return
-        self._left -= 1
+        self._steps_left -= 1
         self._times.append(elapsed)
-        self._between(batch < self._full)
+        self._after_batch(batch < self._full_batches)
 
 
 def compare_with_plain(setup: TrainingSetup, repeats: int) -> list[dict[str, Any]]:
-    """Measures training, evaluation and prediction of both in turn.
+    """Times training, input, evaluation and prediction of distcnn and of the plain script in turn.
 
     Args:
-        setup: The run, on one device, built and not begun.
-        repeats: Training steps of each; the others are repeated at most 25 times.
+        setup: The run on one device, built but not started.
+        repeats: Number of training steps of each side; the rest is repeated at most 25 times.
 
     Returns:
         The content of a `distcnn.benchmarking.results.Comparison` for each of the four.
     """
     require_steps(setup)
     plain = PlainScript(setup, (repeats + _WARMUP) * setup.sampler.global_batch_size)
-    found = {"training step": (_training(plain, setup, repeats), plain.batch_size)}
-    count = min(_EVALUATED_IMAGES, len(plain.images))
-    images, labels = plain.images[:count], plain.labels[:count]
-    split = setup.dataset.train.subset(np.arange(count))
-    size, classes = setup.config.train.eval_batch_size, len(setup.dataset.classes)
-    stored = evaluation_dataset(split, classes, size).map(lambda pixels, _: pixels)
-    few = min(repeats, 25)
-    naive = InputReader(plain.naive_batches(setup.config.data.augment))
-    own = InputReader(setup.training_batches(0))
-    found["input of a batch"] = (_read_interleaved(naive, own, few), plain.batch_size)
-    # Both with the batch size that they use by themselves.
-    found["evaluation"] = (
-        _interleaved(
-            lambda: plain.model.evaluate(images, labels, verbose=0),
-            lambda: setup.evaluate(split),
-            few,
-        ),
-        count,
-    )
-    found["prediction"] = (
-        _interleaved(
-            lambda: plain.model.predict(images, verbose=0),
-            lambda: setup.evaluation.predict(stored),
-            few,
-        ),
-        count,
-    )
+    evaluated = min(_EVALUATED_IMAGES, len(plain.images))
+    training_times = _time_training(plain, setup, repeats)
+    repeats = min(repeats, _MOST_REPEATS)
     return [
-        {
-            "what": what,
-            "batch": batch,
-            "repeats": len(ours),
-            **_ratio(theirs, ours),
-            "plain_precision": "float32",
-            "distcnn_precision": setup.precision.policy,
-        }
-        for what, ((theirs, ours), batch) in found.items()
+        _comparison(setup, what, batch, *times)
+        for what, batch, times in (
+            ("training step", plain.batch_size, training_times),
+            ("input of a batch", plain.batch_size, _time_input(plain, setup, repeats)),
+            ("evaluation", evaluated, _time_evaluation(plain, setup, evaluated, repeats)),
+            ("prediction", evaluated, _time_prediction(plain, setup, evaluated, repeats)),
+        )
     ]
 
 
-def _training(
-    plain: PlainScript, setup: TrainingSetup, repeats: int
-) -> tuple[list[float], list[float]]:
-    batches = setup.backend.iterate(setup.training_batches(0))
-    ours = TimedSteps(setup.training, batches)
+def _time_training(plain: PlainScript, setup: TrainingSetup, repeats: int) -> _PairedTimes:
+    timed = TimedSteps(setup.training, setup.backend.iterate(setup.training_batches(0)))
     times: list[float] = []
     pairs: list[tuple[float, float]] = []
 
-    def between(full: bool) -> None:
-        before = len(ours.seconds)
-        ours.repeat()
-        if full and len(ours.seconds) > before:
-            pairs.append((times[-1], ours.seconds[-1]))
+    def step_distcnn(plain_batch_was_full: bool) -> None:
+        count = len(timed.seconds)
+        timed.repeat()
+        if plain_batch_was_full and len(timed.seconds) > count:
+            pairs.append((times[-1], timed.seconds[-1]))
 
-    plain.fit(repeats + _WARMUP, between, times)
-    theirs, own = zip(*pairs[_WARMUP:], strict=True)
-    return list(theirs), list(own)
+    plain.fit(repeats + _WARMUP, step_distcnn, times)
+    plain_seconds, distcnn_seconds = zip(*pairs[_WARMUP:], strict=True)
+    return list(plain_seconds), list(distcnn_seconds)
 
 
-def _interleaved(
-    first: Callable[[], Any], second: Callable[[], Any], repeats: int
-) -> tuple[list[float], list[float]]:
-    times: tuple[list[float], list[float]] = ([], [])
+def _time_input(plain: PlainScript, setup: TrainingSetup, repeats: int) -> _PairedTimes:
+    readers = (
+        InputReader(plain.naive_batches(setup.config.data.augment)),
+        InputReader(setup.training_batches(0)),
+    )
+    times: _PairedTimes = ([], [])
+    for _ in range(repeats):
+        for reader, seconds in zip(readers, times, strict=True):
+            batches_per_second, _ = reader.read(_READ_SECONDS)
+            seconds.append(1 / batches_per_second)
+    return times
+
+
+def _time_evaluation(
+    plain: PlainScript, setup: TrainingSetup, count: int, repeats: int
+) -> _PairedTimes:
+    """Times evaluation, each side with its default batch size."""
+    images, labels = plain.images[:count], plain.labels[:count]
+    split = setup.dataset.train.subset(np.arange(count))
+    return _time_in_turn(
+        lambda: plain.model.evaluate(images, labels, verbose=0),
+        lambda: setup.evaluate(split),
+        repeats,
+    )
+
+
+def _time_prediction(
+    plain: PlainScript, setup: TrainingSetup, count: int, repeats: int
+) -> _PairedTimes:
+    """Times prediction, each side with its default batch size."""
+    images = plain.images[:count]
+    split = setup.dataset.train.subset(np.arange(count))
+    size, classes = setup.config.train.eval_batch_size, len(setup.dataset.classes)
+    stored = evaluation_dataset(split, classes, size).map(lambda pixels, _: pixels)
+    return _time_in_turn(
+        lambda: plain.model.predict(images, verbose=0),
+        lambda: setup.evaluation.predict(stored),
+        repeats,
+    )
+
+
+def _time_in_turn(
+    plain: Callable[[], Any], distcnn: Callable[[], Any], repeats: int
+) -> _PairedTimes:
+    times: _PairedTimes = ([], [])
     for number in range(repeats + 1):
-        for function, seconds in zip((first, second), times, strict=True):
+        for function, seconds in zip((plain, distcnn), times, strict=True):
             start = time.perf_counter()
             function()
             if number:  # the first call traces
@@ -192,24 +219,24 @@ def _interleaved(
     return times
 
 
-def _read_interleaved(
-    first: InputReader, second: InputReader, repeats: int
-) -> tuple[list[float], list[float]]:
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for reader, seconds in zip((first, second), times, strict=True):
-            batches, _ = reader.read(_READ_SECONDS)
-            seconds.append(1 / batches)
-    return times
-
-
-def _ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
-    ratio, low, high = ratio_of_quartiles(theirs, ours)
+def _comparison(
+    setup: TrainingSetup,
+    what: str,
+    batch: int,
+    plain_seconds: list[float],
+    distcnn_seconds: list[float],
+) -> dict[str, Any]:
+    ratio, low, high = ratio_of_quartiles(plain_seconds, distcnn_seconds)
     return {
-        "plain_ms": float(np.percentile(theirs, 25)) * 1e3,
-        "distcnn_ms": float(np.percentile(ours, 25)) * 1e3,
+        "what": what,
+        "batch": batch,
+        "repeats": len(distcnn_seconds),
+        "plain_ms": float(np.percentile(plain_seconds, 25)) * 1e3,
+        "distcnn_ms": float(np.percentile(distcnn_seconds, 25)) * 1e3,
         "ratio": ratio,
         "ratio_low": low,
         "ratio_high": high,
-        "noise": noise_floor(theirs),
+        "noise": noise_floor(plain_seconds),
+        "plain_precision": "float32",
+        "distcnn_precision": setup.precision.policy,
     }

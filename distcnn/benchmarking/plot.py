@@ -1,4 +1,4 @@
-"""The picture of a benchmark: throughput by workers, and where the step time goes."""
+"""The figure of a benchmark: throughput by number of workers, and where the step time goes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFor
 
 from distcnn.benchmarking.results import Prediction, Results, Row
 
-_SHARES = (
+_TIME_FRACTIONS = (
     ("input", "input_share", "#e8a33d"),
     ("compute", "compute_share", "#3b75af"),
     ("communication", "communication_share", "#c0504d"),
@@ -18,17 +18,17 @@ _SHARES = (
 _COLORS = ("#3b75af", "#d9662b", "#3f8f4f", "#8457a8", "#8c6d4f", "#c44e8b")
 _LEGEND = {"loc": "outside lower center", "frameon": False, "fontsize": 9}
 _LEGEND_CHARACTERS = 92
-"""Characters that fit below one half of the figure."""
+"""Number of characters that fit below one half of the figure."""
 
 
 def scaling_figure(results: Results) -> Figure:
-    """Draws the throughput by workers beside the shares of the step time.
+    """Draws the throughput by number of workers beside the fractions of the step time.
 
-    Workers that share cores or GPUs have hollow markers; ideal scaling is dotted, the prediction
+    Hollow markers are workers that share cores or GPUs. Ideal scaling is dotted, the prediction
     dashed.
 
     Args:
-        results: What the benchmark found, at least one row.
+        results: Results of the benchmark, with at least one row.
     """
     layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1)
     height = max(5.4, 2.4 + 0.3 * len(results.rows))
@@ -40,7 +40,7 @@ def scaling_figure(results: Results) -> Figure:
     )
     (left, right), *_ = figure.subfigures(1, 2, squeeze=False)
     _draw_throughput(left, results)
-    _draw_shares(right, results.rows)
+    _draw_time_fractions(right, results.rows)
     return figure
 
 
@@ -94,45 +94,45 @@ def _label_throughput(axes: Any, counts: Sequence[int]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_shares(figure: Any, rows: Sequence[Row]) -> None:
+def _draw_time_fractions(figure: Any, rows: Sequence[Row]) -> None:
     axes = figure.subplots()
     positions = range(len(rows))
     left = [0.0] * len(rows)
-    for label, name, color in _SHARES:
-        shares = [getattr(row, name) for row in rows]
-        bars = axes.barh(positions, shares, left=left, height=0.7, color=color, label=label)
-        texts = [f"{share:.0%}" if share >= 0.06 else "" for share in shares]
+    for label, name, color in _TIME_FRACTIONS:
+        fractions = [getattr(row, name) for row in rows]
+        bars = axes.barh(positions, fractions, left=left, height=0.7, color=color, label=label)
+        texts = [f"{fraction:.0%}" if fraction >= 0.06 else "" for fraction in fractions]
         axes.bar_label(bars, texts, label_type="center", color="white", fontsize=8)
-        left = [start + share for start, share in zip(left, shares, strict=True)]
+        left = [start + fraction for start, fraction in zip(left, fractions, strict=True)]
     with_strategy = len({row.strategy for row in rows}) > 1
-    ticks = [_tick(row, with_strategy) for row in rows]
-    axes.set_yticks(positions, ticks, fontsize=9, parse_math=False)
+    labels = [_tick_label(row, with_strategy) for row in rows]
+    axes.set_yticks(positions, labels, fontsize=9, parse_math=False)
     axes.set_ylim(max(len(rows), 5) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_title("Where the step time goes")
-    axes.set_xlabel("share of the step time (%)")
-    cores = "" if all(row.cores_per_worker is None for row in rows) else " x cores of each"
+    axes.set_xlabel("fraction of the step time (%)")
+    cores = "" if all(row.cores_per_worker is None for row in rows) else " x cores per worker"
     axes.set_ylabel(f"scaling, workers{cores}, global batch", labelpad=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), ncols=len(_SHARES), **_LEGEND)
+    figure.legend(*axes.get_legend_handles_labels(), ncols=len(_TIME_FRACTIONS), **_LEGEND)
 
 
 def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Sorts rows into lines by their label, each by workers.
+    """Groups rows into lines by label, each line ordered by number of workers.
 
-    A line has one scaling, strategy and batch (of each worker or of all), and one number of cores
-    where the same workers were measured with several. One worker needs no strategy of several, so
-    it begins the lines of all those strategies.
+    The rows of a line have the same scaling, strategy and batch (per worker or global), and the
+    same number of cores if a number of workers was measured with several. A single worker uses no
+    distribution strategy, so it starts the line of every strategy.
     """
     lines: dict[str, list[Row]] = {}
     for scaling in ("weak", "strong"):
         chosen = sorted((r for r in rows if r.scaling == scaling), key=lambda row: row.workers)
-        several = sorted({row.strategy for row in chosen if row.workers > 1})
+        strategies = sorted({row.strategy for row in chosen if row.workers > 1})
         keyed: list[tuple[Row, tuple[str, ...]]] = [
             (row, (name, _batch(row)))
             for row in chosen
-            for name in ([row.strategy] if row.strategy in several or not several else several)
+            for name in _strategies_of_lines(row, strategies)
         ]
         if len({(row.workers, key) for row, key in keyed}) < len(keyed):
             keyed = [(row, (*key, _cores(row))) for row, key in keyed]
@@ -140,11 +140,15 @@ def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
             varying = [
                 part
                 for position, part in enumerate(key)
-                if len({other[position] for _, other in keyed}) > 1
+                if len({other_key[position] for _, other_key in keyed}) > 1
             ]
             label = ", ".join((f"{scaling} scaling", *varying))
             lines.setdefault(label, []).append(row)
     return lines
+
+
+def _strategies_of_lines(row: Row, strategies: list[str]) -> list[str]:
+    return [row.strategy] if row.strategy in strategies or not strategies else strategies
 
 
 def _cores(row: Row) -> str:
@@ -156,18 +160,19 @@ def _batch(row: Row) -> str:
 
 
 def _ideal(rows: Sequence[Row], counts: Sequence[int]) -> list[float]:
-    """Returns the images per second of so many workers at an efficiency of 1.
+    """Returns the images per second of each number of workers at an efficiency of 1.
 
-    Workers have the cores that they had when they were measured, others those of the most workers.
+    A number of workers that was not measured gets as many cores per worker as the largest one that
+    was.
     """
     cores = {row.workers: row.cores_per_worker or 1 for row in rows}
     first, last = rows[0], rows[-1]
-    of_each = first.images_per_second_per_worker / cores[first.workers] / (first.efficiency or 1)
-    return [of_each * count * cores.get(count, cores[last.workers]) for count in counts]
+    per_core = first.images_per_second_per_worker / cores[first.workers] / (first.efficiency or 1)
+    return [per_core * count * cores.get(count, cores[last.workers]) for count in counts]
 
 
 def _predicted_throughput(prediction: Prediction | None, rows: Sequence[Row]) -> dict[int, float]:
-    """Returns the predicted images per second by workers, at the batch of the weak rows."""
+    """Returns the predicted images per second by number of workers, at the weak rows' batch."""
     batches = [row.per_worker_batch for row in rows if row.scaling == "weak"]
     if prediction is None or not batches:
         return {}
@@ -177,6 +182,6 @@ def _predicted_throughput(prediction: Prediction | None, rows: Sequence[Row]) ->
     }
 
 
-def _tick(row: Row, with_strategy: bool) -> str:
+def _tick_label(row: Row, with_strategy: bool) -> str:
     strategy = f" {row.strategy}" if with_strategy else ""
     return f"{row.scaling}{strategy} {row.placement}, batch {row.global_batch}"

@@ -1,4 +1,4 @@
-"""Starts the workers of one count, all on this machine, and waits for what they find."""
+"""Starts a group of workers on this machine and collects their measurements."""
 
 import contextlib
 import json
@@ -23,19 +23,19 @@ _GRACE_SECONDS = 5
 def run_workers(
     strategy: str, workers: int, plan: dict[str, Any], folder: Path
 ) -> list[dict[str, Any]]:
-    """Carries out a plan in a group of processes.
+    """Runs a plan in a group of processes.
 
     Args:
-        strategy: one_device, mirrored, horovod or multi_worker.
-        workers: Replicas.
-        plan: What each process does; see `distcnn.benchmarking.worker`.
-        folder: Where plan, results and the processes' output are kept.
+        strategy: "one_device", "mirrored", "horovod" or "multi_worker".
+        workers: Number of replicas.
+        plan: The measurements to take; see `distcnn.benchmarking.worker`.
+        folder: Folder for the plan, the results and the output of the processes.
 
     Returns:
-        What rank 0 found, one entry of the plan after the other.
+        The measurements of rank 0, one for each entry of the plan.
 
     Raises:
-        DistcnnError: If a process fails; the message ends with what it printed last.
+        DistcnnError: If a process fails; the message quotes its last error or line.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(plan))
@@ -46,7 +46,7 @@ def run_workers(
     ]
     log = folder / "output.txt"
     with log.open("wb") as output:
-        started = [
+        processes = [
             subprocess.Popen(
                 line,
                 env=environment,
@@ -57,17 +57,20 @@ def run_workers(
             )
             for line, environment in _processes(strategy, workers, command)
         ]
-        codes = _wait(started)
-    if any(codes) or not results.exists():
-        printed = log.read_text(errors="replace").strip().splitlines() or ["nothing was printed"]
-        last = next((line for line in reversed(printed) if "error: " in line), printed[-1])
-        raise DistcnnError(f"{workers} workers by {strategy} failed: {last} (all of it: {log})")
-    found: list[dict[str, Any]] = json.loads(results.read_text())
-    return found
+        exit_codes = _wait(processes)
+    if any(exit_codes) or not results.exists():
+        printed = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+        reason = next((line for line in reversed(printed) if "error: " in line), printed[-1])
+        raise DistcnnError(
+            f"{strategy} with {workers} worker{'s' if workers > 1 else ''} failed: {reason} "
+            f"(full output: {log})"
+        )
+    measurements: list[dict[str, Any]] = json.loads(results.read_text())
+    return measurements
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Waits for all; when one fails, or this process is to end, ends the others."""
+    """Waits for all processes; ends the rest if one fails or this process is interrupted."""
     try:
         while any(process.poll() is None for process in processes):
             if any(process.returncode for process in processes):
@@ -75,12 +78,12 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
             time.sleep(0.1)
     finally:
         for process in processes:
-            _end(process)
+            _terminate(process)
     return [process.wait() for process in processes]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and all that it started, which are in a group of their own."""
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and its children, which form a process group."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
@@ -99,12 +102,12 @@ def _processes(strategy: str, workers: int, command: list[str]) -> list[Process]
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Lends a folder for plans and outputs; it stays if a group fails, to be looked at."""
+    """Provides a temporary folder, which is kept for inspection if a group of workers fails."""
     folder = Path(tempfile.mkdtemp(prefix="distcnn-benchmark-"))
     try:
         yield folder
     except DistcnnError as error:
-        if isinstance(error, UsageError):  # which is about the command line
+        if isinstance(error, UsageError):  # no group failed: the command line is wrong
             shutil.rmtree(folder)
         raise
     except BaseException:

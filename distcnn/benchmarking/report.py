@@ -1,4 +1,4 @@
-"""The report of a benchmark: tables on the terminal, CSV, Markdown, and the files of a run."""
+"""The report of a benchmark: tables on the terminal, and files in several formats."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ _WRAPPED_COLUMNS = ("precision", "verdict")
 
 @dataclass(frozen=True)
 class _Table:
-    """A table before it is laid out; headings have their line breaks."""
+    """A table in no particular format; line breaks in headings are those of the terminal."""
 
     title: str
     headings: tuple[str, ...]
@@ -34,11 +34,11 @@ class _Table:
     notes: tuple[str, ...] = ()
 
 
-def show(results: Results) -> None:
-    """Prints the report; 100 columns are enough. What is not a terminal has no width to fit into.
+def print_report(results: Results) -> None:
+    """Prints the report, which fits into 100 columns. Output to a file is not wrapped.
 
     Args:
-        results: What the benchmark found.
+        results: Results of the benchmark.
     """
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
@@ -53,10 +53,10 @@ def show(results: Results) -> None:
 
 
 def to_csv(results: Results) -> str:
-    """Returns the rows as CSV, all fields of `Row` and the throughput per worker.
+    """Returns the rows as CSV: all fields of `Row`, and the throughput per worker.
 
     Args:
-        results: What the benchmark found.
+        results: Results of the benchmark.
     """
     file = io.StringIO()
     derived = "images_per_second_per_worker"
@@ -69,10 +69,10 @@ def to_csv(results: Results) -> str:
 
 
 def to_markdown(results: Results) -> str:
-    """Returns the report as GitHub Markdown; it shows `scaling.png` beside it.
+    """Returns the report as GitHub Markdown, which embeds `scaling.png` from the same folder.
 
     Args:
-        results: What the benchmark found.
+        results: Results of the benchmark.
     """
     facts = [f"- {name}: {_escape(text)}" for name, text in _facts(results).items()]
     parts = ["# Benchmark", f"```\n{results.command}\n```", "\n".join(facts)]
@@ -83,17 +83,17 @@ def to_markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_all(results: Results, folder: Path) -> None:
+def write_report(results: Results, folder: Path) -> None:
     """Writes `results.json`, `results.csv`, `results.md`, `scaling.png` and `environment.json`.
 
-    Without rows there is nothing to draw, and no `scaling.png`.
+    `scaling.png` is left out if there are no rows to draw.
 
     Args:
-        results: What the benchmark found.
-        folder: Where to write; it is made if it is missing.
+        results: Results of the benchmark.
+        folder: Folder for the files; created if missing.
 
     Raises:
-        OSError: A file cannot be written.
+        OSError: If a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", results.to_json())
@@ -118,7 +118,7 @@ def _facts(results: Results) -> dict[str, str]:
         "precision": f"{results.precision}, fast path {fast}",
         "data": results.data,
         "efficiency": results.denominator,
-        "share of peak": f"relative to {_rate(results.peak_gflops)} GFLOP/s of a core or GPU",
+        "share of peak": f"relative to {_rate(results.peak_gflops)} GFLOP/s per core or GPU",
     }
 
 
@@ -128,12 +128,14 @@ def _tables(results: Results) -> Iterator[_Table]:
         if rows:
             yield _scaling_table(f"{scaling.capitalize()} scaling (batch {batch})", rows)
     if results.rows:
-        yield _share_table(results.rows)
+        yield _time_fractions_table(results.rows)
     if results.comparisons:
         yield _comparison_table(results.comparisons)
     if results.prediction is not None:
-        shared = any(row.strategy == "horovod" and row.cores_per_worker for row in results.rows)
-        yield _prediction_table(results.prediction, apart=shared)
+        over_sockets = any(
+            row.strategy == "horovod" and row.cores_per_worker for row in results.rows
+        )
+        yield _prediction_table(results.prediction, over_sockets=over_sockets)
 
 
 def _scaling_table(title: str, rows: Sequence[Row]) -> _Table:
@@ -158,16 +160,16 @@ def _scaling_table(title: str, rows: Sequence[Row]) -> _Table:
             _number(row.step_ms_p50),
             f"{_number(row.step_ms_p50_low)}-{_number(row.step_ms_p50_high)}",
             _number(row.step_ms_p95),
-            _share(row.efficiency),
+            _percent(row.efficiency),
             f"{row.peak_memory_mb:.0f}",
-            _share(row.share_of_peak),
+            _percent(row.share_of_peak),
         )
         for row in rows
     ]
     return _with_strategy(_Table(title, headings, lines, _notes(rows)), rows)
 
 
-def _share_table(rows: Sequence[Row]) -> _Table:
+def _time_fractions_table(rows: Sequence[Row]) -> _Table:
     headings = (
         "scaling",
         _workers_heading(rows),
@@ -183,10 +185,10 @@ def _share_table(rows: Sequence[Row]) -> _Table:
             row.scaling,
             row.placement,
             f"{row.global_batch}",
-            f"{_share(row.input_share)} ({_share(row.input_wait)})",
+            f"{_percent(row.input_share)} ({_percent(row.input_wait)})",
             _rate(row.input_images_per_second),
-            _share(row.compute_share),
-            _share(row.communication_share),
+            _percent(row.compute_share),
+            _percent(row.communication_share),
             row.verdict,
         )
         for row in rows
@@ -215,44 +217,43 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> _Table:
             _number(entry.distcnn_ms),
             f"{entry.ratio:.3f}",
             f"{entry.ratio_low:.3f}-{entry.ratio_high:.3f}",
-            _share(entry.noise),
+            _percent(entry.noise),
             " / ".join(dict.fromkeys((entry.plain_precision, entry.distcnn_precision))),
         )
         for entry in comparisons
     ]
     return _Table(
-        "distcnn against a plain Keras script (plain / distcnn), in turns in one process",
+        "distcnn against a plain Keras script (plain / distcnn), in turn in one process",
         headings,
         lines,
     )
 
 
-def _prediction_table(prediction: Prediction, *, apart: bool) -> _Table:
+def _prediction_table(prediction: Prediction, *, over_sockets: bool) -> _Table:
     headings = ("workers", "step ms", "efficiency", "measured\nefficiency", "error of\nstep ms")
     lines = [
         (
             f"{point.workers}",
             _number(point.step_ms),
-            _share(point.efficiency),
-            _share(point.measured_efficiency),
+            _percent(point.efficiency),
+            _percent(point.measured_efficiency),
             "-" if point.error is None else f"{point.error:+.1%}",
         )
         for point in prediction.points
     ]
-    note = (
-        f"from {prediction.step_fixed_ms:.4g} ms a step, {prediction.step_ms_per_image:.4g} ms an "
-        f"image, and {prediction.bytes_per_step / 1e6:.4g} MB a step reduced at "
+    notes = [
+        f"from {prediction.step_fixed_ms:.4g} ms per step, {prediction.step_ms_per_image:.4g} ms "
+        f"per image, and {prediction.bytes_per_step / 1e6:.4g} MB per step reduced at "
         f"{_rate(prediction.bandwidth_mb_per_s)} MB/s with a latency of "
         f"{prediction.latency_ms:.4g} ms"
-    )
-    notes = (
-        (note, "by Horovod's sockets, as between hosts, not shared memory") if apart else (note,)
-    )
-    return _Table("Predicted weak scaling", headings, lines, notes)
+    ]
+    if over_sockets:
+        notes.append("over Horovod's sockets, as between hosts, not through shared memory")
+    return _Table("Predicted weak scaling", headings, lines, tuple(notes))
 
 
 def _with_strategy(table: _Table, rows: Sequence[Row]) -> _Table:
-    """Names the strategy in the title, or in a column if there are several."""
+    """Adds the strategy to the title, or a column for it if there are several."""
     strategies = {row.strategy for row in rows}
     if len(strategies) == 1:
         return dataclasses.replace(table, title=f"{table.title}, {strategies.pop()}")
@@ -272,7 +273,7 @@ def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _number(value: float) -> str:
-    """Formats a number with four significant digits, or all before the point."""
+    """Formats a number with four significant digits, all integer digits, at most 3 decimals."""
     exponent = math.floor(math.log10(float(f"{abs(value):.3e}"))) if value else 0
     return f"{value:.{min(max(3 - exponent, 0), 3)}f}"
 
@@ -281,7 +282,7 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else _number(value)
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 

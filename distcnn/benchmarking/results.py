@@ -1,4 +1,4 @@
-"""What a benchmark found: the content of `results.json`."""
+"""The results of a benchmark, as stored in `results.json`."""
 
 import json
 import math
@@ -12,19 +12,19 @@ from distcnn.errors import DistcnnError
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The measurement of one number of workers.
+    """The measurements for one number of workers.
 
     Attributes:
         scaling: "weak" for a constant batch per worker, "strong" for a constant global batch.
         strategy: Name of the distribution strategy.
         workers: Number of workers.
         cores_per_worker: CPU cores of each worker; None on GPUs.
-        oversubscribed: Whether the workers share cores or GPUs, of which there are too few.
-        per_worker_batch: Images per step and worker.
+        oversubscribed: Whether workers share cores or GPUs because there are too few.
+        per_worker_batch: Images per step of one worker.
         global_batch: Images per step of all workers.
         steps: Number of measured steps.
-        compile_seconds: Time of the first step, which includes tracing and compiling.
-        warmup_seconds: Time of the other steps before the measured ones.
+        compile_seconds: Time of the first execution, which includes tracing and compilation.
+        warmup_seconds: Time of the other executions before the measured ones.
         images_per_second: Throughput of all workers.
         step_ms_p25: Lower quartile of the step time in milliseconds.
         step_ms_p50: Median of the step time in milliseconds.
@@ -33,15 +33,15 @@ class Row:
         step_ms_p95: 95th percentile of the step time in milliseconds.
         efficiency: Throughput per worker relative to `Results.denominator`, or None.
         peak_memory_mb: Largest peak memory of any worker, in MB.
-        flops_per_image: Floating point operations of training on one image.
-        share_of_peak: Achieved share of the peak arithmetic rate, in [0, 1].
-        input_share: Share of the step time that input costs, in [0, 1]: waiting for it, and, on a
-            CPU, sharing the cores with it.
-        input_wait: Share of the step time spent waiting for input alone, in [0, 1].
-        input_images_per_second: What the pipeline delivers when nothing is computed.
-        compute_share: Share of the step time spent computing, in [0, 1].
-        communication_share: Share of the step time spent communicating, in [0, 1].
-        verdict: What limits the speed, in words.
+        flops_per_image: Floating point operations of a training step per image.
+        share_of_peak: Achieved fraction of the peak arithmetic rate, in [0, 1].
+        input_share: Fraction of the step time that input costs, in [0, 1]: waiting for it, and, on
+            a CPU, sharing the cores with it.
+        input_wait: Fraction of the step time spent only waiting for input, in [0, 1].
+        input_images_per_second: Throughput of the input pipeline when nothing is computed.
+        compute_share: Fraction of the step time spent computing, in [0, 1].
+        communication_share: Fraction of the step time spent communicating, in [0, 1].
+        verdict: What limits the speed and which flag to change, in words.
     """
 
     scaling: Literal["weak", "strong"]
@@ -73,12 +73,12 @@ class Row:
 
     @property
     def images_per_second_per_worker(self) -> float:
-        """Throughput divided by the number of workers."""
+        """Throughput per worker."""
         return self.images_per_second / self.workers
 
     @property
     def key(self) -> tuple[str, str, int, int | None, int]:
-        """What identifies the row: strategy, scaling, workers, cores per worker, global batch."""
+        """Identity of the row: strategy, scaling, workers, cores per worker, global batch."""
         return (
             self.strategy,
             self.scaling,
@@ -89,28 +89,28 @@ class Row:
 
     @property
     def placement(self) -> str:
-        """Workers, and the cores of each on a CPU: `4 x 2`, with a `*` if oversubscribed."""
+        """Workers, times cores per worker on CPUs: `4 x 2`, with a `*` if oversubscribed."""
         cores = "" if self.cores_per_worker is None else f" x {self.cores_per_worker}"
         return f"{self.workers}{cores}{'*' if self.oversubscribed else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A plain Keras script against distcnn, in turns in one process.
+    """A comparison of distcnn with a plain Keras script, timed in turn in one process.
 
     Attributes:
-        what: What is timed: "training step", "input of a batch" (against images mapped one by one),
-            "evaluation" or "prediction".
-        batch: Images per batch.
-        repeats: How often each of the two was timed.
+        what: The operation: "training step", "input of a batch" (where the plain script maps images
+            one by one), "evaluation" or "prediction".
+        batch: Images per operation.
+        repeats: Number of times that each side was timed.
         plain_ms: Lower quartile of the plain script's time in milliseconds.
         distcnn_ms: Lower quartile of distcnn's time in milliseconds.
         ratio: Plain time / distcnn time; above 1, distcnn is faster.
         ratio_low: Lower end of the 95 % bootstrap interval of the ratio.
         ratio_high: Upper end of the 95 % bootstrap interval of the ratio.
-        noise: Relative spread of the plain script compared with itself (A/A), such as 0.012.
-        plain_precision: Number format of the plain script.
-        distcnn_precision: Number format of distcnn.
+        noise: Deviation from 1 of the plain script against itself (A/A), such as 0.012.
+        plain_precision: Dtype policy of the plain script.
+        distcnn_precision: Dtype policy of distcnn.
     """
 
     what: str
@@ -134,8 +134,8 @@ class PredictedPoint:
         workers: Number of workers.
         efficiency: Predicted efficiency of weak scaling.
         step_ms: Predicted step time in milliseconds.
-        measured_efficiency: Measured efficiency, or None where nothing was measured.
-        error: Predicted / measured step time - 1, or None where nothing was measured.
+        measured_efficiency: Measured efficiency, or None if not measured.
+        error: Predicted / measured step time - 1, or None if not measured.
     """
 
     workers: int
@@ -147,18 +147,18 @@ class PredictedPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A model of the step time, and what it says of weak scaling.
+    """A fitted model of the step time, and the weak scaling that it predicts.
 
-    Workers on several hosts share no memory, so neither did those that it was fitted to and is
-    compared with.
+    Workers on several hosts share no memory, so the model is fitted to, and compared with,
+    measurements without shared memory.
 
     Attributes:
-        step_fixed_ms: Time of a step that does not depend on the batch, in milliseconds.
-        step_ms_per_image: Time that each image of a worker's batch adds, in milliseconds.
+        step_fixed_ms: The part of the step time that does not depend on the batch, in milliseconds.
+        step_ms_per_image: Step time that each image of a worker's batch adds, in milliseconds.
         latency_ms: Latency of one message between workers, in milliseconds.
         bandwidth_mb_per_s: Bandwidth between workers, in MB/s.
         bytes_per_step: Bytes of gradients that each worker reduces in a step.
-        points: The predictions, at the batch per worker of the weak rows.
+        points: The predictions, at the per-worker batch of the weak rows.
     """
 
     step_fixed_ms: float
@@ -171,20 +171,20 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """All that a benchmark found.
+    """All results of a benchmark.
 
     Attributes:
-        command: The command line that repeats it.
+        command: The command line that was run.
         date: When it ran, in ISO 8601.
         recipe: Name of the recipe.
         model: Name of the model.
         parameters: Number of parameters of the model.
         precision: Name of the dtype policy.
-        fast_path: Whether the model was computed by its fast form.
-        data: Name of the data.
-        denominator: What efficiency is, and relative to what, in words.
-        peak_gflops: Peak arithmetic rate that `Row.share_of_peak` is relative to, in GFLOP/s
-            of a core or GPU.
+        fast_path: Whether the model was computed in its fast form.
+        data: Name of the data set.
+        denominator: Definition of efficiency, in words.
+        peak_gflops: Peak arithmetic rate of a core or GPU in GFLOP/s, which `Row.share_of_peak`
+            is relative to.
         rows: The measurements.
         comparisons: Comparisons with a plain Keras script.
         prediction: The prediction for more workers, or None.
@@ -215,11 +215,11 @@ class Results:
         """Builds the results from the content of `results.json`.
 
         Args:
-            content: What `to_json` returned.
-            source: Where it comes from, for messages.
+            content: The decoded JSON.
+            source: Name of the file, for error messages.
 
         Raises:
-            DistcnnError: If keys are missing or unknown, or a value is not what it should be.
+            DistcnnError: If keys are missing or unknown, or a value has the wrong type.
         """
         return cast(Self, _decode(cls, content, f"{source}: ", "the file"))
 
@@ -228,7 +228,7 @@ def read_results(path: Path) -> Results:
     """Reads `results.json`.
 
     Args:
-        path: The file, or the folder that holds it.
+        path: The file, or the folder that contains it.
 
     Raises:
         DistcnnError: If it is missing or damaged.
@@ -242,19 +242,19 @@ def read_results(path: Path) -> Results:
         ) from None
     except ValueError as error:
         raise DistcnnError(
-            f"{file} is not JSON: {error}; expected the results.json of a benchmark, run it again"
+            f"{file} is not JSON: {error}; expected the results.json of a benchmark; run it again"
         ) from None
     return Results.from_json(content, file)
 
 
 def _decode(kind: Any, content: Any, prefix: str, name: str) -> Any:
-    """Turns JSON into a type of the classes above.
+    """Converts decoded JSON to one of the types above.
 
     Args:
-        kind: The type.
-        content: The JSON.
-        prefix: Start of a message: the file.
-        name: Where the content is in the file.
+        kind: The type to convert to.
+        content: The decoded JSON.
+        prefix: Start of error messages, which names the file.
+        name: Position of the content in the file.
     """
     arguments = get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
@@ -267,14 +267,14 @@ def _decode(kind: Any, content: Any, prefix: str, name: str) -> Any:
         )
     if is_dataclass(kind) and isinstance(content, dict):
         _check_keys(kind, content, prefix, name)
-        within = "" if kind is Results else f"{name}."
+        parent = "" if kind is Results else f"{name}."
         hints = get_type_hints(kind)
         return cast(Any, kind)(
-            **{key: _decode(hints[key], content[key], prefix, within + key) for key in content}
+            **{key: _decode(hints[key], content[key], prefix, parent + key) for key in content}
         )
     if not _is_value_of(kind, content):
-        found = repr(content) if len(repr(content)) <= 80 else type(content).__name__
-        raise DistcnnError(f"{prefix}{name} is {found}; expected {_describe(kind)}")
+        received = repr(content) if len(repr(content)) <= 80 else type(content).__name__
+        raise DistcnnError(f"{prefix}{name} is {received}; expected {_describe(kind)}")
     return float(content) if kind is float else content
 
 
@@ -284,7 +284,8 @@ def _check_keys(kind: Any, content: dict[str, Any], prefix: str, name: str) -> N
     unknown = [key for key in content if key not in expected]
     if missing or unknown:
         faults = [f"lacks {', '.join(missing)}"] if missing else []
-        faults += [f"has the unknown {', '.join(unknown)}"] if unknown else []
+        if unknown:
+            faults.append(f"has the unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
         raise DistcnnError(
             f"{prefix}{name} {' and '.join(faults)}; expected {', '.join(expected)}; run the "
             "benchmark again with this version"

@@ -1,4 +1,4 @@
-"""One benchmark: which groups of workers to start, and what becomes of their findings."""
+"""Runs a benchmark: starts the groups of workers and assembles their measurements."""
 
 import dataclasses
 import logging
@@ -10,7 +10,7 @@ from distcnn.benchmarking.bottleneck import describe_bottleneck
 from distcnn.benchmarking.machine import CoreAllocation, Machine
 from distcnn.benchmarking.process_groups import run_workers, scratch_folder
 from distcnn.benchmarking.results import Comparison, PredictedPoint, Prediction, Results, Row
-from distcnn.benchmarking.scaling_model import ScalingModel, fit
+from distcnn.benchmarking.scaling_model import ScalingModel, fit_scaling_model
 from distcnn.config import Config
 from distcnn.distribute.strategies import AUTO, STRATEGIES, default_strategy, strategy_of
 from distcnn.errors import UsageError
@@ -24,12 +24,15 @@ class ScalingBenchmark:
     """Measures one configuration with several numbers of workers.
 
     Args:
-        config: What is trained.
-        machine: On what.
-        counts: Numbers of workers.
-        steps: Executions to time of each kind.
-        warmup: Executions before that.
-        cores_per_worker: fixed, divided, or a number; see the command's help.
+        config: Configuration of the training run.
+        machine: The hardware to run on.
+        counts: Numbers of workers to measure.
+        steps: Number of executions of each variant of the step to time.
+        warmup: Number of executions before that.
+        cores_per_worker: "fixed", "divided" or a number; see the help of the flag.
+
+    Raises:
+        UsageError: If `cores_per_worker` is invalid, or the strategy is that of a single device.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class ScalingBenchmark:
         self._warmup = warmup
         self._cores = CoreAllocation(machine, cores_per_worker, tuple(counts))
         self._strategy = _strategy_for_several(config)
-        self._peak_of_each = 0.0  # GFLOP/s of a core or GPU, known when the first group is done
+        self._peak_gflops = 0.0  # of one core or GPU; known after the first group
 
     def run(
         self,
@@ -60,24 +63,32 @@ class ScalingBenchmark:
         command: str,
         date: str,
     ) -> Results:
-        """Measures everything.
+        """Runs all measurements.
 
         Args:
-            modes: weak, strong or both.
-            compare_steps: Steps of the comparison with plain Keras; 0 for none.
+            modes: "weak", "strong" or both.
+            compare_steps: Number of training steps to compare with plain Keras; 0 skips the
+                comparison.
             predicted: Numbers of workers to predict.
-            command: What was asked for, for the record.
-            date: When, in ISO form.
+            command: The command line, for the record.
+            date: Date and time in ISO 8601, for the record.
+
+        Returns:
+            The results.
+
+        Raises:
+            UsageError: If the global batch is smaller than a number of workers.
+            DistcnnError: If a group of workers fails.
         """
         with scratch_folder() as folder:
-            found = {count: self._measure(count, modes, folder) for count in self._counts}
+            measured = {count: self._measure(count, modes, folder) for count in self._counts}
             comparisons = self._compare(compare_steps, folder) if compare_steps else []
             model = self._model(folder) if predicted else None
-        first = found[self._counts[0]][modes[0]]
+        first = measured[self._counts[0]][modes[0]]
         replicas = 1 if self._machine.gpus else self._counts[0] // first["resolved"]["processes"]
-        own = replicas * (self._cores.per_worker(self._counts[0]) or 1)
-        self._peak_of_each = first["peak_gflops"] / min(own, self._machine.cores)
-        rows = self._rows(found, modes)
+        process_cores = replicas * (self._cores.per_worker(self._counts[0]) or 1)
+        self._peak_gflops = first["peak_gflops"] / min(process_cores, self._machine.cores)
+        rows = self._rows(measured, modes)
         resolved = first["resolved"]
         return Results(
             command=command,
@@ -89,7 +100,7 @@ class ScalingBenchmark:
             fast_path=resolved["fast_path"],
             data=resolved["data"],
             denominator=self._denominator(rows),
-            peak_gflops=self._peak_of_each,
+            peak_gflops=self._peak_gflops,
             rows=tuple(rows),
             comparisons=tuple(comparisons),
             prediction=self._prediction(*model, predicted) if model else None,
@@ -97,78 +108,80 @@ class ScalingBenchmark:
         )
 
     def _measure(self, workers: int, modes: Sequence[Mode], folder: Path) -> dict[str, Any]:
-        # A single worker's batch is the same whichever way it scales.
-        kinds = modes if workers > 1 else modes[:1]
+        # For a single worker, weak and strong scaling are the same.
+        distinct_modes = modes if workers > 1 else modes[:1]
         log.info("measuring       %d worker%s", workers, "s" if workers > 1 else "")
-        found = []
-        for mode in kinds:  # each in processes of its own, whose memory is then its own
+        measured = []
+        for mode in distinct_modes:  # in separate processes, so that peak memory is separate
             name = f"{workers}-{mode}"
             file = self._write(self._config_for(workers, mode), folder, name)
             arguments = {"count": self._steps, "warmup": self._warmup}
             entry = {"kind": "steps", "config": file, "arguments": arguments}
-            found += self._group(workers, [entry], folder / f"group-{name}")
-        return dict(zip(modes, found if workers > 1 else found * len(modes), strict=True))
+            measured += self._group(workers, [entry], folder / f"group-{name}")
+        return dict(zip(modes, measured if workers > 1 else measured * len(modes), strict=True))
 
     def _compare(self, steps: int, folder: Path) -> list[Comparison]:
         log.info("measuring       plain Keras and distcnn in turn")
         file = self._write(self._config_for(1, "weak"), folder, "compare")
         entry = {"kind": "compare", "config": file, "arguments": {"repeats": steps}}
-        (found,) = self._group(1, [entry], folder / "compare", cores=self._all_cores())
-        return [Comparison(**each) for each in found]
+        (comparisons,) = self._group(1, [entry], folder / "compare", cores=self._all_cores())
+        return [Comparison(**comparison) for comparison in comparisons]
 
     @property
-    def _batch_of_one(self) -> int:
-        """Images of a step of one worker."""
+    def _single_worker_batch(self) -> int:
+        """Images per step of a single worker."""
         train = self._config.train
         return train.global_batch_size or train.batch_size * train.accumulation_steps
 
     def _model(self, folder: Path) -> tuple[ScalingModel, dict[int, float]]:
-        """Measures and fits what predictions are made from.
+        """Measures the times that the scaling model needs, and fits it.
 
-        What is predicted is mostly workers on several hosts, so here they share no memory.
+        Predictions are mostly for workers on several hosts, so shared memory is off.
 
         Returns:
-            The model, and the times in milliseconds of steps by number of workers, weak scaling.
+            The model, and the measured step time in milliseconds by number of workers, for weak
+            scaling.
         """
         log.info("measuring       steps by batch, and reductions by size")
-        batch = self._batch_of_one
-        several = [n for n in self._counts if n > 1 and not self._cores.oversubscribed(n)] or [2]
-        cores = self._cores.per_worker(max(several))
-        found = {}
-        for workers in (1, *several):
+        batch = self._single_worker_batch
+        counts = [n for n in self._counts if n > 1 and not self._cores.oversubscribed(n)] or [2]
+        most = max(counts)
+        cores = self._cores.per_worker(most)
+        measured = {}
+        for workers in (1, *counts):
             config = self._config_for(workers, "weak")
-            apart = dataclasses.replace(config.distribute, shared_memory="off")
+            unshared = dataclasses.replace(config.distribute, shared_memory="off")
             name = f"model-{workers}"
-            file = self._write(dataclasses.replace(config, distribute=apart), folder, name)
+            file = self._write(dataclasses.replace(config, distribute=unshared), folder, name)
             sizes = {max(1, batch // 4), max(1, batch // 2), 2 * batch} if workers == 1 else set()
             arguments = {
                 "batches": sorted({*sizes, workers * batch}),
                 "repeats": max(self._steps, 25),
             }
             entry = {"kind": "model", "config": file, "arguments": arguments}
-            (found[workers],) = self._group(workers, [entry], folder / name, cores)
-        reduced = found[max(several)]
-        model = fit(
-            {int(k): v for k, v in found[1]["step_ms"].items()},
-            {int(k): v for k, v in reduced["reduction_ms"].items()},
-            max(several),
-            reduced["bytes_per_step"],
+            (measured[workers],) = self._group(workers, [entry], folder / name, cores)
+        model = fit_scaling_model(
+            {int(k): v for k, v in measured[1]["step_ms"].items()},
+            {int(k): v for k, v in measured[most]["reduction_ms"].items()},
+            most,
+            measured[most]["bytes_per_step"],
         )
-        steps = {
-            workers: each["step_ms"][str(workers * batch)]
-            for workers, each in found.items()
+        step_ms = {
+            workers: times["step_ms"][str(workers * batch)]
+            for workers, times in measured.items()
             if not self._cores.oversubscribed(workers)
         }
-        return model, steps
+        return model, step_ms
 
     def _group(
         self, workers: int, entries: list[dict[str, Any]], folder: Path, cores: int | None = None
     ) -> list[Any]:
-        own = cores or self._cores.per_worker(workers)
+        process_cores = cores or self._cores.per_worker(workers)
         strategy = self._strategy_for(workers)
-        if own is not None and not strategy_of(strategy).joins_processes:
-            own = min(own * workers, self._machine.cores)  # they are one process
-        plan = {"cores_per_process": own, "entries": entries}
+        if process_cores is not None and not strategy_of(strategy).joins_processes:
+            # All replicas are in one process.
+            process_cores = min(process_cores * workers, self._machine.cores)
+        plan = {"cores_per_process": process_cores, "entries": entries}
         return run_workers(strategy, workers, plan, folder)
 
     def _strategy_for(self, workers: int) -> str:
@@ -178,10 +191,9 @@ class ScalingBenchmark:
         return None if self._machine.gpus else self._machine.cores
 
     def _config_for(self, workers: int, mode: Mode) -> Config:
-        """Returns the configuration of a count: batch, strategy, and endless epochs."""
+        """Returns the configuration for a number of workers, with practically endless epochs."""
         config = self._config
-        one = self._batch_of_one
-        batch = one * workers if mode == "weak" else one
+        batch = self._single_worker_batch * (workers if mode == "weak" else 1)
         if batch < workers:
             raise UsageError(
                 f"the global batch of {batch} images cannot be divided among {workers} workers; "
@@ -190,8 +202,8 @@ class ScalingBenchmark:
         name = self._strategy_for(workers)
         strategy = strategy_of(name)
         devices = None if strategy.joins_processes or workers == 1 else workers
-        enough = 20 * batch * config.train.steps_per_execution
-        examples = max(config.data.synthetic_examples, enough)
+        enough_examples = 20 * batch * config.train.steps_per_execution
+        examples = max(config.data.synthetic_examples, enough_examples)
         return dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, synthetic_examples=examples),
@@ -209,36 +221,38 @@ class ScalingBenchmark:
         file.write_text(config.to_yaml())
         return str(file)
 
-    def _rows(self, found: dict[int, dict[str, Any]], modes: Sequence[Mode]) -> list[Row]:
+    def _rows(self, measured: dict[int, dict[str, Any]], modes: Sequence[Mode]) -> list[Row]:
         rows = []
         for mode in modes:
-            alone = self._rate_of_each(found, 1, mode) if 1 in found else None
+            single_rate = self._rate_per_device(measured, 1, mode) if 1 in measured else None
             for workers in self._counts:
-                own = self._rate_of_each(found, workers, mode)
-                efficiency = own / alone if alone else None
-                rows.append(self._row(found[workers][mode], mode, workers, efficiency))
+                rate = self._rate_per_device(measured, workers, mode)
+                efficiency = rate / single_rate if single_rate else None
+                rows.append(self._row(measured[workers][mode], mode, workers, efficiency))
         return rows
 
-    def _rate_of_each(self, found: dict[int, dict[str, Any]], workers: int, mode: Mode) -> float:
-        """Returns the images a second of each core or GPU that the workers were given."""
-        return found[workers][mode]["images_per_second"] / self._cores.total(workers)
+    def _rate_per_device(
+        self, measured: dict[int, dict[str, Any]], workers: int, mode: Mode
+    ) -> float:
+        """Returns the images per second of each core or GPU assigned to the workers."""
+        return measured[workers][mode]["images_per_second"] / self._cores.total(workers)
 
     def _row(
         self, measured: dict[str, Any], mode: Mode, workers: int, efficiency: float | None
     ) -> Row:
         resolved = measured["resolved"]
-        own = {field.name for field in dataclasses.fields(Row)}
-        rate = measured["flops_per_image"] * measured["images_per_second"] / 1e9
-        present = min(self._cores.total(workers), self._machine.gpus or self._machine.cores)
+        row_fields = {field.name for field in dataclasses.fields(Row)}
+        gflops = measured["flops_per_image"] * measured["images_per_second"] / 1e9
+        devices = min(self._cores.total(workers), self._machine.gpus or self._machine.cores)
         return Row(
-            **{name: value for name, value in measured.items() if name in own},
+            **{name: value for name, value in measured.items() if name in row_fields},
             scaling=mode,
             strategy=resolved["strategy"],
             workers=workers,
             cores_per_worker=self._cores.per_worker(workers),
             oversubscribed=self._cores.oversubscribed(workers),
             efficiency=efficiency,
-            share_of_peak=rate / present / self._peak_of_each,
+            share_of_peak=gflops / devices / self._peak_gflops,
             verdict=describe_bottleneck(
                 self._config,
                 measured,
@@ -252,34 +266,35 @@ class ScalingBenchmark:
         )
 
     def _denominator(self, rows: Sequence[Row]) -> str:
-        alone = next((row for row in rows if row.workers == 1), None)
-        if alone is None:
-            return "one worker was not measured, so there is no efficiency"
-        cores = alone.cores_per_worker
-        on = "on a GPU of its own" if cores is None else f"on {cores} core{'s' * (cores > 1)}"
+        single = next((row for row in rows if row.workers == 1), None)
+        if single is None:
+            return "not available, as a single worker was not measured"
+        cores = single.cores_per_worker
+        device = "GPU" if cores is None else "core"
+        placement = "1 GPU" if cores is None else f"{cores} core{'s' * (cores > 1)}"
         return (
-            f"images a second of each {'GPU' if cores is None else 'core'} / that of one worker "
-            f"alone {on} ({alone.images_per_second:.0f} images/s)"
+            f"images/s per {device}, relative to a single worker on {placement} "
+            f"({single.images_per_second:.0f} images/s)"
         )
 
     def _prediction(
         self,
         model: ScalingModel,
-        steps: dict[int, float],
+        measured_ms: dict[int, float],
         predicted: Sequence[int],
     ) -> Prediction:
-        """Returns efficiency by weak scaling at the counts asked for, and at those measured."""
+        """Predicts weak scaling for the requested and for the measured numbers of workers."""
+        batch = self._single_worker_batch
         points = []
-        for workers in sorted({*predicted, *steps}):
-            batch = self._batch_of_one
-            step, measured = model.step_ms(workers, batch), steps.get(workers)
+        for workers in sorted({*predicted, *measured_ms}):
+            step_ms, measured = model.step_ms(workers, batch), measured_ms.get(workers)
             points.append(
                 PredictedPoint(
                     workers=workers,
-                    step_ms=step,
+                    step_ms=step_ms,
                     efficiency=model.efficiency(workers, batch),
-                    measured_efficiency=steps[1] / measured if measured else None,
-                    error=step / measured - 1 if measured else None,
+                    measured_efficiency=measured_ms[1] / measured if measured else None,
+                    error=step_ms / measured - 1 if measured else None,
                 )
             )
         return Prediction(

@@ -1,9 +1,9 @@
-"""A model of scaling: what a step costs by batch size and number of workers.
+"""A model of scaling: the step time by batch size and number of workers.
 
-A worker computes a batch of b images in `fixed + b * per_image`. A ring allreduce of n bytes among
-N workers takes `2 (N - 1) latency + 2 (N - 1) / N * n / bandwidth` (Patarasuk and Yuan 2009,
-"Bandwidth optimal all-reduce algorithms for clusters of workstations"). The reduction begins when
-the backward pass is done, so the two add up.
+A worker takes `fixed + b * per_image` for a batch of b images. A ring allreduce of n bytes among N
+workers takes `2 (N - 1) latency + 2 (N - 1) / N * n / bandwidth` (Patarasuk and Yuan 2009,
+"Bandwidth optimal all-reduce algorithms for clusters of workstations"). The reduction starts after
+the backward pass, so the two times add up.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ScalingModel:
-    """What was fitted here.
+    """The parameters of the model.
 
     Attributes:
-        fixed_ms: Time of a step that does not depend on the batch.
-        per_image_ms: Time of an image.
+        fixed_ms: The part of the step time that does not depend on the batch.
+        per_image_ms: Step time that each image adds.
         latency_ms: Latency of one hop of the ring.
         bytes_per_ms: Bandwidth of one link.
-        bytes_per_step: What a step reduces.
+        bytes_per_step: Bytes that a step reduces.
     """
 
     fixed_ms: float
@@ -31,36 +31,36 @@ class ScalingModel:
     bytes_per_step: int
 
     def compute_ms(self, batch: float) -> float:
-        """Returns the time in which a worker computes `batch` images."""
+        """Returns the time that a worker takes to compute `batch` images."""
         return self.fixed_ms + batch * self.per_image_ms
 
     def reduce_ms(self, workers: int) -> float:
-        """Returns the time in which `workers` reduce a step's gradients."""
+        """Returns the time that `workers` workers take to reduce the gradients of a step."""
         hops = 2 * (workers - 1)
         return hops * self.latency_ms + hops / workers * self.bytes_per_step / self.bytes_per_ms
 
     def step_ms(self, workers: int, batch: float) -> float:
-        """Returns the time of a step of `workers` with `batch` images each."""
+        """Returns the time of a step on `workers` workers with `batch` images each."""
         return self.compute_ms(batch) + self.reduce_ms(workers)
 
     def efficiency(self, workers: int, batch: float) -> float:
-        """Returns the images a second of each of `workers`, relative to one worker alone."""
+        """Returns the throughput per worker of `workers` workers, relative to a single worker."""
         return self.compute_ms(batch) / self.step_ms(workers, batch)
 
 
-def fit(
+def fit_scaling_model(
     step_ms: Mapping[int, float],
     reduction_ms: Mapping[int, float],
     workers: int,
     bytes_per_step: int,
 ) -> ScalingModel:
-    """Fits the model to what was measured, by least squares on relative errors.
+    """Fits the model to measured times, by least squares on relative errors.
 
     Args:
-        step_ms: Time of one worker's step by batch size, of at least two sizes.
-        reduction_ms: Time of a reduction by its bytes, of at least two sizes.
-        workers: How many workers reduced, at least 2.
-        bytes_per_step: What a step reduces.
+        step_ms: Step time of one worker by batch size, for at least two sizes.
+        reduction_ms: Time of a reduction by its size in bytes, for at least two sizes.
+        workers: Number of workers that reduced, at least 2.
+        bytes_per_step: Bytes that a step reduces.
 
     Returns:
         The model; none of its times is negative.
@@ -72,7 +72,7 @@ def fit(
 
 
 def _line(points: Mapping[int, float]) -> tuple[float, float]:
-    """Returns intercept (at least 0) and slope (above 0) of the best line through points."""
+    """Returns the intercept (at least 0) and the slope (above 0) of the best-fitting line."""
     x, y = np.array(list(points)), np.array(list(points.values()))
     design = np.stack([np.ones_like(x, float), x], axis=1) / y[:, None]
     (intercept, slope), *_ = np.linalg.lstsq(design, np.ones_like(y), rcond=None)

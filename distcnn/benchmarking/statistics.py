@@ -1,4 +1,4 @@
-"""Statistics of times that are disturbed by stalls: order statistics, and what they leave open."""
+"""Robust statistics of times that stalls disturb: order statistics and their uncertainty."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ class Times:
     """Order statistics of repeated times, in milliseconds.
 
     Attributes:
-        p25: Lower quartile, which stalls of the machine hardly move; ratios are taken of it.
+        p25: Lower quartile, which stalls of the machine hardly affect; ratios are based on it.
         p50: Median.
-        p50_low: Lower end of the median's 95 % confidence interval.
-        p50_high: Its upper end.
-        p95: Time that one in twenty exceeds.
+        p50_low: Lower end of the 95 % confidence interval of the median.
+        p50_high: Upper end of the 95 % confidence interval of the median.
+        p95: 95th percentile.
     """
 
     p25: float
@@ -30,8 +30,8 @@ class Times:
 def summarise(seconds: Sequence[float]) -> Times:
     """Returns the order statistics of times in seconds.
 
-    The interval of the median is that of the order statistics (Conover 1999, section 3.2), which
-    assumes nothing about the distribution.
+    The confidence interval of the median is made of order statistics (Conover 1999, section 3.2),
+    so it assumes nothing about the distribution.
     """
     times = np.sort(np.asarray(seconds, float)) * 1e3
     count = len(times)
@@ -49,10 +49,10 @@ def ratio_of_quartiles(
 
     Args:
         numerator: Times of one side.
-        denominator: Times of the other, taken in turn with the first, pair by pair.
+        denominator: Times of the other side, taken in turn with the first, so that they form pairs.
 
     Returns:
-        The ratio, and the ends of its interval.
+        The ratio, and the lower and upper end of its interval.
     """
     pairs = np.array([numerator, denominator], float)
     random = np.random.default_rng(0)
@@ -64,10 +64,10 @@ def ratio_of_quartiles(
 
 
 def noise_floor(seconds: Sequence[float]) -> float:
-    """Returns how far a comparison of something with itself is from 1: an A/A test.
+    """Returns how far from 1 the ratio of something to itself may be (an A/A test).
 
-    The times at even and at odd places are compared as two rivals would be; what counts is the end
-    of the interval that is farther from 1.
+    The times at even and odd positions are compared as if they were two sides. The result is the
+    distance from 1 of the farther end of the interval.
     """
     count = len(seconds) // 2 * 2
     _, low, high = ratio_of_quartiles(seconds[0:count:2], seconds[1:count:2])

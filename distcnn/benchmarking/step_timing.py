@@ -1,4 +1,4 @@
-"""Times training steps: as they are, without input, and without the reduction, in turn."""
+"""Times training steps in turn: complete, without input, and without the reduction."""
 
 import contextlib
 import gc
@@ -24,16 +24,16 @@ _READ_SECONDS = 2.0
 
 
 class TimedSteps:
-    """One way to train, timed execution by execution.
+    """Times one variant of the training step, execution by execution.
 
     Args:
-        training: The step.
-        batches: Iterator of the backend over batches.
+        training: The training step.
+        batches: Iterator over batches, from `Backend.iterate`.
 
     Attributes:
-        first_seconds: What the first execution took, tracing and compilation included.
-        seconds: Times of the steps that count, each of a full batch.
-        total_seconds: Time of all executions since `reset`.
+        first_seconds: Seconds of the first execution, including tracing and compilation.
+        seconds: Seconds per step of each execution that counts, that is, of full batches only.
+        total_seconds: Seconds of all executions since `reset`.
     """
 
     def __init__(self, training: TrainingStep, batches: Any) -> None:
@@ -43,13 +43,13 @@ class TimedSteps:
         self.reset()
 
     def reset(self) -> None:
-        """Begins to measure anew."""
+        """Discards all times measured so far."""
         self.seconds: list[float] = []
         self.total_seconds = 0.0
         self._training.pop_input_wait()
 
     def repeat(self) -> None:
-        """Does one execution and keeps its time, unless it ends an epoch with a smaller batch."""
+        """Runs and times one execution; it does not count if a smaller batch ended an epoch."""
         before = self._training.step
         elapsed = self._run()
         self.total_seconds += elapsed
@@ -58,7 +58,7 @@ class TimedSteps:
             self.seconds.append(elapsed / done)
 
     def input_wait(self) -> float:
-        """Returns the share of the time since `reset` that was spent waiting for input."""
+        """Returns the fraction of the time since `reset` that was spent waiting for input."""
         return min(self._training.pop_input_wait() / self.total_seconds, 1.0)
 
     def _run(self) -> float:
@@ -69,16 +69,16 @@ class TimedSteps:
 
 
 @contextlib.contextmanager
-def unreduced(backend: Backend) -> Iterator[None]:
-    """Lets what is traced meanwhile train without reducing: every replica for itself.
+def without_reduction(backend: Backend) -> Iterator[None]:
+    """Makes steps that are traced in this context skip the reduction.
 
-    Only its time is of use.
+    The replicas then diverge, so such steps are good for timing only.
     """
 
-    def own(tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
+    def skip_reduction(tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         return list(tensors)
 
-    backend.reduce_sum = own  # type: ignore[method-assign]
+    backend.reduce_sum = skip_reduction  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -86,11 +86,11 @@ def unreduced(backend: Backend) -> Iterator[None]:
 
 
 def resident_batch(setup: TrainingSetup, global_batch: int | None = None) -> Any:
-    """Returns an iterator that gives the first batch again and again, from memory.
+    """Returns an iterator that repeats the first batch from memory.
 
     Args:
         setup: The run.
-        global_batch: Another size of the batch, or None for that of the run.
+        global_batch: Size of the global batch, or None for that of the run.
     """
     sampler = setup.sampler
     if global_batch is not None:
@@ -108,85 +108,97 @@ def resident_batch(setup: TrainingSetup, global_batch: int | None = None) -> Any
 
 
 def measure_steps(setup: TrainingSetup, steps: int, warmup: int) -> dict[str, Any]:
-    """Times a run's steps, and where their time goes.
+    """Times the steps of a run and finds where their time goes.
 
     Args:
-        setup: The run, built and not begun.
-        steps: Executions to time of each kind.
-        warmup: Executions before that, whose times do not count.
+        setup: The run, built but not started.
+        steps: Number of executions of each variant to time.
+        warmup: Number of executions before that, whose times do not count.
 
     Returns:
-        Times in milliseconds and shares; see `distcnn.benchmarking.results.Row`.
+        Times in milliseconds and fractions; see `distcnn.benchmarking.results.Row`.
     """
     require_steps(setup)
     setup.state.broadcast()
-    batches = setup.backend.iterate(setup.training_batches(0))
-    full = TimedSteps(setup.training, batches)
-    kinds = {"full": full}
-    kinds["resident"] = TimedSteps(setup.new_training_step(), resident_batch(setup))
-    if setup.backend.replicas > 1:
-        with unreduced(setup.backend):
-            alone = TimedSteps(setup.new_training_step(), resident_batch(setup))
-        kinds["unreduced"] = alone
-    began = time.perf_counter()
-    _interleaved(setup.backend, kinds, warmup)
-    warmed = time.perf_counter() - began
-    with _without_collection():
-        # Without a pause, in which the pipeline could catch up: so a run pays for its input.
+    variants = _step_variants(setup)
+    full = variants["full"]
+    start = time.perf_counter()
+    _run_in_turn(setup.backend, variants, warmup)
+    warmup_seconds = time.perf_counter() - start
+    with _without_garbage_collection():
+        # Without pauses in which the pipeline could catch up, as in a real run.
         full.reset()
         for _ in range(steps):
             full.repeat()
-        times, waited = summarise(full.seconds), full.input_wait()
-        _interleaved(setup.backend, kinds, steps)
-    quartiles = {name: summarise(timed.seconds).p25 for name, timed in kinds.items()}
+        times, input_wait = summarise(full.seconds), full.input_wait()
+        _run_in_turn(setup.backend, variants, steps)
+    quartiles = {name: summarise(timed.seconds).p25 for name, timed in variants.items()}
     memory = setup.backend.gather(np.array([peak_memory_mb()]))
+    _, input_rate = InputReader(setup.training_batches(0)).read(_READ_SECONDS)
+    global_batch = setup.sampler.global_batch_size
     return {
         **{f"step_ms_{name}": value for name, value in asdict(times).items()},
-        **time_fractions(quartiles, waited),
-        "input_wait": waited,
-        "input_images_per_second": InputReader(setup.training_batches(0)).read(_READ_SECONDS)[1]
-        * setup.backend.size,
+        **time_fractions(quartiles, input_wait),
+        "input_wait": input_wait,
+        "input_images_per_second": input_rate * setup.backend.size,
         "steps": steps,
         "compile_seconds": full.first_seconds,
-        "warmup_seconds": warmed,
-        "images_per_second": setup.sampler.global_batch_size / times.p25 * 1e3,
-        "global_batch": setup.sampler.global_batch_size,
-        "per_worker_batch": setup.sampler.global_batch_size / setup.backend.replicas,
+        "warmup_seconds": warmup_seconds,
+        "images_per_second": global_batch / times.p25 * 1e3,
+        "global_batch": global_batch,
+        "per_worker_batch": global_batch / setup.backend.replicas,
         "peak_memory_mb": float(memory.max()),
         "flops_per_image": training_flops(setup.model),
     }
 
 
+def _step_variants(setup: TrainingSetup) -> dict[str, TimedSteps]:
+    """Builds the step with input, on a resident batch and, if it reduces, without reduction."""
+    batches = setup.backend.iterate(setup.training_batches(0))
+    variants = {
+        "full": TimedSteps(setup.training, batches),
+        "resident": TimedSteps(setup.new_training_step(), resident_batch(setup)),
+    }
+    if setup.backend.replicas > 1:
+        with without_reduction(setup.backend):
+            step = TimedSteps(setup.new_training_step(), resident_batch(setup))
+        variants["unreduced"] = step
+    return variants
+
+
 def require_steps(setup: TrainingSetup) -> None:
-    """Refuses runs whose epochs have too few steps of a full batch to be timed.
+    """Checks that an epoch has enough full batches to be timed.
 
     Raises:
-        UsageError: Says how many there are.
+        UsageError: If it has fewer than two executions of full batches.
     """
-    full = len(setup.dataset.train) // setup.sampler.global_batch_size
+    full_steps = len(setup.dataset.train) // setup.sampler.global_batch_size
     needed = 2 * setup.config.train.steps_per_execution
-    if full < needed:
+    if full_steps < needed:
         raise UsageError(
-            f"an epoch has {full} steps of {setup.sampler.global_batch_size} images; expected at "
-            f"least {needed}: lower --train.batch_size or --train.steps_per_execution, or measure "
-            "with --data.name synthetic"
+            f"an epoch has {full_steps} steps of {setup.sampler.global_batch_size} images; "
+            f"expected at least {needed}; lower --train.batch_size or "
+            "--train.steps_per_execution, or measure with --data.name synthetic"
         )
 
 
-def time_fractions(quartiles: dict[str, float], waited: float) -> dict[str, float]:
-    """Divides a step's time into shares of input, compute and communication.
+def time_fractions(quartiles: dict[str, float], input_wait: float) -> dict[str, float]:
+    """Divides the step time into fractions for input, compute and communication.
 
     Args:
-        quartiles: Times of the `full` step, of the same on a batch that is `resident` in memory,
-            and, with several replicas, of that `unreduced`; taken in turn.
-        waited: Share of the step spent waiting for input in a run without pauses.
+        quartiles: Lower quartiles of the step time, taken in turn: `full` with input, `resident`
+            on a batch in memory, and, with several replicas, `unreduced` on that batch without
+            the reduction.
+        input_wait: Fraction of the step time spent waiting for input in a run without pauses.
+
+    Returns:
+        `input_share`, `communication_share` and `compute_share`, which add up to 1.
     """
     full, resident = quartiles["full"], quartiles["resident"]
-    input_fraction = max(1 - resident / full, waited, 0.0)
+    input_fraction = max(1 - resident / full, input_wait, 0.0)
     communication_fraction = max((resident - quartiles.get("unreduced", resident)) / full, 0.0)
-    communication_fraction = min(
-        communication_fraction, 1 - input_fraction
-    )  # where noise makes more of the parts than of the whole
+    # Noise can make the parts add up to more than the whole.
+    communication_fraction = min(communication_fraction, 1 - input_fraction)
     return {
         "input_share": input_fraction,
         "communication_share": communication_fraction,
@@ -195,19 +207,19 @@ def time_fractions(quartiles: dict[str, float], waited: float) -> dict[str, floa
 
 
 def step_times_by_batch(setup: TrainingSetup, sizes: list[int], steps: int) -> dict[int, float]:
-    """Returns the lower quartile of the step's time in milliseconds for each global batch."""
-    timed = {
+    """Returns the lower quartile of the step time in milliseconds for each global batch size."""
+    timed_by_size = {
         size: TimedSteps(setup.new_training_step(), resident_batch(setup, size)) for size in sizes
     }
     for _ in range(steps):
-        for each in timed.values():
-            each.repeat()
-    return {size: summarise(each.seconds).p25 for size, each in timed.items()}
+        for timed in timed_by_size.values():
+            timed.repeat()
+    return {size: summarise(timed.seconds).p25 for size, timed in timed_by_size.items()}
 
 
 def reduction_times(backend: Backend, sizes: list[int], repeats: int) -> dict[int, float]:
-    """Returns the lower quartile of a reduction's time in milliseconds for each size in bytes."""
-    found = {}
+    """Returns the lower quartile of the reduction time in milliseconds for each size in bytes."""
+    times = {}
     for size in sizes:
         reduce = tf.function(_reduction(backend, size // 4))
         reduce()
@@ -216,8 +228,8 @@ def reduction_times(backend: Backend, sizes: list[int], repeats: int) -> dict[in
             start = time.perf_counter()
             reduce().numpy()
             seconds.append(time.perf_counter() - start)
-        found[size] = summarise(seconds).p25
-    return found
+        times[size] = summarise(seconds).p25
+    return times
 
 
 def _reduction(backend: Backend, count: int) -> Callable[[], tf.Tensor]:
@@ -230,25 +242,25 @@ def _reduction(backend: Backend, count: int) -> Callable[[], tf.Tensor]:
 
 
 def peak_memory_mb() -> float:
-    """Returns the most memory that this process has held: of its GPU, else of the host, in MB."""
+    """Returns the peak memory of this process in MB: on its GPU if it has one, else on the host."""
     if tf.config.list_logical_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _interleaved(backend: Backend, kinds: dict[str, TimedSteps], repeats: int) -> None:
-    """Times each kind in turn, from a start that all processes share."""
-    for timed in kinds.values():
+def _run_in_turn(backend: Backend, variants: dict[str, TimedSteps], repeats: int) -> None:
+    """Times the variants in turn, with a barrier before each execution."""
+    for timed in variants.values():
         timed.reset()
     for _ in range(repeats):
-        for timed in kinds.values():
+        for timed in variants.values():
             backend.barrier()
             timed.repeat()
 
 
 @contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Keeps Python's garbage collector out of the times."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Keeps Python's garbage collector from disturbing the times."""
     gc.collect()
     gc.disable()
     try:

@@ -1,7 +1,7 @@
-"""One process of a benchmark's group: `python -m distcnn.benchmarking.worker PLAN RESULTS`.
+"""One process of a benchmark: `python -m distcnn.benchmarking.worker PLAN RESULTS`.
 
-A plan names the cores of each process and a list of entries, each a kind of measurement with the
-file of its configuration; rank 0 writes what was found, entry by entry.
+A plan holds the number of cores per process and a list of entries: the kind of a measurement, its
+configuration file and its arguments. Rank 0 writes the measurements, one for each entry.
 """
 
 import json
@@ -17,24 +17,24 @@ from distcnn.runtime.cluster import find_cluster
 
 
 def pin(cores: int | None, local_rank: int) -> None:
-    """Binds this process to cores of its own; the ranks go round if there are too few.
+    """Pins this process to its own cores; ranks share cores, in turn, if there are too few.
 
     Args:
-        cores: Cores of each process, or None to leave it free.
-        local_rank: Its number among the processes of this host.
+        cores: Number of cores per process, or None for no pinning.
+        local_rank: Number of this process among those of this host.
     """
     if cores is None:
         return
-    present = sorted(os.sched_getaffinity(0))
+    available = sorted(os.sched_getaffinity(0))
     first = local_rank * cores
-    os.sched_setaffinity(0, {present[(first + i) % len(present)] for i in range(cores)})
+    os.sched_setaffinity(0, {available[(first + i) % len(available)] for i in range(cores)})
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carries out a plan.
+    """Runs a plan.
 
     Args:
-        arguments: File of the plan, file for the results.
+        arguments: The plan's file and the file for the results.
     """
     plan_file, results_file = arguments
     plan = json.loads(Path(plan_file).read_text())
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     pin(plan["cores_per_process"], cluster.local_rank)
     bound = plan["cores_per_process"] is not None
     import_tensorflow()
-    from distcnn.benchmarking import measurements as measurements
+    from distcnn.benchmarking import measurements
     from distcnn.distribute.context import join_run
     from distcnn.training.build import build_setup
 
@@ -51,14 +51,14 @@ def main(arguments: Sequence[str]) -> int:
         "compare": measurements.comparison,
         "model": measurements.scaling,
     }
-    found = []
+    results = []
     for entry in plan["entries"]:
         config = parse_config("distcnn.benchmark", "", ["--recipe", entry["config"]])
         assert config is not None
         setup = build_setup(config, join_run(config, cluster, cores_are_bound=bound))
-        found.append(kinds[entry["kind"]](setup, **entry["arguments"]))
+        results.append(kinds[entry["kind"]](setup, **entry["arguments"]))
     if cluster.is_chief:
-        Path(results_file).write_text(json.dumps(found))
+        Path(results_file).write_text(json.dumps(results))
     return 0
 
 

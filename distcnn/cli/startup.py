@@ -1,4 +1,4 @@
-"""Imports TensorFlow without the notes that it prints on every start, whatever its log level."""
+"""Imports TensorFlow without the notices that it prints at every start, whatever its log level."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-_NOTES = re.compile(
+_NOTICES = re.compile(
     rb"All log messages before absl::InitializeLog|oneDNN custom operations are on"
     rb"|Could not find cuda drivers on your machine|failed call to cuInit: .*\(303\)"
     rb"|This TensorFlow binary is optimized|To enable the following instructions"
@@ -15,9 +15,9 @@ _NOTES = re.compile(
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow and finds its devices; passes on what it prints, but for known notes."""
+    """Imports TensorFlow and detects its devices; drops known notices from what it prints."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    _keep_compiled()
+    _enable_xla_cache()
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as printed:
@@ -31,21 +31,21 @@ def import_tensorflow() -> None:
             os.close(stderr)
             printed.seek(0)
             for line in printed:
-                if not _NOTES.search(line):
+                if not _NOTICES.search(line):
                     os.write(2, line)
 
 
-def _keep_compiled() -> None:
-    """Lets XLA keep what it compiles in the user's cache folder, and find it in the next run.
+def _enable_xla_cache() -> None:
+    """Makes XLA cache compiled programs in the user's cache folder, for later runs.
 
-    TensorFlow reads the flag once, as it starts.
+    TensorFlow reads the flag only once, at its start.
     """
     flags = os.environ.get("TF_XLA_FLAGS", "")
     if "persistent_cache" in flags:
         return
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base, "distcnn", "xla")
-    with contextlib.suppress(OSError):  # a full or read-only disk only costs the time to compile
+    with contextlib.suppress(OSError):  # without a cache, programs are compiled again
         folder.mkdir(parents=True, exist_ok=True)
         option = f"--tf_xla_persistent_cache_directory={folder}"
         os.environ["TF_XLA_FLAGS"] = f"{flags} {option}".strip()

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its directory, checkpoints, model file and summary."""
+"""The files of a run: its directory, checkpoints, model file and summary."""

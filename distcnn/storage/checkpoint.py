@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a run in one file with a checksum, to go on from exactly."""
+"""Checkpoints: the whole state of a run in one file with a checksum, for an exact resume."""
 
 import json
 import logging
@@ -22,14 +22,14 @@ _META = "meta"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        step: Global steps done.
-        best_epoch: Epoch (counted from 0) of the lowest validation loss, or -1.
-        best_loss: That loss, or infinity.
-        train_seconds: Seconds of training so far, without compiling and validating.
-        images: Images seen in that time.
+        step: Number of global steps completed.
+        best_epoch: Epoch (counted from 0) with the lowest validation loss, or -1.
+        best_loss: The lowest validation loss, or infinity.
+        train_seconds: Seconds of training so far, excluding compilation and validation.
+        images: Number of images trained on in that time.
     """
 
     step: int = 0
@@ -39,26 +39,26 @@ class Progress:
     images: int = 0
 
     def after_epoch(self, epoch: int, validation_loss: float | None) -> "Progress":
-        """Returns the progress with the epoch's validation loss taken into account."""
+        """Returns the progress, updated with the validation loss of an epoch."""
         if validation_loss is None or not validation_loss < self.best_loss:
             return self
         return replace(self, best_epoch=epoch, best_loss=validation_loss)
 
     def out_of_patience(self, patience: int, epochs_done: int) -> bool:
-        """Tells whether `patience` epochs passed without a better one; 0 is endless patience."""
-        waited = epochs_done - 1 - self.best_epoch
-        return patience > 0 and self.best_epoch >= 0 and waited >= patience
+        """Returns whether the last `patience` epochs brought no improvement; never for 0."""
+        epochs_since_best = epochs_done - 1 - self.best_epoch
+        return patience > 0 and self.best_epoch >= 0 and epochs_since_best >= patience
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder `checkpoints/`.
+    """The checkpoints of a run, in its folder `checkpoints/`.
 
     A checkpoint is a NumPy archive `step-NNNNNNNN.npz` beside a `.sha256` file in the format of
     `sha256sum`. `best.npz` is a copy (a link where possible) of the checkpoint of the best epoch.
 
     Args:
-        folder: The folder; made when the first checkpoint is saved.
-        keep: How many of the newest to keep.
+        folder: The folder, which is created with the first checkpoint.
+        keep: Number of most recent checkpoints to keep.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -67,27 +67,27 @@ class Checkpoints:
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the best epoch; it may not exist."""
+        """File of the best epoch's checkpoint; it may not exist."""
         return self._folder / "best.npz"
 
     def newest_first(self) -> list[Path]:
-        """Returns the checkpoints by falling step, without the best one's copy."""
-        found = [p for p in self._folder.glob("step-*.npz") if _NAME.fullmatch(p.name)]
-        return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")), reverse=True)
+        """Returns the checkpoint files in order of decreasing step, without `best.npz`."""
+        paths = [p for p in self._folder.glob("step-*.npz") if _NAME.fullmatch(p.name)]
+        return sorted(paths, key=lambda p: int(p.stem.removeprefix("step-")), reverse=True)
 
     def save(self, arrays: dict[str, np.ndarray], progress: Progress, *, is_best: bool) -> Path:
-        """Saves a state whole or not at all, then drops the checkpoints that are too old.
+        """Saves a state atomically, then deletes the checkpoints that are too old.
 
         Args:
-            arrays: The state, by name.
-            progress: How far the run is.
+            arrays: The state: arrays by name.
+            progress: The progress of the run.
             is_best: Whether this is the best epoch so far.
 
         Returns:
-            The file.
+            The path of the checkpoint.
 
         Raises:
-            DistcnnError: If the disk is full or cannot be written.
+            DistcnnError: If the checkpoint cannot be written, for example because the disk is full.
         """
         path = self._folder / f"step-{progress.step:08d}.npz"
         try:
@@ -108,17 +108,17 @@ class Checkpoints:
         return path
 
     def load_newest(self) -> tuple[dict[str, np.ndarray], Progress] | None:
-        """Loads the newest checkpoint that is whole; damaged ones are named and passed over."""
+        """Loads the newest intact checkpoint; damaged ones are skipped with a warning."""
         for path in self.newest_first():
             try:
                 return read_checkpoint(path)
             except DistcnnError as error:
-                log.warning("warning: %s; going back to the checkpoint before it", error)
+                log.warning("warning: %s; falling back to the previous checkpoint", error)
         return None
 
 
 def write_checkpoint(path: Path, arrays: dict[str, np.ndarray], progress: Progress) -> None:
-    """Writes one checkpoint and its checksum, each whole or not at all."""
+    """Writes a checkpoint and its checksum, each atomically."""
     meta = np.frombuffer(json.dumps(asdict(progress)).encode(), np.uint8)
     with replacing(path) as partial:
         np.savez(partial, allow_pickle=False, **{_META: meta}, **arrays)
@@ -126,10 +126,13 @@ def write_checkpoint(path: Path, arrays: dict[str, np.ndarray], progress: Progre
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
-    """Reads one checkpoint.
+    """Reads a checkpoint.
+
+    Returns:
+        The state, as arrays by name, and the progress of the run.
 
     Raises:
-        DistcnnError: If it is missing, damaged, or not a checkpoint.
+        DistcnnError: If the file is missing, damaged, or not a checkpoint.
     """
     try:
         expected = _checksum_file(path).read_text().split()[0]
@@ -148,16 +151,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
 
 
 def find_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
-    """Reads the checkpoint that `--checkpoint.resume PATH` names: a file or a run directory.
+    """Reads the checkpoint given by `--checkpoint.resume PATH`, a file or a run directory.
 
     Raises:
-        DistcnnError: If there is none.
+        DistcnnError: If there is no checkpoint.
     """
     if path.is_dir():
-        found = Checkpoints(path / "checkpoints", keep=1).load_newest()
-        if found is None:
+        checkpoint = Checkpoints(path / "checkpoints", keep=1).load_newest()
+        if checkpoint is None:
             raise DistcnnError(f"checkpoint.resume is {path}, which holds no checkpoint")
-        return found
+        return checkpoint
     if not path.exists():
         raise DistcnnError(
             f"checkpoint.resume is {path}, which does not exist; expected auto, never, a run "
@@ -170,10 +173,10 @@ def snapshot(variables: dict[str, list[Any]]) -> dict[str, np.ndarray]:
     """Copies variables to the host.
 
     Args:
-        variables: Lists of variables by the name of their group.
+        variables: Lists of variables by name of their group.
 
     Returns:
-        One array a variable, named `group/0000`.
+        One array per variable, named `GROUP/0000` and so on.
     """
     return {
         f"{group}/{index:04d}": np.asarray(variable)
@@ -183,15 +186,15 @@ def snapshot(variables: dict[str, list[Any]]) -> dict[str, np.ndarray]:
 
 
 def restore(variables: dict[str, list[Any]], arrays: dict[str, np.ndarray], origin: str) -> None:
-    """Assigns what `snapshot` copied.
+    """Assigns the arrays of a `snapshot` to variables.
 
     Args:
-        variables: The same groups of variables.
-        arrays: The saved arrays.
-        origin: Where they come from, for messages.
+        variables: Lists of variables by name of their group, as for `snapshot`.
+        arrays: The arrays of the snapshot.
+        origin: Source of the arrays, for error messages.
 
     Raises:
-        DistcnnError: If they are the state of another model or optimizer; nothing is then changed.
+        DistcnnError: If they belong to another model or optimizer; no variable is then changed.
     """
     names = {
         f"{group}/{index:04d}": variable
@@ -201,7 +204,7 @@ def restore(variables: dict[str, list[Any]], arrays: dict[str, np.ndarray], orig
     if set(names) != set(arrays):
         raise DistcnnError(
             f"{origin} holds {len(arrays)} variables, expected {len(names)}: it is the state of "
-            "another model or optimizer; restore the configuration it was made with"
+            "another model or optimizer; restore the configuration it was saved with"
         )
     for name, variable in names.items():
         if tuple(variable.shape) != arrays[name].shape:
@@ -223,7 +226,7 @@ def _link(path: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     try:
         temporary.hardlink_to(path)
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(path, temporary)
     digest = _checksum_file(path).read_text().split()[0]
     write_text(_checksum_file(target), f"{digest}  {target.name}\n")

@@ -1,4 +1,4 @@
-"""On what a run ran: versions, hardware, command."""
+"""The environment of a run: versions, hardware, command."""
 
 import datetime
 import os
@@ -14,11 +14,11 @@ PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "scikit-learn", "pill
 
 
 def describe_environment(gpu: str | None, resolved: dict[str, Any]) -> dict[str, Any]:
-    """Returns what `environment.json` holds.
+    """Returns the content of `environment.json`.
 
     Args:
         gpu: Name of the GPU, or None on a CPU.
-        resolved: What the configuration became on it.
+        resolved: The resolved settings of the run.
     """
     return {
         "distcnn": __version__,

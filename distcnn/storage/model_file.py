@@ -1,6 +1,6 @@
-"""`model.keras`: the user's own model in Keras' format, with a note on what its classes mean.
+"""`model.keras`: the user's own model in Keras' format, with metadata about inputs and outputs.
 
-The note is one more member of the archive, which plain Keras passes over.
+The metadata is an additional member of the archive, which plain Keras ignores.
 """
 
 import json
@@ -21,13 +21,13 @@ _METADATA = "distcnn.json"
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a saved classifier does not say of itself.
+    """What the Keras format does not record about a classifier.
 
     Attributes:
         classes: Class names in the order of the outputs; empty if unknown.
-        pixels: Range of the pixels that it expects.
-        logits: Whether it returns logits rather than probabilities.
-        test_flip: Whether its outputs are averaged over an image and its mirror image.
+        pixels: Range of the pixels that the model expects.
+        logits: Whether the model returns logits rather than probabilities.
+        test_flip: Whether outputs are averaged over an image and its mirror image.
     """
 
     classes: tuple[str, ...] = ()
@@ -37,12 +37,12 @@ class ModelMetadata:
 
 
 def save_model(path: Path, model: keras.Model, metadata: ModelMetadata) -> None:
-    """Saves a classifier whole or not at all, without the optimizer's state.
+    """Saves a classifier atomically, without the optimizer's state.
 
     Args:
         path: File to write, ending in `.keras`.
         model: The classifier.
-        metadata: What it does not say of itself.
+        metadata: The metadata to store with it.
     """
     with replacing(path) as partial:
         model.save(partial, include_optimizer=False)
@@ -51,17 +51,17 @@ def save_model(path: Path, model: keras.Model, metadata: ModelMetadata) -> None:
 
 
 def find_model(path: Path) -> Path:
-    """Returns the model file of a run directory, or the file itself.
+    """Returns the model file of a run directory, or the path itself if it is a file.
 
     Raises:
-        DistcnnError: If there is none.
+        DistcnnError: If there is no model file.
     """
     if path.is_dir():
         file = path / "model.keras"
         if not file.exists():
             raise DistcnnError(
-                f"{path} holds no model.keras; expected a finished run (the same training command "
-                "goes on with an unfinished one)"
+                f"{path} holds no model.keras; expected a finished run (repeat the training "
+                "command to continue an unfinished one)"
             )
         return file
     if not path.exists():
@@ -76,13 +76,13 @@ def load_model(
 
     Args:
         path: A `.keras` file.
-        custom_objects: Layers of the user's own, by name.
+        custom_objects: The user's own layers, by name.
 
     Returns:
-        The model and its note, None for a file that plain Keras wrote.
+        The model and its metadata, which is None for a file that plain Keras wrote.
 
     Raises:
-        DistcnnError: If the file is not a Keras model, or takes something other than images.
+        DistcnnError: If the file is not a model that Keras can load.
     """
     metadata: ModelMetadata | None = None
     try:
@@ -92,7 +92,8 @@ def load_model(
                 metadata = ModelMetadata(**{**content, "classes": tuple(content["classes"])})
         model = keras.saving.load_model(path, dict(custom_objects or {}), compile=False)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        cause = str(error).rpartition("Exception encountered: ")[2]  # before it, the whole model
+        # Keras prints the configuration of the whole model before the cause.
+        cause = str(error).rpartition("Exception encountered: ")[2]
         reason = " ".join(cause.split())[:300]
         raise DistcnnError(f"{path} is not a model that Keras can load: {reason}") from None
     return model, metadata

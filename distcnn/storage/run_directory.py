@@ -1,4 +1,4 @@
-"""The run directory: where a run keeps what it was asked, what it did and what came out."""
+"""The run directory: the configuration, environment, metrics and results of a run."""
 
 import fcntl
 import json
@@ -21,8 +21,8 @@ FREE_KEYS = (
     *("train.batch_size", "train.global_batch_size", "train.eval_batch_size"),
     *("distribute.strategy", "distribute.devices", "distribute.port"),
 )
-"""Keys and sections that may differ when a run goes on: they do not change its result, as long as
-the global batch is the same."""
+"""Keys and sections that may change when a run is resumed: they do not affect its result, as long
+as the global batch is the same."""
 
 
 _WHOLE = tuple(key.rpartition(".")[2] for key in WHOLE_KEYS)
@@ -32,8 +32,8 @@ class RunDirectory:
     """The folder of one run.
 
     Attributes:
-        path: The folder; it need not exist yet.
-        begun: Whether an unfinished run of the same configuration is in it.
+        path: The folder; it may not exist yet.
+        begun: Whether it contains an unfinished run of the same configuration.
     """
 
     def __init__(self, path: Path, begun: bool) -> None:
@@ -43,14 +43,14 @@ class RunDirectory:
 
     @classmethod
     def choose(cls, config: Config) -> Self:
-        """Finds the folder for a run: the one asked for, or the next free `runs/RECIPE-N`.
+        """Chooses the folder for a run: that of `--out`, or the next free `runs/RECIPE-N`.
 
-        A folder with an unfinished run of the same configuration is chosen in order to go on with
-        it. Nothing is written yet.
+        A folder with an unfinished run of the same configuration is chosen in order to resume that
+        run. Nothing is written yet.
 
         Raises:
-            DistcnnError: If the folder asked for holds a finished run, an unfinished run of another
-                configuration, or something else.
+            DistcnnError: If the folder of `--out` contains a finished run, an unfinished run of
+                another configuration, or other files.
         """
         resume = config.checkpoint.resume != "never"
         if config.out is not None:
@@ -73,11 +73,11 @@ class RunDirectory:
             number += 1
 
     def create(self, config: Config, environment: dict[str, Any]) -> None:
-        """Makes the folder and writes `config.yaml` and `environment.json`.
+        """Creates and locks the folder, and writes `config.yaml` and `environment.json`.
 
         Raises:
-            DistcnnError: If another process trains in it, it was begun with other images, or it
-                cannot be written.
+            DistcnnError: If another process trains in it, its run was started with another number
+                of images or another global batch, or it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -102,8 +102,8 @@ class RunDirectory:
         if not self.begun or not file.exists():
             return
         resolved = json.loads(file.read_text())["resolved"]
-        for key, what, way_out in (
-            ("training_images", "training images", "bring the images back"),
+        for key, what, remedy in (
+            ("training_images", "training images", "restore the original images"),
             (
                 "global_batch_size",
                 "images in the global batch",
@@ -113,18 +113,18 @@ class RunDirectory:
             before, now = resolved[key], environment["resolved"][key]
             if before != now:
                 raise DistcnnError(
-                    f"{self.path} was begun with {before} {what}, now there are {now}; {way_out}, "
+                    f"{self.path} was started with {before} {what}, now there are {now}; {remedy}, "
                     "choose another --out, or delete it"
                 )
 
     def cut_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Drops the rows of `metrics.jsonl` after a step, for a run that goes on from there.
+        """Removes the rows of `metrics.jsonl` after a step, from which the run is resumed.
 
         Args:
             step: Last global step to keep.
 
         Returns:
-            The rows that were kept.
+            The remaining rows.
         """
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
@@ -133,14 +133,14 @@ class RunDirectory:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
-                break  # a row that the last run did not finish writing
+                break  # the last row was not written completely
             if row["step"] <= step:
                 rows.append(row)
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
     def close(self) -> None:
-        """Lets other processes use the folder."""
+        """Unlocks the folder for other processes."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -151,11 +151,11 @@ def _is_begun(path: Path) -> bool:
 
 
 def _obstacle(path: Path, config: Config) -> str | None:
-    """Says why a run of this configuration cannot use the folder, or returns None."""
+    """Returns why a run of this configuration cannot use the folder, or None if it can."""
     if not path.exists():
         return None
     if not path.is_dir():
-        return f"{path} is a file; expected a folder for the run, so choose another --out"
+        return f"{path} is a file; expected a folder for the run; choose another --out"
     if (path / "summary.json").exists():
         return f"{path} holds a finished run; choose another --out, or delete it"
     if not _is_begun(path):
@@ -173,13 +173,13 @@ def _obstacle(path: Path, config: Config) -> str | None:
     if not differing:
         return None
     return (
-        f"{path} holds an unfinished run of another configuration ({', '.join(differing)}); run it "
-        "to its end with the old values, choose another --out, or delete it"
+        f"{path} holds an unfinished run of another configuration ({', '.join(differing)}); "
+        "finish it with the old values, choose another --out, or delete it"
     )
 
 
 def _like(stored: Any, template: dict[str, Any]) -> dict[str, Any]:
-    """Brings a stored configuration into the shape of the present one."""
+    """Returns a stored configuration with exactly the keys of the current one."""
     stored = stored if isinstance(stored, dict) else {}
     return {
         key: _like(stored.get(key), value)

@@ -1,4 +1,4 @@
-"""What a run says of itself: at its start, on the terminal; at its end, in `summary.json`."""
+"""The log lines at the start and the end of a run, and `summary.json`."""
 
 import hashlib
 import logging
@@ -27,11 +27,11 @@ _FROM_LAST_ROW = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
 def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
-    """Logs what the configuration became, and why.
+    """Logs the resolved settings and the reasons for them.
 
     Args:
         path: The run directory.
-        resolved: See `TrainingSetup.resolved`.
+        resolved: The resolved settings, from `TrainingSetup.resolved`.
     """
     log.info("run directory   %s", path)
     log.info("model           %s, %s parameters", resolved["model"], f"{resolved['parameters']:,}")
@@ -81,15 +81,15 @@ def make_summary(
     *,
     saved_epoch: int,
 ) -> dict[str, Any]:
-    """Returns what `summary.json` holds, but for the test and whether the weights agree.
+    """Returns the content of `summary.json`, except test results and the check of the weights.
 
     Args:
         recipe: Name of the recipe.
-        resolved: See `TrainingSetup.resolved`.
-        progress: How far the run came.
+        resolved: The resolved settings, from `TrainingSetup.resolved`.
+        progress: The progress of the run at its end.
         rows: All rows of `metrics.jsonl`.
-        weights: Weights of the classifier as it is saved.
-        saved_epoch: Epoch (counted from 1) whose weights it has.
+        weights: Weights of the classifier that is saved.
+        saved_epoch: Epoch (counted from 1) of its weights.
     """
     last: dict[str, Any] = next(
         (row for row in reversed(rows) if row["epoch"] == saved_epoch and "val_loss" in row), {}
@@ -123,7 +123,7 @@ def log_summary(path: Path, summary: dict[str, Any]) -> None:
 
 
 def hash_weights(weights: Sequence[Any]) -> str:
-    """Returns the SHA-256 over the float32 bytes of all weights, in order."""
+    """Returns the SHA-256 of the float32 bytes of all weights, in order."""
     digest = hashlib.sha256()
     for weight in weights:
         digest.update(np.asarray(weight, np.float32).tobytes())

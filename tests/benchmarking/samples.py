@@ -1,4 +1,4 @@
-"""Results as a benchmark on two cores finds them."""
+"""Sample results, as of a benchmark on two cores."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from distcnn.benchmarking.results import Comparison, PredictedPoint, Prediction,
 
 
 def row(**changes: Any) -> Row:
-    """A row of weak scaling; what follows from workers, batch and step time is worked out."""
+    """A row, of weak scaling by default, with values derived from workers, batch and step time."""
     workers = changes.get("workers", 2)
     scaling = changes.get("scaling", "weak")
-    batch = changes.pop("batch", 128)  # of each worker if the scaling is weak, else of all
+    batch = changes.pop("batch", 128)  # per worker for weak scaling, else global
     step_ms = changes.pop("step_ms", 250.0)
     global_batch = batch * workers if scaling == "weak" else batch
     speed = 1000 * global_batch / step_ms
@@ -45,7 +45,7 @@ def row(**changes: Any) -> Row:
 
 
 def comparison(**changes: Any) -> Comparison:
-    """A comparison that distcnn wins by a quarter."""
+    """A comparison in which distcnn is 1.25 times as fast."""
     values: dict[str, Any] = {
         "what": "training step",
         "batch": 64,
@@ -63,7 +63,7 @@ def comparison(**changes: Any) -> Comparison:
 
 
 def results(**changes: Any) -> Results:
-    """Weak and strong scaling on 1, 2 and 4 workers, two comparisons and a prediction."""
+    """Weak and strong scaling with 1, 2 and 4 workers, two comparisons and a prediction."""
     weak = ((1, 200.0), (2, 215.0), (4, 452.0))
     strong = ((1, 200.0), (2, 121.0), (4, 160.0))
     values: dict[str, Any] = {
@@ -75,7 +75,7 @@ def results(**changes: Any) -> Results:
         "precision": "float32",
         "fast_path": True,
         "data": "synthetic",
-        "denominator": "images a second / (workers x 640 of one worker on 1 core)",
+        "denominator": "images/s per core, relative to a single worker on 1 core (640 images/s)",
         "peak_gflops": 73.25,
         "rows": tuple(
             row(scaling=scaling, workers=workers, step_ms=step_ms)

@@ -1,4 +1,4 @@
-"""Comparing a benchmark with an earlier one."""
+"""Comparison with an earlier benchmark."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from distcnn.errors import DistcnnError
 from tests.benchmarking.samples import comparison, results, row
 
 
-def quiet(slower=1.0, half_width=0.001, **changes):
-    """A row whose throughput is divided by `slower`, with an interval of that half width."""
+def steady_row(slower=1.0, half_width=0.001, **changes):
+    """A row that is `slower` times as slow, with an interval of the given relative half width."""
     step_ms = 200.0 * slower
     return row(
         step_ms=step_ms,
@@ -18,26 +18,26 @@ def quiet(slower=1.0, half_width=0.001, **changes):
     )
 
 
-def found(*rows, noise=0.001, **changes):
+def sample(*rows, noise=0.001, **changes):
     return results(rows=rows, comparisons=(comparison(noise=noise, **changes),))
 
 
 @pytest.mark.parametrize(
-    ("noise", "old_rows", "new_half_width", "old_noise", "new_noise"),
+    ("noise", "old_half_width", "new_half_width", "old_noise", "new_noise"),
     [
         (0.05, 0.001, 0.001, 0.001, 0.001),  # the minimum
-        (0.11, 0.04, 0.07, 0.001, 0.001),  # both intervals together
+        (0.11, 0.04, 0.07, 0.001, 0.001),  # the sum of both half widths
         (0.08, 0.001, 0.001, 0.04, 0.001),  # twice the A/A noise of the old comparison
         (0.08, 0.001, 0.001, 0.001, 0.04),  # ... of the new one
     ],
 )
-def test_a_regression_is_what_exceeds_the_noise(
-    noise, old_rows, new_half_width, old_noise, new_noise
+def test_only_changes_beyond_the_noise_are_regressions(
+    noise, old_half_width, new_half_width, old_noise, new_noise
 ):
-    old = found(quiet(half_width=old_rows), noise=old_noise)
+    old = sample(steady_row(half_width=old_half_width), noise=old_noise)
     for loss, expected in ((noise - 0.001, 0), (noise + 0.001, 1)):
-        slow = quiet(1 / (1 - loss), new_half_width)
-        messages = regressions(found(slow, noise=new_noise), old)
+        slow = steady_row(1 / (1 - loss), new_half_width)
+        messages = regressions(sample(slow, noise=new_noise), old)
         assert len(messages) == expected
     assert messages == [
         "weak scaling, horovod, workers 2, cores per worker 1, global batch 256: measured "
@@ -47,17 +47,17 @@ def test_a_regression_is_what_exceeds_the_noise(
     ]
 
 
-def test_only_the_quartile_counts_and_faster_is_no_regression():
-    old = found(quiet())
-    assert regressions(found(quiet(0.5)), old) == []
-    assert regressions(found(quiet(images_per_second=1.0, step_ms_p95=9e9)), old) == []
+def test_only_the_lower_quartile_counts_and_faster_is_no_regression():
+    old = sample(steady_row())
+    assert regressions(sample(steady_row(0.5)), old) == []
+    assert regressions(sample(steady_row(images_per_second=1.0, step_ms_p95=9e9)), old) == []
 
 
 @pytest.mark.parametrize(("noise", "half_width"), [(0.05, 0.001), (0.09, 0.045)])
 def test_a_smaller_ratio_is_a_regression(noise, half_width):
     def with_ratio(ratio, **changes):
         ends = {"ratio_low": ratio * (1 - half_width), "ratio_high": ratio * (1 + half_width)}
-        return found(quiet(), ratio=ratio, **ends, **changes)
+        return sample(steady_row(), ratio=ratio, **ends, **changes)
 
     old = with_ratio(1.5)
     assert regressions(with_ratio(1.5 * (1 - noise + 0.001)), old) == []
@@ -69,14 +69,14 @@ def test_a_smaller_ratio_is_a_regression(noise, half_width):
         f"fast as the plain script; expected at least {1.5 * (1 - noise):.3f} times as fast as "
         f"the plain script (noise {noise:.1%})"
     )
-    for other in ({"batch": 65}, {"what": "evaluation"}, {"plain_precision": "mixed_bfloat16"}):
-        assert regressions(with_ratio(slow, **other), old) == []
+    for change in ({"batch": 65}, {"what": "evaluation"}, {"plain_precision": "mixed_bfloat16"}):
+        assert regressions(with_ratio(slow, **change), old) == []
 
 
-def test_rows_are_matched_by_all_that_identifies_them():
-    old = found(quiet(), quiet(workers=1), quiet(workers=1, cores_per_worker=2))
-    slow = quiet(2.0, workers=1, cores_per_worker=2)
-    (message,) = regressions(found(slow, quiet(2.0, workers=3)), old)
+def test_rows_are_matched_by_their_whole_key():
+    old = sample(steady_row(), steady_row(workers=1), steady_row(workers=1, cores_per_worker=2))
+    slow = steady_row(2.0, workers=1, cores_per_worker=2)
+    (message,) = regressions(sample(slow, steady_row(2.0, workers=3)), old)
     assert message.startswith("weak scaling, horovod, workers 1, cores per worker 2, ")
     changes = (
         {"scaling": "strong"},
@@ -87,15 +87,15 @@ def test_rows_are_matched_by_all_that_identifies_them():
     )
     for change in changes:
         with pytest.raises(DistcnnError, match="nothing to compare") as caught:
-            regressions(found(quiet(**change)), found(quiet()))
+            regressions(sample(steady_row(**change)), sample(steady_row()))
         assert "(weak scaling, horovod, workers 2, cores per worker 1, global batch 256)" in str(
             caught.value
         )
-    with pytest.raises(DistcnnError, match="measured were no rows; expected one of the base"):
-        regressions(found(), found(quiet()))
+    with pytest.raises(DistcnnError, match="measured no rows; expected one of the base"):
+        regressions(sample(), sample(steady_row()))
 
 
-def test_other_hardware_and_settings_are_told():
+def test_differences_in_hardware_and_settings_are_listed():
     old = results()
     assert environment_differences(results(date="2026-11-25", command="again"), old) == []
     new = results(

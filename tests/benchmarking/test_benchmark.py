@@ -1,4 +1,4 @@
-"""The command, end to end, with real workers."""
+"""The benchmark command, end to end, with real workers."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ import pytest
 
 from distcnn import benchmark as benchmark_command
 from distcnn.benchmarking.process_groups import run_workers
-from distcnn.benchmarking.report import write_all
+from distcnn.benchmarking.report import write_report
 from distcnn.benchmarking.results import Results, read_results
 from distcnn.cli.parser import parse_config
 from tests.benchmarking.samples import results
@@ -26,7 +26,7 @@ QUICK = ("--steps", "12", "--warmup", "2", "--data.image_size", "16")
 
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory):
-    """Weak and strong scaling by Horovod, the comparison and the prediction, in one go."""
+    """Weak and strong scaling with Horovod, the comparison and the prediction, in one run."""
     folder = tmp_path_factory.mktemp("benchmark")
     command = [
         *(sys.executable, "-m", "distcnn.benchmark", *NET, *QUICK),
@@ -35,11 +35,11 @@ def benchmark(tmp_path_factory):
         *("--distribute.sync_batchnorm", "false", "--out", "bench", "--json", "copy.json"),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = subprocess.run(
+    done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    assert found.returncode == 0, found.stdout + found.stderr
-    return folder, found.stdout, read_results(folder / "bench")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout, read_results(folder / "bench")
 
 
 def test_every_count_is_measured(benchmark):
@@ -59,8 +59,8 @@ def test_every_count_is_measured(benchmark):
         assert row.step_ms_p50_low <= row.step_ms_p50 <= row.step_ms_p50_high
         assert row.images_per_second == pytest.approx(1000 * row.global_batch / row.step_ms_p25)
         alone = next(r for r in results.rows if (r.scaling, r.workers) == (row.scaling, 1))
-        share = row.images_per_second / row.workers / alone.images_per_second
-        assert row.efficiency == pytest.approx(share)
+        efficiency = row.images_per_second / row.workers / alone.images_per_second
+        assert row.efficiency == pytest.approx(efficiency)
         total = row.input_share + row.compute_share + row.communication_share
         assert total == pytest.approx(1)
         assert (row.communication_share == 0) or row.workers > 1
@@ -77,13 +77,13 @@ def test_every_count_is_measured(benchmark):
 
 def test_plain_keras_is_compared(benchmark):
     _, printed, results = benchmark
-    whats = ["training step", "input of a batch", "evaluation", "prediction"]
-    assert [c.what for c in results.comparisons] == whats
+    operations = ["training step", "input of a batch", "evaluation", "prediction"]
+    assert [comparison.what for comparison in results.comparisons] == operations
     for comparison in results.comparisons:
         assert comparison.plain_precision == "float32"
         assert comparison.ratio_low <= comparison.ratio <= comparison.ratio_high
-        exact = comparison.plain_ms / comparison.distcnn_ms
-        assert comparison.ratio == pytest.approx(exact)
+        ratio = comparison.plain_ms / comparison.distcnn_ms
+        assert comparison.ratio == pytest.approx(ratio)
         assert comparison.noise > 0
     assert "against a plain Keras script" in printed
 
@@ -123,26 +123,26 @@ def test_a_slower_run_fails_against_its_baseline(benchmark, run_module):
     assert "not slower than slower.json" in fine.stdout
 
 
-def test_the_baseline_is_not_replaced(run_module):
-    write_all(results(), Path("bench"))
+def test_the_baseline_is_not_overwritten(run_module):
+    write_report(results(), Path("bench"))
     before = Path("bench/results.json").read_bytes()
-    found = run_module("distcnn.benchmark", "--baseline", "bench", "--out", "bench")
-    assert found.returncode == 2
-    assert "would replace the baseline bench; give another --out" in found.stderr
+    done = run_module("distcnn.benchmark", "--baseline", "bench", "--out", "bench")
+    assert done.returncode == 2
+    assert "would overwrite the baseline bench; choose another --out" in done.stderr
     assert Path("bench/results.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
 def test_other_strategies(strategy, run_module):
     command = (*NET, *QUICK, "--workers", "2", "--scaling", "strong", "--out", "bench")
-    found = run_module("distcnn.benchmark", *command, "--distribute.strategy", strategy)
-    assert found.returncode == 0, found.stdout + found.stderr
+    done = run_module("distcnn.benchmark", *command, "--distribute.strategy", strategy)
+    assert done.returncode == 0, done.stdout + done.stderr
     (row,) = read_results(Path("bench")).rows
     assert (row.strategy, row.workers, row.efficiency) == (strategy, 2, None)
     assert row.communication_share + row.compute_share > 0.3
 
 
-def test_workers_that_share_cores_have_all_that_they_were_given(tmp_path):
+def test_oversubscribed_workers_use_all_their_cores(tmp_path):
     config = parse_config("benchmark", "", [*NET, "--distribute.strategy", "multi_worker"])
     assert config is not None
     (tmp_path / "config.yaml").write_text(config.to_yaml())
@@ -150,15 +150,15 @@ def test_workers_that_share_cores_have_all_that_they_were_given(tmp_path):
     entry["config"] = str(tmp_path / "config.yaml")
     cores = len(os.sched_getaffinity(0))
     plan = {"cores_per_process": cores, "entries": [entry]}
-    (found,) = run_workers("multi_worker", 2, plan, tmp_path / "group")
-    assert found["environment"]["cores"] == cores
+    (measured,) = run_workers("multi_worker", 2, plan, tmp_path / "group")
+    assert measured["environment"]["cores"] == cores
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--workers", "0,2"), "workers is '0,2'; expected numbers of workers"),
-        (("--predict", "8"), "predict needs the reduction of at least 2 workers"),
+        (("--predict", "8"), "predict needs a measurement of at least 2 workers"),
         (("--steps", "2"), "steps is 2; expected at least 5"),
         (("--baseline", "none.json"), "none.json cannot be read"),
         (("--cores_per_worker", "few"), "cores_per_worker is 'few'; expected fixed"),
@@ -166,27 +166,27 @@ def test_workers_that_share_cores_have_all_that_they_were_given(tmp_path):
     ],
 )
 def test_wrong_flags_are_refused_at_once(arguments, message, run_module):
-    found = run_module("distcnn.benchmark", *arguments)
-    assert found.returncode in (1, 2)
-    assert message in found.stderr
+    done = run_module("distcnn.benchmark", *arguments)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
     assert not Path("benchmarks").exists()
 
 
 def test_a_worker_that_fails_is_quoted(run_module):
-    found = run_module(
+    done = run_module(
         "distcnn.benchmark", "--model.factory", "tests.tiny:missing", "--workers", "1"
     )
-    assert found.returncode == 1
-    assert "1 workers by one_device failed: error: model.factory is" in found.stderr
+    assert done.returncode == 1
+    assert "one_device with 1 worker failed: error: model.factory is" in done.stderr
 
 
 def ranks_of(launcher: psutil.Process) -> list[psutil.Process]:
-    found = []
+    ranks = []
     for child in launcher.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if "HOROVOD_RANK" in child.environ() and sys.executable == child.cmdline()[0]:
-                found.append(child)
-    return found
+                ranks.append(child)
+    return ranks
 
 
 def test_a_signal_leaves_no_worker_behind(tmp_path):
@@ -197,12 +197,12 @@ def test_a_signal_leaves_no_worker_behind(tmp_path):
         *("--workers", "2", "--distribute.strategy", "horovod", "--out", "bench"),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
-    with psutil.Popen(command, cwd=scratch, env=environment, stderr=subprocess.DEVNULL) as found:
-        while len(workers := ranks_of(found)) < 2:
-            assert found.poll() is None
+    with psutil.Popen(command, cwd=scratch, env=environment, stderr=subprocess.DEVNULL) as process:
+        while len(workers := ranks_of(process)) < 2:
+            assert process.poll() is None
             time.sleep(0.2)
-        found.terminate()
-        assert found.wait(timeout=60) == 143
+        process.terminate()
+        assert process.wait(timeout=60) == 143
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive
     assert not list(scratch.glob("distcnn-*"))
@@ -217,11 +217,11 @@ def test_a_signal_leaves_no_worker_behind(tmp_path):
         (("--recipe", "quickstart"), "digits"),
     ],
 )
-def test_only_images_to_be_downloaded_become_synthetic(arguments, name, monkeypatch):
-    def campaign(config, *_args, **_settings):
+def test_only_images_that_need_a_download_become_synthetic(arguments, name, monkeypatch):
+    def benchmark(config, *_args, **_settings):
         raise LookupError(config.data.name)
 
-    monkeypatch.setattr(benchmark_command, "ScalingBenchmark", campaign)
+    monkeypatch.setattr(benchmark_command, "ScalingBenchmark", benchmark)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(LookupError, match=name):
         benchmark_command.main(arguments)

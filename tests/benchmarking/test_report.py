@@ -1,4 +1,4 @@
-"""The results of a benchmark: as JSON, CSV, Markdown, tables on the terminal, and a picture."""
+"""The report of a benchmark: JSON, CSV, Markdown, tables on the terminal, and a figure."""
 
 import csv
 import dataclasses
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from distcnn.benchmarking.plot import scaling_figure
-from distcnn.benchmarking.report import show, to_csv, to_markdown, write_all
+from distcnn.benchmarking.report import print_report, to_csv, to_markdown, write_report
 from distcnn.benchmarking.results import Results, Row, read_results
 from distcnn.errors import DistcnnError
 from distcnn.inference.plots import to_pixels
@@ -19,8 +19,8 @@ from tests.benchmarking.samples import comparison, results, row
 
 
 def wide_results():
-    """Every cell as wide as it becomes on a large machine."""
-    wide = [
+    """Results whose cells are as wide as on a large machine."""
+    rows = [
         row(
             scaling=scaling,
             strategy="one_device" if workers == 1 else strategy,
@@ -33,15 +33,15 @@ def wide_results():
         for strategy in ("horovod", "multi_worker")
         for workers in (1, 16)
     ]
-    unlike = comparison(distcnn_precision="mixed_bfloat16", plain_ms=1234.5)
-    return results(rows=tuple(wide), comparisons=(unlike,))
+    wide = comparison(distcnn_precision="mixed_bfloat16", plain_ms=1234.5)
+    return results(rows=tuple(rows), comparisons=(wide,))
 
 
 def test_everything_is_written_and_read_back(tmp_path):
     folder = tmp_path / "new" / "folder"
-    whole = results(rows=(row(cores_per_worker=None, efficiency=None), row(workers=1)))
-    for expected in (results(), whole, results(prediction=None, comparisons=())):
-        write_all(expected, folder)
+    on_gpus = results(rows=(row(cores_per_worker=None, efficiency=None), row(workers=1)))
+    for expected in (results(), on_gpus, results(prediction=None, comparisons=())):
+        write_report(expected, folder)
         assert read_results(folder) == read_results(folder / "results.json") == expected
     names = ["environment.json", "results.csv", "results.json", "results.md", "scaling.png"]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -52,12 +52,12 @@ def test_everything_is_written_and_read_back(tmp_path):
         assert image.format == "PNG"
 
 
-def test_without_rows_there_is_no_picture(tmp_path):
-    nothing = results(rows=(), prediction=None)
-    write_all(nothing, tmp_path / "out")
+def test_without_rows_there_is_no_figure(tmp_path):
+    without_rows = results(rows=(), prediction=None)
+    write_report(without_rows, tmp_path / "out")
     assert not (tmp_path / "out" / "scaling.png").exists()
-    assert "scaling.png" not in to_markdown(nothing)
-    assert "training step" in to_markdown(nothing)
+    assert "scaling.png" not in to_markdown(without_rows)
+    assert "training step" in to_markdown(without_rows)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_without_rows_there_is_no_picture(tmp_path):
         (("comparisons", 0), 3, r"comparisons\[0\] is 3; expected an object"),
         (("prediction", "points", 2, "error"), "?", r"prediction.points\[2\].error is '\?'"),
         (("environment",), list(range(99)), "environment is list; expected an object"),
-        (("rows", 0, "wrokers"), 2, r"rows\[0\] has the unknown wrokers; expected scaling, "),
-        (("extra",), 2, "the file has the unknown extra; expected command, date, .*; run the"),
+        (("rows", 0, "wrokers"), 2, r"rows\[0\] has the unknown key wrokers; expected scaling, "),
+        (("extra",), 2, "the file has the unknown key extra; expected command, date, .*; run the"),
     ],
 )
 def test_a_damaged_value_is_named(path, value, message, tmp_path):
@@ -118,16 +118,16 @@ def test_the_csv_holds_every_number():
     expected = results(rows=(row(), row(workers=1, cores_per_worker=None, efficiency=None)))
     parsed = list(csv.DictReader(io.StringIO(to_csv(expected))))
     assert len(parsed) == 2
-    for line, one in zip(parsed, expected.rows, strict=True):
+    for line, source in zip(parsed, expected.rows, strict=True):
         assert float(line.pop("images_per_second_per_worker")) == (
-            one.images_per_second / one.workers
+            source.images_per_second / source.workers
         )
-        values = dataclasses.asdict(one).items()
+        values = dataclasses.asdict(source).items()
         assert line == {name: "" if value is None else str(value) for name, value in values}
 
 
 def markdown_tables(text):
-    """The tables below each heading, as a list of rows by heading of the column."""
+    """Returns the table below each heading, as a list of rows that map column headings to cells."""
     tables = {}
     for section in text.split("\n## ")[1:]:
         title, *lines = section.splitlines()
@@ -145,14 +145,14 @@ def number(cell):
 
 
 def test_the_markdown_holds_the_same_numbers():
-    found = results()
-    text = to_markdown(found)
-    for part in (found.command, found.date, "AMD EPYC 9B14, 2 CPU cores", found.denominator):
+    sample = results()
+    text = to_markdown(sample)
+    for part in (sample.command, sample.date, "AMD EPYC 9B14, 2 CPU cores", sample.denominator):
         assert part in text
-    weak, strong, shares, comparisons, predicted = markdown_tables(text).values()
+    weak, strong, fractions, comparisons, predicted = markdown_tables(text).values()
     assert [line["workers x cores"] for line in weak] == ["1 x 1", "2 x 1", r"4 x 1\*"]
     assert r"\* these workers share cores or GPUs" in text
-    for line, one in zip((*weak, *strong), found.rows, strict=True):
+    for line, source in zip((*weak, *strong), sample.rows, strict=True):
         low, high = line["95 % interval"].split("-")
         shown = [
             *(line["images/s"], line["per worker"], line["step p50 ms"], low, high),
@@ -160,42 +160,51 @@ def test_the_markdown_holds_the_same_numbers():
         ]
         assert [number(cell) for cell in shown] == pytest.approx(
             [
-                *(one.images_per_second, one.images_per_second_per_worker, one.step_ms_p50),
-                *(one.step_ms_p50_low, one.step_ms_p50_high, one.step_ms_p95, one.efficiency),
-                *(one.peak_memory_mb, one.share_of_peak),
+                *(
+                    source.images_per_second,
+                    source.images_per_second_per_worker,
+                    source.step_ms_p50,
+                ),
+                *(
+                    source.step_ms_p50_low,
+                    source.step_ms_p50_high,
+                    source.step_ms_p95,
+                    source.efficiency,
+                ),
+                *(source.peak_memory_mb, source.share_of_peak),
             ],
             rel=2e-3,
         )
     assert [line["batch"] for line in weak] == ["128"] * 3
-    for line, one in zip(shares, found.rows, strict=True):
-        assert line["verdict"] == one.verdict
-        assert number(line["comm."]) == pytest.approx(one.communication_share)
+    for line, source in zip(fractions, sample.rows, strict=True):
+        assert line["verdict"] == source.verdict
+        assert number(line["comm."]) == pytest.approx(source.communication_share)
     assert [number(line["times as fast"]) for line in comparisons] == [1.25, 1.031]
     assert [line["error of step ms"] for line in predicted] == ["+0.0%", "-2.3%", "-"]
 
 
-def test_nothing_breaks_a_table_of_markdown():
+def test_special_characters_do_not_break_a_markdown_table():
     text = to_markdown(results(rows=(row(verdict="a | b\n<c>"),)))
-    (shares,) = [t for title, t in markdown_tables(text).items() if title.startswith("Where")]
-    assert shares[0]["verdict"] == r"a \| b \<c>"
+    (fractions,) = [t for title, t in markdown_tables(text).items() if title.startswith("Where")]
+    assert fractions[0]["verdict"] == r"a \| b \<c>"
 
 
-@pytest.mark.parametrize("found", [results(), wide_results()], ids=["usual", "wide"])
-def test_a_terminal_of_100_columns_cuts_nothing(found, monkeypatch, capsys):
-    show(found)
-    everything = capsys.readouterr().out
+@pytest.mark.parametrize("sample", [results(), wide_results()], ids=["usual", "wide"])
+def test_a_terminal_of_100_columns_truncates_nothing(sample, monkeypatch, capsys):
+    print_report(sample)
+    unwrapped = capsys.readouterr().out
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
-    show(found)
+    print_report(sample)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
-    assert "…" not in everything + "".join(lines)
+    assert "…" not in unwrapped + "".join(lines)
     assert max(len(line.rstrip()) for line in lines if "─" in line) <= 100
     end = lines.index(next(line for line in lines if line.startswith("Where the step time")))
-    as_in_a_file = everything.splitlines()
-    assert [line.rstrip() for line in lines[:end]] == [x.rstrip() for x in as_in_a_file[:end]]
+    unwrapped_lines = unwrapped.splitlines()
+    assert [line.rstrip() for line in lines[:end]] == [x.rstrip() for x in unwrapped_lines[:end]]
     words = " ".join(lines).split()
     assert sorted(word.strip("─") for word in words) == sorted(
-        word.strip("─") for word in everything.split()
+        word.strip("─") for word in unwrapped.split()
     )
 
 
@@ -207,13 +216,13 @@ def coordinates(line):
     return np.asarray(line.get_xydata())
 
 
-def test_the_picture_shows_the_numbers():
-    found = results()
-    figure = scaling_figure(found)
-    throughput, shares = figure.axes
+def test_the_figure_shows_the_numbers():
+    sample = results()
+    figure = scaling_figure(sample)
+    throughput, fractions = figure.axes
     lines = lines_of(throughput)
     for scaling in ("weak", "strong"):
-        rows = [one for one in found.rows if one.scaling == scaling]
+        rows = [r for r in sample.rows if r.scaling == scaling]
         points = coordinates(lines[f"{scaling} scaling"])
         np.testing.assert_allclose(points, [(r.workers, r.images_per_second) for r in rows])
     np.testing.assert_allclose(
@@ -229,22 +238,22 @@ def test_the_picture_shows_the_numbers():
     assert [label.get_text() for label in throughput.get_xticklabels()] == ["1", "2", "4", "16"]
     assert "images/s" in throughput.get_ylabel()
 
-    widths = [[bar.get_width() for bar in bars] for bars in shares.containers]
-    expected = [(r.input_share, r.compute_share, r.communication_share) for r in found.rows]
+    widths = [[bar.get_width() for bar in bars] for bars in fractions.containers]
+    expected = [(r.input_share, r.compute_share, r.communication_share) for r in sample.rows]
     np.testing.assert_allclose(np.transpose(widths), expected)
-    for bars, starts in zip(shares.containers, np.cumsum([[0] * 6, *widths], 0), strict=False):
+    for bars, starts in zip(fractions.containers, np.cumsum([[0] * 6, *widths], 0), strict=False):
         np.testing.assert_allclose([bar.get_x() for bar in bars], starts)
-    assert shares.get_yticklabels()[2].get_text() == "weak 4 x 1*, batch 512"
-    assert shares.yaxis_inverted()
+    assert fractions.get_yticklabels()[2].get_text() == "weak 4 x 1*, batch 512"
+    assert fractions.yaxis_inverted()
 
 
-def test_workers_that_divide_all_cores_are_ideal_if_they_do_as_much():
-    """Four cores in all, for one worker or among two or four."""
+def test_the_ideal_line_follows_the_cores_per_worker():
+    """One, two or four workers divide four cores, so the ideal throughput is the same for all."""
     divided = [
         row(workers=n, cores_per_worker=4 // n, step_ms=50.0 * n, efficiency=1.0) for n in (1, 2, 4)
     ]
-    found = results(rows=tuple(divided), prediction=None)
-    axes = scaling_figure(found).axes[0]
+    sample = results(rows=tuple(divided), prediction=None)
+    axes = scaling_figure(sample).axes[0]
     (dotted,) = [line for line in axes.lines if line.get_linestyle() == ":"]
     np.testing.assert_allclose(coordinates(dotted), [(n, 2560) for n in (1, 2, 4)])
 
@@ -276,21 +285,21 @@ def test_workers_that_divide_all_cores_are_ideal_if_they_do_as_much():
             },
         ),
     ],
-    ids=["one worker begins all strategies", "shared cores", "several cores", "several batches"],
+    ids=["one worker starts all lines", "different cores", "several cores", "several batches"],
 )
-def test_what_belongs_together_is_one_line(rows, lines):
+def test_rows_are_grouped_into_lines(rows, lines):
     axes = scaling_figure(results(rows=tuple(rows), prediction=None)).axes[0]
     drawn = lines_of(axes)
     assert {label: coordinates(line)[:, 0].tolist() for label, line in drawn.items()} == lines
 
 
 @pytest.mark.parametrize(
-    "found",
+    "sample",
     [results(), wide_results(), results(rows=(row(),), prediction=None)],
     ids=["usual", "wide", "one row"],
 )
-def test_no_part_of_the_picture_hides_another(found):
-    figure = scaling_figure(found)
+def test_no_part_of_the_figure_hides_another(sample):
+    figure = scaling_figure(sample)
     assert to_pixels(figure).std() > 5
     legends = [legend for half in figure.subfigs for legend in half.legends]
     parts = [*legends, *figure.axes, *figure.texts]
@@ -302,8 +311,8 @@ def test_no_part_of_the_picture_hides_another(found):
         assert not any(box.overlaps(other) for other in boxes[:number])
 
 
-def test_a_row_says_what_and_where():
-    one: Row = row(workers=4, scaling="strong", batch=256)
-    assert one.key == ("horovod", "strong", 4, 1, 256)
-    assert one.placement == "4 x 1*"
+def test_a_row_has_a_key_and_a_placement():
+    oversubscribed: Row = row(workers=4, scaling="strong", batch=256)
+    assert oversubscribed.key == ("horovod", "strong", 4, 1, 256)
+    assert oversubscribed.placement == "4 x 1*"
     assert row(workers=1, cores_per_worker=None).placement == "1"

@@ -1,4 +1,4 @@
-"""Who gets which cores, and what the shares of a step mean."""
+"""How cores are divided among workers, and what the fractions of a step lead to."""
 
 import dataclasses
 import os
@@ -24,14 +24,14 @@ from distcnn.errors import UsageError
         (2, [4], "fixed", {4: 1}),
     ],
 )
-def test_cores_of_each_worker(cores, counts, rule, expected):
-    found = CoreAllocation(Machine(cores, 0), rule, tuple(counts))
-    assert {count: found.per_worker(count) for count in counts} == expected
+def test_cores_per_worker(cores, counts, rule, expected):
+    allocation = CoreAllocation(Machine(cores, 0), rule, tuple(counts))
+    assert {count: allocation.per_worker(count) for count in counts} == expected
 
 
-def test_counts_beyond_the_hardware_are_marked():
-    found = CoreAllocation(Machine(2, 0), "fixed", (1, 2, 4))
-    assert [found.oversubscribed(count) for count in (1, 2, 4)] == [False, False, True]
+def test_counts_beyond_the_hardware_are_oversubscribed():
+    on_cores = CoreAllocation(Machine(2, 0), "fixed", (1, 2, 4))
+    assert [on_cores.oversubscribed(count) for count in (1, 2, 4)] == [False, False, True]
     on_gpus = CoreAllocation(Machine(8, 2), "fixed", (1, 2, 4))
     assert on_gpus.per_worker(2) is None
     assert [on_gpus.oversubscribed(count) for count in (2, 4)] == [False, True]
@@ -44,7 +44,7 @@ def test_wrong_rules_are_refused(rule):
         CoreAllocation(Machine(2, 0), rule, (1,))
 
 
-def test_several_workers_need_a_strategy_of_several():
+def test_several_workers_need_a_distributed_strategy():
     with pytest.raises(UsageError, match="one_device; expected horovod"):
         ScalingBenchmark(
             Config(distribute=DistributeConfig(strategy="one_device")),
@@ -56,7 +56,7 @@ def test_several_workers_need_a_strategy_of_several():
         )
 
 
-def test_each_process_is_bound_to_its_own_cores():
+def test_each_process_is_pinned_to_its_own_cores():
     before = os.sched_getaffinity(0)
     try:
         cores = sorted(before)
@@ -71,50 +71,55 @@ def test_each_process_is_bound_to_its_own_cores():
         os.sched_setaffinity(0, before)
 
 
-def test_shares_add_up():
-    found = time_fractions({"full": 100.0, "resident": 90.0, "unreduced": 70.0}, 0.02)
-    assert found == pytest.approx(
+def test_the_time_fractions_add_up():
+    fractions = time_fractions({"full": 100.0, "resident": 90.0, "unreduced": 70.0}, 0.02)
+    assert fractions == pytest.approx(
         {"input_share": 0.1, "communication_share": 0.2, "compute_share": 0.7}
     )
     assert time_fractions({"full": 100.0, "resident": 101.0}, 0.0)["compute_share"] == 1.0
-    # A pipeline that catches up while others have their turn is found by what a run waits for it.
+    # The pipeline catches up while other variants run; only the wait without pauses reveals it.
     assert time_fractions({"full": 100.0, "resident": 100.0}, 0.4)["input_share"] == 0.4
     noisy = time_fractions({"full": 50.0, "resident": 90.0, "unreduced": 10.0}, 0.0)
     assert noisy == {"input_share": 0.0, "compute_share": 0.0, "communication_share": 1.0}
 
 
-BASE = {"input_share": 0.0, "communication_share": 0.0, "compute_share": 1.0}
-FED = {"input_share": 0.4, "communication_share": 0.1, "compute_share": 0.5}
-TOLD = {"input_share": 0.0, "communication_share": 0.3, "compute_share": 0.7}
+COMPUTE_BOUND = {"input_share": 0.0, "communication_share": 0.0, "compute_share": 1.0}
+INPUT_BOUND = {"input_share": 0.4, "communication_share": 0.1, "compute_share": 0.5}
+COMMUNICATION_BOUND = {"input_share": 0.0, "communication_share": 0.3, "compute_share": 0.7}
 
 
 @pytest.mark.parametrize(
-    ("config", "shares", "settings", "words"),
+    ("config", "fractions", "settings", "words"),
     [
-        (Config(), BASE, {}, "as it should be"),
-        (Config(), BASE, {"precision": "float32"}, "--precision.policy mixed_bfloat16"),
-        (Config(), BASE, {"fast_path": False}, "--train.fast_path on"),
-        (Config(), BASE, {"step_ms": 2.0}, "--train.steps_per_execution 10"),
-        (Config(), BASE, {"oversubscribed": True}, "start fewer"),
-        (Config(), FED, {}, "bound by input (40%): augment less"),
-        (Config(data=DataConfig(cache="none")), FED, {}, "--data.cache memory"),
-        (Config(), TOLD, {}, "bound by communication (30%): reduce less often"),
+        (Config(), COMPUTE_BOUND, {}, "already well tuned"),
+        (Config(), COMPUTE_BOUND, {"precision": "float32"}, "--precision.policy mixed_bfloat16"),
+        (Config(), COMPUTE_BOUND, {"fast_path": False}, "--train.fast_path on"),
+        (Config(), COMPUTE_BOUND, {"step_ms": 2.0}, "--train.steps_per_execution 10"),
+        (Config(), COMPUTE_BOUND, {"oversubscribed": True}, "start fewer"),
+        (Config(), INPUT_BOUND, {}, "input-bound (40%): augment less"),
+        (Config(data=DataConfig(cache="none")), INPUT_BOUND, {}, "--data.cache memory"),
+        (Config(), COMMUNICATION_BOUND, {}, "communication-bound (30%): reduce less often"),
         (
             Config(distribute=DistributeConfig(sync_batchnorm=True)),
-            TOLD,
+            COMMUNICATION_BOUND,
             {},
             "--distribute.sync_batchnorm false",
         ),
-        (Config(train=TrainConfig(accumulation_steps=4)), TOLD, {}, "--distribute.compression"),
         (
             Config(train=TrainConfig(accumulation_steps=4)),
-            TOLD,
-            {"transport": "shared memory"},  # which compression would switch off
+            COMMUNICATION_BOUND,
+            {},
+            "--distribute.compression",
+        ),
+        (
+            Config(train=TrainConfig(accumulation_steps=4)),
+            COMMUNICATION_BOUND,
+            {"transport": "shared memory"},  # which compression would disable
             "a larger --train.batch_size",
         ),
     ],
 )
-def test_the_verdict_names_the_flag(config, shares, settings, words):
+def test_the_verdict_names_the_flag_to_change(config, fractions, settings, words):
     usual = {
         "step_ms": 50.0,
         "precision": "mixed_bfloat16",
@@ -123,15 +128,15 @@ def test_the_verdict_names_the_flag(config, shares, settings, words):
         "transport": "Horovod",
         "fastest_policy": "mixed_bfloat16",
     }
-    assert words in describe_bottleneck(config, shares, **(usual | settings))
+    assert words in describe_bottleneck(config, fractions, **(usual | settings))
 
 
-def test_the_global_batch_of_each_count():
-    found = ScalingBenchmark(
+def test_the_global_batch_by_number_of_workers():
+    benchmark = ScalingBenchmark(
         Config(), Machine(4, 0), [1, 2], steps=5, warmup=1, cores_per_worker="fixed"
     )
     sizes = [
-        found._config_for(workers, mode).train.global_batch_size
+        benchmark._config_for(workers, mode).train.global_batch_size
         for mode in ("weak", "strong")
         for workers in (1, 2)
     ]

@@ -1,24 +1,24 @@
-"""The model of scaling finds what made its data, and says what follows."""
+"""The scaling model: its fit and its predictions."""
 
 import pytest
 
-from distcnn.benchmarking.scaling_model import ScalingModel, fit
+from distcnn.benchmarking.scaling_model import ScalingModel, fit_scaling_model
 
 
-def test_the_fit_finds_what_made_the_data():
-    made = ScalingModel(5.0, 0.8, 0.05, 1e6, 9_000_000)
-    steps = {batch: made.compute_ms(batch) for batch in (16, 32, 64, 128)}
+def test_the_fit_recovers_the_parameters_of_the_data():
+    truth = ScalingModel(5.0, 0.8, 0.05, 1e6, 9_000_000)
+    steps = {batch: truth.compute_ms(batch) for batch in (16, 32, 64, 128)}
     sizes = (4096, 2**18, 2**20, 2**24)
     reductions = {n: ScalingModel(0, 0, 0.05, 1e6, n).reduce_ms(4) for n in sizes}
-    found = fit(steps, reductions, 4, 9_000_000)
-    assert found.fixed_ms == pytest.approx(5)
-    assert found.per_image_ms == pytest.approx(0.8)
-    assert found.latency_ms == pytest.approx(0.05)
-    assert found.bytes_per_ms == pytest.approx(1e6)
-    assert found.step_ms(64, 32) == pytest.approx(made.step_ms(64, 32))
+    fitted = fit_scaling_model(steps, reductions, 4, 9_000_000)
+    assert fitted.fixed_ms == pytest.approx(5)
+    assert fitted.per_image_ms == pytest.approx(0.8)
+    assert fitted.latency_ms == pytest.approx(0.05)
+    assert fitted.bytes_per_ms == pytest.approx(1e6)
+    assert fitted.step_ms(64, 32) == pytest.approx(truth.step_ms(64, 32))
 
 
-def test_what_follows():
+def test_times_and_efficiencies_follow_the_formulas():
     model = ScalingModel(10, 1, 0.1, 1e6, 10_000_000)
     assert model.efficiency(1, 64) == 1
     # 14 hops of 0.1 ms, and 14 / 8 of 10 MB at 1 GB/s.
@@ -28,7 +28,7 @@ def test_what_follows():
 
 
 def test_no_time_is_negative():
-    found = fit({16: 1.0, 32: 3.0, 64: 7.0}, {4096: 0.1, 2**20: 0.1}, 2, 1)
-    assert found.fixed_ms == 0
-    assert found.bytes_per_ms > 0
-    assert found.compute_ms(64) > 0
+    fitted = fit_scaling_model({16: 1.0, 32: 3.0, 64: 7.0}, {4096: 0.1, 2**20: 0.1}, 2, 1)
+    assert fitted.fixed_ms == 0
+    assert fitted.bytes_per_ms > 0
+    assert fitted.compute_ms(64) > 0

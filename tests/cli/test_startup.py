@@ -7,7 +7,7 @@ import pytest
 from distcnn.cli.startup import import_tensorflow
 from tests.runs import flags, small_config
 
-NOTES = [
+NOTICES = [
     "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
     "I0000 00:00:1.0 1 port.cc:153] oneDNN custom operations are on. You may see slightly",
     "I0000 00:00:1.0 1 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU",
@@ -15,23 +15,23 @@ NOTES = [
     "To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow",
     "E0000 00:00:1.0 1 cuda_platform.cc:52] failed call to cuInit: INTERNAL: UNKNOWN ERROR (303)",
 ]
-OTHERS = [
+OTHER_LINES = [
     "E0000 00:00:1.0 1 cuda_platform.cc:52] failed call to cuInit: CUDA_ERROR_NO_DEVICE (100)",
     "W0000 00:00:1.0 1 gpu_device.cc:2342] Cannot dlopen some GPU libraries.",
     "gr\xfcn",
 ]
 
 
-def lines(names: list[str]) -> bytes:
-    return "".join(f"{name}\n" for name in names).encode("latin-1")
+def encode(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode("latin-1")
 
 
 def fake_tensorflow(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    """A tensorflow that prints while it looks for GPUs, as C++ does."""
+    """Installs a fake tensorflow that prints to descriptor 2, as C++ does, while it lists GPUs."""
 
     def list_physical_devices(kind: str) -> None:
         assert kind == "GPU"
-        os.write(2, lines([*NOTES, *OTHERS]))
+        os.write(2, encode([*NOTICES, *OTHER_LINES]))
         if fails:
             raise RuntimeError("no devices")
 
@@ -40,7 +40,7 @@ def fake_tensorflow(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_only_the_known_notes_are_dropped(fails, monkeypatch, capfdbinary):
+def test_only_known_notices_are_dropped(fails, monkeypatch, capfdbinary):
     fake_tensorflow(monkeypatch, fails)
     files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     os.write(2, b"before\n")
@@ -49,12 +49,12 @@ def test_only_the_known_notes_are_dropped(fails, monkeypatch, capfdbinary):
             import_tensorflow()
     else:
         import_tensorflow()
-    os.write(2, b"after\n")  # stderr is what it was
-    assert capfdbinary.readouterr().err == b"before\n" + lines(OTHERS) + b"after\n"
+    os.write(2, b"after\n")  # stderr is restored
+    assert capfdbinary.readouterr().err == b"before\n" + encode(OTHER_LINES) + b"after\n"
     assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
 
 
-def test_the_log_level_of_the_user_stays(monkeypatch):
+def test_the_users_log_level_is_kept(monkeypatch):
     fake_tensorflow(monkeypatch, fails=False)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     import_tensorflow()
@@ -64,7 +64,7 @@ def test_the_log_level_of_the_user_stays(monkeypatch):
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2"
 
 
-def test_xla_keeps_what_it_compiles(tmp_path, run_module, monkeypatch):
+def test_xla_caches_compiled_programs(tmp_path, run_module, monkeypatch):
     monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
     arguments = flags(small_config(tmp_path / "run", precision__xla="on", train__epochs=1))
     done = run_module("distcnn.train", *arguments)
@@ -72,8 +72,8 @@ def test_xla_keeps_what_it_compiles(tmp_path, run_module, monkeypatch):
     assert list((tmp_path / "cache" / "distcnn" / "xla").iterdir())
 
 
-def test_a_cache_of_the_users_own_stays(monkeypatch):
-    own = "--tf_xla_persistent_cache_directory=/elsewhere"
-    monkeypatch.setenv("TF_XLA_FLAGS", own)
+def test_the_users_own_cache_is_kept(monkeypatch):
+    flag = "--tf_xla_persistent_cache_directory=/elsewhere"
+    monkeypatch.setenv("TF_XLA_FLAGS", flag)
     import_tensorflow()
-    assert os.environ["TF_XLA_FLAGS"] == own
+    assert os.environ["TF_XLA_FLAGS"] == flag

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from distcnn.cli.commandline import Parser, parse_config
 
+from distcnn.cli.parser import Parser, parse_config
 from distcnn.errors import UsageError
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, SITE, anchors, blocks, commands, inline_code, links, name_of

@@ -208,7 +208,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     config = small_config(tmp_path / "run", **overrides)
     assert Trainer(config, [SignalAt(2)]).fit() is None
     (images / "train" / "a" / "00.png").unlink()
-    with pytest.raises(DistcnnError, match="begun with 36 training images, now there are 35"):
+    with pytest.raises(DistcnnError, match="started with 36 training images, now there are 35"):
         small_run(tmp_path / "run", **overrides)
 
 
