@@ -103,7 +103,7 @@ def _commands(
         launcher = Path(sys.executable).parent / "horovodrun"
         if not launcher.exists():
             raise UsageError(
-                f"there is no {launcher}; run launch/install_horovod.sh, or take "
+                f"there is no {launcher}; run distcnn install-horovod, or take "
                 "--distribute.strategy multi_worker or mirrored"
             )
         return [([str(launcher), "--gloo", "-np", str(workers), *command], clean)]

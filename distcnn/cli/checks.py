@@ -22,12 +22,15 @@ Level = Literal["ok", "warning", "error"]
 
 _EXPECTED = {
     "tensorflow": ((2, 21), (2, 22), "pip install 'tensorflow~=2.21.0'"),
-    "keras": ((3, 15, 1), (4,), "pip install 'keras>=3.15.1,<4'"),
+    "keras": ((3, 15, 1), (3, 16), "pip install 'keras>=3.15.1,<3.16'"),
     "numpy": ((2,), (3,), "pip install 'numpy>=2,<3'"),
     "tensorboard": ((2, 21), (2, 22), "pip install 'tensorboard~=2.21.0'"),
 }
 """Versions from (inclusive) and to (exclusive), and what mends another one. Keras before 3.15.1
 runs code and follows paths out of a model file that it loads."""
+
+_MAY_BE_NEWER = {"keras": "3.15.x"}
+"""Packages whose newer versions are likely to work, and what was tried."""
 
 _ENOUGH_DISK = 2 * 10**9
 _ENOUGH_SHARED_MEMORY = 256 * 10**6
@@ -66,6 +69,9 @@ def check_versions() -> Iterator[Finding]:
         number = tuple(map(int, re.findall(r"\d+", found)[:3]))
         if low <= number < high:
             yield Finding(name, "ok", found)
+        elif number >= high and name in _MAY_BE_NEWER:
+            tried = f"{found}; tried with {_MAY_BE_NEWER[name]} only"
+            yield Finding(name, "warning", tried, remedy)
         else:
             wanted = f"{'.'.join(map(str, low))} to below {'.'.join(map(str, high))}"
             yield Finding(name, "error", f"{found}; expected {wanted}", remedy)
@@ -89,7 +95,7 @@ def check_hardware() -> Iterator[Finding]:
             "devices",
             "error",
             f"nvidia-smi finds {seen} GPUs, TensorFlow {len(gpus)}",
-            "launch/install.sh cuda installs TensorFlow's CUDA libraries",
+            "pip install 'tensorflow[and-cuda]~=2.21.0' installs TensorFlow's CUDA libraries",
         )
     cores = len(os.sched_getaffinity(0))
     hardware = find_hardware()
@@ -108,7 +114,7 @@ def check_horovod() -> Iterator[Finding]:
             "horovod",
             "warning",
             "not installed; several processes would train by multi_worker",
-            "launch/install_horovod.sh",
+            "distcnn install-horovod",
         )
         return
     file = Path(spec.submodule_search_locations[0]) / "metadata.json"
@@ -116,21 +122,21 @@ def check_horovod() -> Iterator[Finding]:
     present = metadata.version("tensorflow")
     if built_for != present:
         text = f"built for TensorFlow {built_for}, but {present} is installed"
-        yield Finding("horovod", "error", text, "launch/install_horovod.sh builds it anew")
+        yield Finding("horovod", "error", text, "distcnn install-horovod builds it anew")
         return
     from distcnn.distribute.horovod import import_horovod
 
     try:
         hvd = import_horovod()
     except DistcnnError as error:
-        yield Finding("horovod", "error", str(error), "launch/install_horovod.sh")
+        yield Finding("horovod", "error", str(error), "distcnn install-horovod")
         return
     parts = {"Gloo": hvd.gloo_built(), "NCCL": hvd.nccl_built(), "MPI": hvd.mpi_built()}
     text = (
         f"{metadata.version('horovod')} with {', '.join(n for n, built in parts.items() if built)}"
     )
     if _nvidia_gpus() and not parts["NCCL"]:
-        fix = "launch/install_horovod.sh --cuda"
+        fix = "distcnn install-horovod --cuda"
         yield Finding("horovod", "warning", f"{text}; GPUs would reduce over the host", fix)
     else:
         yield Finding("horovod", "ok", text)
@@ -250,7 +256,7 @@ def check_reduction(strategy: Literal["horovod", "multi_worker"]) -> Iterator[Fi
             errors.append((printed.strip().splitlines() or ["no message"])[-1])
     subject = f"two processes, {strategy}"
     if errors:
-        fix = "a firewall on loopback, or a broken build: launch/install_horovod.sh"
+        fix = "a firewall on loopback, or a broken build: distcnn install-horovod"
         yield Finding(subject, "error", errors[0].removeprefix("error: "), fix)
     else:
         yield Finding(subject, "ok", "they reduce")
