@@ -22,7 +22,7 @@ def distcnn(*arguments: str, before: str = "") -> subprocess.CompletedProcess[st
     script = Path("bin", "distcnn")
     script.parent.mkdir(exist_ok=True)
     script.write_text(f"{SCRIPT}{before}\nmain()\n")
-    command = [sys.executable, script, *arguments]
+    command = [sys.executable, str(script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
