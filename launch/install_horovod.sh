@@ -8,8 +8,8 @@
 #
 # It needs g++ (Debian: apt-get install g++ make patch) and takes two to ten minutes on two cores. The
 # wheel is kept in ~/.cache/distcnn/wheels, by the versions and the patch that it was made of, so the
-# next time takes seconds. VENV names another environment than .venv.
-# From an installed package, `distcnn install-horovod` runs it for the environment that the package is in.
+# next time takes seconds. VENV names another environment than .venv;
+# `distcnn install-horovod` names the one that it runs in.
 set -euo pipefail
 
 version=0.28.1
