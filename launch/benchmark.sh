@@ -10,6 +10,8 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/environment.sh
+source "$root/launch/environment.sh"
 dry_run=false counted=false
 arguments=()
 for argument in "$@"; do
@@ -28,7 +30,7 @@ if ! $counted; then
   for ((count = 2; count <= most; count *= 2)); do counts+=,$count; done
   arguments+=(--workers "$counts")
 fi
-command=("$root/.venv/bin/python" -m distcnn.benchmark "${arguments[@]}")
+command=("$venv/bin/python" -m distcnn.benchmark "${arguments[@]}")
 
 if $dry_run; then
   printf '%q ' "${command[@]}"

@@ -7,9 +7,16 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv
+# shellcheck source=launch/environment.sh
+source "$root/launch/environment.sh"
 extras=$(IFS=,; echo "$*")
 stamp=$venv/.installed-${extras:-base}
+
+if ! $in_clone; then # the package is installed, and what it needs with it
+  [[ -x $venv/bin/python ]] && exit 0
+  echo "error: there is no $venv/bin/python; VENV must name the environment that distcnn is installed in" >&2
+  exit 1
+fi
 
 if [[ -e $stamp && $stamp -nt $root/pyproject.toml ]]; then exit 0; fi
 

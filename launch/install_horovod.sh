@@ -8,15 +8,19 @@
 #
 # It needs g++ (Debian: apt-get install g++ make patch) and takes two to ten minutes on two cores. The
 # wheel is kept in ~/.cache/distcnn/wheels, by the versions and the patch that it was made of, so the
-# next time takes seconds. VENV names another environment than .venv.
+# next time takes seconds. VENV names another environment than .venv;
+# `distcnn install-horovod` names the one that it runs in.
 set -euo pipefail
 
 version=0.28.1
 checksum=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-patch=$root/launch/horovod.patch
-venv=${VENV:-$root/.venv}
+# shellcheck source=launch/environment.sh
+source "$root/launch/environment.sh"
+patch=$(dirname "${BASH_SOURCE[0]}")/horovod.patch
+venv=${VENV:-$venv}
 python=$venv/bin/python
+if $in_clone; then first="run launch/install.sh first"; else first="install distcnn there first"; fi
 
 fail() {
   echo "error: $1" >&2
@@ -36,14 +40,14 @@ for argument in "$@"; do
 done
 
 if ! $dry_run && [[ -z ${VENV:-} ]]; then "$root/launch/install.sh"; fi
-[[ -x $python ]] || fail "there is no $python; run launch/install.sh first"
+[[ -x $python ]] || fail "there is no $python; $first"
 tag=$("$python" -c '
 import hashlib, platform, sys
 from importlib import metadata
 patch = hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest()[:12]
 glibc = "".join(platform.libc_ver())
 print("tf" + metadata.version("tensorflow"), "cp%d%d" % sys.version_info[:2], platform.machine(), glibc, patch, sep="-")
-' "$patch") || fail "$python has no TensorFlow; run launch/install.sh first"
+' "$patch") || fail "$python has no TensorFlow; $first"
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/distcnn/wheels/horovod-$version-$variant-$tag
 
 if $dry_run; then
@@ -56,7 +60,8 @@ mkdir -p "$cache"
 exec 9>"$cache/.lock"
 flock 9
 stamp=$venv/.installed-horovod
-if [[ -e $stamp && $(<"$stamp") == "$cache" ]]; then exit 0; fi
+if [[ -e $stamp && $(<"$stamp") == "$cache" && -x $venv/bin/horovodrun ]]; then exit 0; fi
+"$python" -m pip --version >/dev/null 2>&1 || fail "$python has no pip to install Horovod with; run $python -m ensurepip"
 
 build() {
   command -v g++ >/dev/null || fail "there is no g++ to build Horovod with; Debian: apt-get install g++ make"

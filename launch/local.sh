@@ -10,6 +10,8 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/environment.sh
+source "$root/launch/environment.sh"
 dry_run=false
 arguments=()
 for argument in "$@"; do
@@ -29,10 +31,10 @@ fi
 export CUDA_VISIBLE_DEVICES=$gpu
 
 if $dry_run; then
-  printf 'CUDA_VISIBLE_DEVICES=%s %q -m distcnn.train' "$gpu" "$root/.venv/bin/python"
+  printf 'CUDA_VISIBLE_DEVICES=%s %q -m distcnn.train' "$gpu" "$venv/bin/python"
   printf ' %q' "${arguments[@]}"
   printf '\n'
   exit 0
 fi
 "$root/launch/install.sh" $extra
-exec "$root/.venv/bin/python" -m distcnn.train "${arguments[@]}"
+exec "$venv/bin/python" -m distcnn.train "${arguments[@]}"

@@ -12,6 +12,8 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/environment.sh
+source "$root/launch/environment.sh"
 dry_run=false
 arguments=()
 for argument in "$@"; do
@@ -34,10 +36,10 @@ if ((gpus > 0 && workers > gpus)); then
   exit 1
 fi
 
-python=$root/.venv/bin/python
+python=$venv/bin/python
 train=("$python" -m distcnn.train --distribute.strategy "$strategy")
 case $strategy in
-  horovod) command=("$root/.venv/bin/horovodrun" --gloo -np "$workers" "${train[@]}") ;;
+  horovod) command=("$venv/bin/horovodrun" --gloo -np "$workers" "${train[@]}") ;;
   mirrored) command=("${train[@]}" --distribute.devices "$workers") ;;
   *)
     echo "error: STRATEGY is $strategy; expected horovod or mirrored" >&2
@@ -55,4 +57,4 @@ if ((gpus > 0)); then "$root/launch/install.sh" cuda; else "$root/launch/install
 if [[ $strategy == horovod ]]; then
   if ((gpus > 0)); then "$root/launch/install_horovod.sh" --cuda; else "$root/launch/install_horovod.sh"; fi
 fi
-PATH=$root/.venv/bin:$PATH exec "${command[@]}"
+PATH=$venv/bin:$PATH exec "${command[@]}"

@@ -20,6 +20,8 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/environment.sh
+source "$root/launch/environment.sh"
 dry_run=false hosts=''
 arguments=()
 while (($# > 0)); do
@@ -69,11 +71,11 @@ if [[ -z $nic ]] && command -v ip >/dev/null; then
 fi
 
 # Horovod's launcher starts the workers of either strategy; it ends all when one fails.
-command=("$root/.venv/bin/horovodrun" --gloo -np "$workers" -H "$hosts")
+command=("$venv/bin/horovodrun" --gloo -np "$workers" -H "$hosts")
 if [[ -n ${SSH_PORT:-} ]]; then command+=(--ssh-port "$SSH_PORT"); fi
 if [[ -n ${SSH_KEY:-} ]]; then command+=(--ssh-identity-file "$SSH_KEY"); fi
 if [[ -n $nic ]]; then command+=(--network-interfaces "$nic"); fi
-command+=("$root/.venv/bin/python" -m distcnn.train --distribute.strategy "$strategy" "${arguments[@]}")
+command+=("$venv/bin/python" -m distcnn.train --distribute.strategy "$strategy" "${arguments[@]}")
 
 if [[ $strategy == multi_worker && -z $nic && ${PRIVATE:-yes} == yes ]]; then
   own=(unshare --map-root-user --net sh -c 'ip link set lo up && exec "$@"' sh)
@@ -86,4 +88,4 @@ if $dry_run; then
   echo
   exit 0
 fi
-DISTCNN_HOSTS=$hosts PATH=$root/.venv/bin:$PATH exec "${command[@]}"
+DISTCNN_HOSTS=$hosts PATH=$venv/bin:$PATH exec "${command[@]}"

@@ -8,6 +8,8 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/environment.sh
+source "$root/launch/environment.sh"
 if (($# == 0)); then set -- runs; fi
 specs=()
 for run in "$@"; do
@@ -28,4 +30,4 @@ if (($# == 1)); then
 else
   where=(--logdir_spec "$(IFS=,; echo "${specs[*]}")")
 fi
-exec "$root/.venv/bin/python" -m tensorboard.main "${where[@]}" --host localhost --port "${PORT:-6006}"
+exec "$venv/bin/python" -m tensorboard.main "${where[@]}" --host localhost --port "${PORT:-6006}"

@@ -18,12 +18,15 @@ from distcnn.runtime.nvidia import count_nvidia_gpus
 
 _EXPECTED = {
     "tensorflow": ((2, 21), (2, 22), "pip install 'tensorflow~=2.21.0'"),
-    "keras": ((3, 15, 1), (4,), "pip install 'keras>=3.15.1,<4'"),
+    "keras": ((3, 15, 1), (3, 16), "pip install 'keras>=3.15.1,<3.16'"),
     "numpy": ((2,), (3,), "pip install 'numpy>=2,<3'"),
     "tensorboard": ((2, 21), (2, 22), "pip install 'tensorboard~=2.21.0'"),
 }
 """Versions from (inclusive) and to (exclusive), and what mends another one. Keras before 3.15.1
 runs code and follows paths out of a model file that it loads."""
+
+_MAY_BE_NEWER = {"keras": "3.15.x"}
+"""Packages whose newer versions are likely to work, and what was tried."""
 
 _ENOUGH_DISK = 2 * 10**9
 _ENOUGH_SHARED_MEMORY = 256 * 10**6
@@ -45,6 +48,9 @@ def check_versions() -> Iterator[Finding]:
         number = tuple(map(int, re.findall(r"\d+", found)[:3]))
         if low <= number < high:
             yield Finding(name, "ok", found)
+        elif number >= high and name in _MAY_BE_NEWER:
+            tried = f"{found}; tried with {_MAY_BE_NEWER[name]} only"
+            yield Finding(name, "warning", tried, remedy)
         else:
             wanted = f"{'.'.join(map(str, low))} to below {'.'.join(map(str, high))}"
             yield Finding(name, "error", f"{found}; expected {wanted}", remedy)
@@ -68,7 +74,7 @@ def check_hardware() -> Iterator[Finding]:
             "devices",
             "error",
             f"nvidia-smi finds {seen} GPUs, TensorFlow {len(gpus)}",
-            "launch/install.sh cuda installs TensorFlow's CUDA libraries",
+            "pip install 'tensorflow[and-cuda]~=2.21.0' installs TensorFlow's CUDA libraries",
         )
     cores = len(os.sched_getaffinity(0))
     hardware = find_hardware()
@@ -184,7 +190,7 @@ def check_reduction(strategy: str) -> Iterator[Finding]:
             errors.append((printed.strip().splitlines() or ["no message"])[-1])
     subject = f"two processes, {strategy}"
     if errors:
-        fix = "check the firewall on loopback; if the build is broken, launch/install_horovod.sh"
+        fix = "check the firewall on loopback; if the build is broken, distcnn install-horovod"
         yield Finding(subject, "error", errors[0].removeprefix("error: "), fix)
     else:
         yield Finding(subject, "ok", "they reduce correctly")

@@ -44,7 +44,9 @@ class Parser(jsonargparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str) -> None:
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-        super().__init__(prog=f"python -m {prog}", description=description, allow_abbrev=False)
+        by_name = sys.argv[0].startswith("distcnn ")  # set by `distcnn.cli.commands.main`
+        usage = sys.argv[0] if by_name else f"python -m {prog}"
+        super().__init__(prog=usage, description=description, allow_abbrev=False)
         self.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
 
     def add_data_arguments(self, *keys: str) -> None:

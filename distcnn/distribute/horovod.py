@@ -84,7 +84,7 @@ class Horovod(Backend):
             raise DistcnnError(
                 f"{cluster.scheme} says that this is rank {cluster.rank} of {cluster.size}, but "
                 f"Horovod started as {found[0]} of {found[1]}; was it built for this launcher? "
-                "launch/install_horovod.sh --mpi serves mpirun"
+                "distcnn install-horovod --mpi serves mpirun"
             )
         self.rank, self.size = found
         with reporting_lost_peers(self):
@@ -262,12 +262,12 @@ def import_horovod() -> Any:
         import horovod.tensorflow as hvd
     except ImportError as error:
         raise DistcnnError(
-            f"Horovod cannot be imported ({error}); run launch/install_horovod.sh, or use "
+            f"Horovod cannot be imported ({error}); run distcnn install-horovod, or use "
             "--distribute.strategy multi_worker"
         ) from error
     except Exception as error:
         raise DistcnnError(
             f"Horovod does not fit TensorFlow {tf.__version__} ({type(error).__name__}); run "
-            "launch/install_horovod.sh, which builds it anew"
+            "distcnn install-horovod, which builds it anew"
         ) from error
     return hvd

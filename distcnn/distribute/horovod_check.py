@@ -19,7 +19,7 @@ def check_horovod() -> Iterator[Finding]:
             "horovod",
             "warning",
             "not installed; several processes would train by multi_worker",
-            "launch/install_horovod.sh",
+            "distcnn install-horovod",
         )
         return
     file = Path(spec.submodule_search_locations[0]) / "metadata.json"
@@ -27,21 +27,21 @@ def check_horovod() -> Iterator[Finding]:
     present = metadata.version("tensorflow")
     if built_for != present:
         text = f"built for TensorFlow {built_for}, but {present} is installed"
-        yield Finding("horovod", "error", text, "launch/install_horovod.sh builds it anew")
+        yield Finding("horovod", "error", text, "distcnn install-horovod builds it anew")
         return
     from distcnn.distribute.horovod import import_horovod
 
     try:
         hvd = import_horovod()
     except DistcnnError as error:
-        yield Finding("horovod", "error", str(error), "launch/install_horovod.sh")
+        yield Finding("horovod", "error", str(error), "distcnn install-horovod")
         return
     parts = {"Gloo": hvd.gloo_built(), "NCCL": hvd.nccl_built(), "MPI": hvd.mpi_built()}
     text = (
         f"{metadata.version('horovod')} with {', '.join(n for n, built in parts.items() if built)}"
     )
     if count_nvidia_gpus() and not parts["NCCL"]:
-        fix = "launch/install_horovod.sh --cuda"
+        fix = "distcnn install-horovod --cuda"
         yield Finding("horovod", "warning", f"{text}; GPUs would reduce over the host", fix)
     else:
         yield Finding("horovod", "ok", text)

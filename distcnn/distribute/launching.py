@@ -41,7 +41,7 @@ def horovodrun(
     launcher = Path(sys.executable).parent / "horovodrun"
     if not launcher.exists():
         raise UsageError(
-            f"there is no {launcher}; run launch/install_horovod.sh, or choose "
+            f"there is no {launcher}; run distcnn install-horovod, or choose "
             "--distribute.strategy multi_worker or mirrored"
         )
     line = [str(launcher), "--gloo", "-np", str(replicas), *command]

@@ -38,9 +38,10 @@ def test_this_machine_is_well(run_module, tmp_path):
 @pytest.mark.parametrize(
     ("name", "version", "text"),
     [
-        ("keras", "3.14.0", "3.14.0; expected 3.15.1 to below 4"),
-        ("keras", "4.0", "4.0; expected 3.15.1 to below 4"),
+        ("keras", "3.14.0", "3.14.0; expected 3.15.1 to below 3.16"),
+        ("keras", "3.15.0", "3.15.0; expected 3.15.1 to below 3.16"),
         ("tensorflow", "2.20.1", "2.20.1; expected 2.21 to below 2.22"),
+        ("tensorflow", "2.22.0", "2.22.0; expected 2.21 to below 2.22"),
         ("numpy", "1.26.4", "1.26.4; expected 2 to below 3"),
     ],
 )
@@ -50,6 +51,23 @@ def test_known_bad_versions_are_named_with_their_fix(name, version, text, monkey
     level, found, fix = levels(checks.check_versions())[name]
     assert (level, found) == ("error", text)
     assert fix.startswith(f"pip install '{name}")
+
+
+@pytest.mark.parametrize(
+    ("version", "level", "text"),
+    [
+        ("3.15.1", "ok", "3.15.1"),
+        ("3.15.7", "ok", "3.15.7"),
+        ("3.16.0", "warning", "3.16.0; tried with 3.15.x only"),
+        ("4.0", "warning", "4.0; tried with 3.15.x only"),
+    ],
+)
+def test_a_newer_keras_is_tried(version, level, text, monkeypatch):
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda n: version if n == "keras" else real(n))
+    found = levels(checks.check_versions())["keras"]
+    assert found[:2] == (level, text)
+    assert found[2] == ("" if level == "ok" else "pip install 'keras>=3.15.1,<3.16'")
 
 
 def test_a_missing_package_and_another_keras_backend(monkeypatch):
@@ -72,7 +90,7 @@ def test_horovod_of_another_tensorflow(monkeypatch, tmp_path):
     level, text, fix = levels(horovod_check.check_horovod())["horovod"]
     assert level == "error"
     assert text.startswith("built for TensorFlow 2.21")
-    assert fix == "launch/install_horovod.sh builds it anew"
+    assert fix == "distcnn install-horovod builds it anew"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert levels(horovod_check.check_horovod())["horovod"][0] == "warning"
 
@@ -81,10 +99,10 @@ def test_gpus_without_nccl_or_without_tensorflows_libraries(monkeypatch):
     monkeypatch.setattr(checks, "count_nvidia_gpus", lambda: 2)
     monkeypatch.setattr(horovod_check, "count_nvidia_gpus", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert levels(horovod_check.check_horovod())["horovod"][2] == "launch/install_horovod.sh --cuda"
+    assert levels(horovod_check.check_horovod())["horovod"][2] == "distcnn install-horovod --cuda"
     found = next(checks.check_hardware())
     assert (found.level, found.text) == ("error", "nvidia-smi finds 2 GPUs, TensorFlow 0")
-    assert "launch/install.sh cuda" in found.fix
+    assert "pip install 'tensorflow[and-cuda]" in found.fix
 
 
 def test_the_cluster_as_seen():

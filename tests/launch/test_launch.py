@@ -161,3 +161,29 @@ def test_what_is_missing_is_installed_once(broken, launch, project, tmp_path):
     assert f"--editable][{project}[cuda]]" in done.stderr
     assert (project / ".venv/.installed-cuda").exists()
     assert (project / ".venv/.installed-base").exists()
+
+
+def test_an_installed_package_uses_the_environment_that_it_is_in(tmp_path):
+    prefix = tmp_path / "the env"
+    folder = prefix / "lib/python3.11/site-packages/distcnn/launch"
+    shutil.copytree(ROOT / "launch", folder)
+
+    def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [folder / name, *arguments],
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    absent = run("local.sh", GPU="")
+    assert (absent.returncode, absent.stdout) == (1, "")
+    assert f"there is no {prefix}/bin/python; VENV must name the environment" in absent.stderr
+    horovod = run("install_horovod.sh", "--dry-run", VENV="/no")
+    assert horovod.stderr == "error: there is no /no/bin/python; install distcnn there first\n"
+    script(prefix / "bin/python", SAYS_ITS_ARGUMENTS)
+    script(tmp_path / "other/bin/python", "#!/bin/sh\necho the other\n")
+    assert run("local.sh", GPU="").stdout == "[][-m][distcnn.train][--recipe][quickstart]\n"
+    assert run("local.sh", GPU="", VENV=str(tmp_path / "other")).stdout == "the other\n"
+    assert not list(folder.parent.glob(".venv*"))

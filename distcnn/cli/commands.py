@@ -1,0 +1,92 @@
+"""The command `distcnn NAME`: finds the command of that name and runs it."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from distcnn.version import __version__
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("distcnn.train:main", "Trains an image classifier."),
+    "evaluate": ("distcnn.evaluate:main", "Evaluates a classifier on labelled images."),
+    "predict": ("distcnn.predict:main", "Prints the most probable classes of images."),
+    "records": ("distcnn.records:main", "Writes a data set as TFRecord shards."),
+    "benchmark": ("distcnn.benchmark:main", "Measures throughput by number of workers."),
+    "doctor": ("distcnn.doctor:main", "Checks whether training would work on this machine."),
+    "probe": ("distcnn.probe:main", "Proves that the processes of a cluster reduce."),
+    "install-horovod": (
+        "distcnn.install_horovod:main",
+        "Builds Horovod and installs it into this environment.",
+    ),
+    "launchers": ("distcnn.launchers:main", "Prints the folder of the launch scripts."),
+}
+"""By name: the function that runs the command, as `package.module:function`, and its description.
+
+The function takes the arguments and returns the exit code (None for 0). Its module is imported only
+when the command is run.
+"""
+
+
+def main(program: str = "distcnn") -> NoReturn:
+    """Runs the command that the process's first argument names, and exits with its code.
+
+    It becomes `sys.argv[0]` as `PROGRAM NAME`, for the usage lines and the record of the run.
+
+    Args:
+        program: How the user started this.
+    """
+    name = sys.argv[1] if len(sys.argv) > 1 else None
+    if name is None or name in ("-h", "--help"):
+        sys.stdout.write(_help(program))
+        sys.exit(2 if name is None else 0)
+    if name == "--version":
+        sys.stdout.write(f"distcnn {__version__}\n")
+        sys.exit(0)
+    from distcnn.cli.command import run_command  # here, so that the help does not wait for it
+
+    if program == "distcnn" and not sys.flags.safe_path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for the user's own modules
+    sys.argv = [f"{program} {name}", *sys.argv[2:]]
+    run_command(lambda arguments: _find(name)(arguments))
+
+
+def _find(name: str) -> Callable[[Sequence[str]], int | None]:
+    """Imports a command.
+
+    Raises:
+        UsageError: If there is no command of that name.
+    """
+    if name not in COMMANDS:
+        from distcnn.config.recipe import nearest
+        from distcnn.errors import UsageError
+
+        hint = nearest(name, COMMANDS) or "; distcnn --help lists the commands"
+        error = UsageError(f"unknown command {name}{hint}")
+        error.on_every_rank = True
+        raise error
+    module, _, function = COMMANDS[name][0].partition(":")
+    found: Callable[[Sequence[str]], int | None] = getattr(
+        importlib.import_module(module), function
+    )
+    return found
+
+
+def _help(program: str) -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {description}" for name, (_, description) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {program} COMMAND ARGUMENT...",
+            "",
+            "Trains Keras 3 image classifiers on one device, several GPUs or several machines.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            f"{program} COMMAND --help shows the arguments of a command, "
+            f"{program} --version the version.",
+            "",
+        ]
+    )
