@@ -10,7 +10,6 @@ from rich.table import Table
 from distcnn.cli.command import require_at_least_one, run_command, write_json
 from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
-from distcnn.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,32 +43,20 @@ def main(arguments: Sequence[str]) -> int:
     require_at_least_one(options, "batch_size")
 
     import_tensorflow()
-    from distcnn.data.dataset import load_split
-    from distcnn.data.sources import open_source
-    from distcnn.inference.classifier import load_classifier
-    from distcnn.inference.evaluation import evaluate_split
+    from distcnn.inference.evaluation import evaluate_model
     from distcnn.inference.plots import confusion_figure, to_png
+    from distcnn.storage.model_file import find_model
 
-    classifier = load_classifier(Path(options.model))
-    source = open_source(data)
-    _check_classes(source.classes, classifier.metadata.classes, classifier.model.output_shape[-1])
-    split = load_split(data, source, classifier.image_shape, seed, options.split)
-    model = classifier.on_stored_pixels()
-    result = evaluate_split(
-        lambda images: model.predict(images, verbose=0),
-        split,
-        source.classes,
-        logits=False,
-        batch_size=options.batch_size,
-    )
+    file = find_model(Path(options.model))
+    result = evaluate_model(file, data, seed, options.split, options.batch_size)
     _print_result(result, result.confusion())
-    plot = Path(options.plot or classifier.path.with_name(f"confusion_{options.split}.png"))
-    plot.write_bytes(to_png(confusion_figure(result.confusion(), source.classes)))
+    plot = Path(options.plot or file.with_name(f"confusion_{options.split}.png"))
+    plot.write_bytes(to_png(confusion_figure(result.confusion(), result.classes)))
     print(f"confusion matrix as a picture: {plot}")
     write_json(
         options.json,
         {
-            "model": str(classifier.path),
+            "model": str(file),
             "data": data.name,
             "split": options.split,
             "images": len(result.labels),
@@ -80,17 +67,6 @@ def main(arguments: Sequence[str]) -> int:
         },
     )
     return 0
-
-
-def _check_classes(found: tuple[str, ...], expected: tuple[str, ...], outputs: int) -> None:
-    if expected and found != expected:
-        differing = sorted(set(found) ^ set(expected)) or list(found)
-        raise DataError(
-            f"the data has the classes {', '.join(found[:10])}, the model was trained on "
-            f"{', '.join(expected[:10])}; they differ in {', '.join(differing[:10])}"
-        )
-    if len(found) != outputs:
-        raise DataError(f"the data has {len(found)} classes, but the model has {outputs}")
 
 
 def _print_result(result: "Evaluation", matrix: "np.ndarray") -> None:

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from distcnn.cli.command import run_command
+from distcnn.cli.launch_scripts import LAUNCH_SCRIPTS
 from distcnn.cli.parser import Parser
-from distcnn.launchers import FOLDER
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
 
     given = [f"--{name}" for name in flags if options[name.replace("-", "_")]]
-    script = str(FOLDER / "install_horovod.sh")
+    script = str(LAUNCH_SCRIPTS / "install_horovod.sh")
     sys.stdout.flush()
     os.execvpe("bash", ["bash", script, *given], {**os.environ, "VENV": sys.prefix})
 

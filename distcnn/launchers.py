@@ -5,29 +5,19 @@ A batch system or Kubernetes needs a file to read, and its user one to edit:
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from distcnn.cli.command import run_command
+from distcnn.cli.launch_scripts import LAUNCH_SCRIPTS
 from distcnn.cli.parser import Parser
-
-FOLDER = (Path(__file__).parent / "launch").resolve()
-"""The folder `launch` of the clone, or its copy in an installed package."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the folder.
-
-    Args:
-        arguments: The command line, without the program.
-
-    Returns:
-        0.
-    """
+    """Prints the folder."""
     description = (
         "Prints the folder of the launch scripts, for Slurm, Kubernetes and several hosts."
     )
     Parser("distcnn.launchers", description).parse_args(list(arguments))
-    print(FOLDER)
+    print(LAUNCH_SCRIPTS)
     return 0
 
 

@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from distcnn.cli.command import require_at_least_one, run_command, write_json
 from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
-from distcnn.errors import DataError
+from distcnn.inference.image_files import find_images
 
 log = logging.getLogger("distcnn")
 
@@ -37,54 +36,29 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(list(arguments))
     require_at_least_one(options, "top", "batch_size")
-    paths = _find_images(options.images)
+    find_images(options.images)  # a missing file is named before TensorFlow is imported
 
     import_tensorflow()
-    from distcnn.inference.classifier import load_classifier
-    from distcnn.inference.prediction import predict_files
+    from distcnn.inference.prediction import predict
 
-    classifier = load_classifier(Path(options.model))
-    probabilities, errors = predict_files(classifier, paths, options.batch_size)
-    if errors and options.on_error == "fail":
-        raise DataError(
-            f"{len(errors)} of {len(paths)} files cannot be decoded: "
-            f"{', '.join(list(errors.values())[:3])}; remove them, or pass --on_error skip"
-        )
-    for description in errors.values():
-        log.warning("warning: skipped %s", description)
-    outputs = probabilities.shape[1]
-    classes = classifier.metadata.classes or tuple(str(index) for index in range(outputs))
+    predictions = predict(
+        options.model,
+        options.images,
+        on_error=options.on_error,
+        batch_size=options.batch_size,
+    )
     results = []
-    for path, scores in zip([p for p in paths if p not in errors], probabilities, strict=True):
-        best = scores.argsort()[::-1][: options.top]
+    for prediction in predictions:
+        best = prediction.top(options.top)
         results.append(
             {
-                "image": str(path),
-                "top": [{"class": classes[i], "probability": float(scores[i])} for i in best],
+                "image": str(prediction.path),
+                "top": [{"class": name, "probability": value} for name, value in best],
             }
         )
-        top = "  ".join(f"{classes[i]} {scores[i]:.4f}" for i in best)
-        print(f"{path}  {top}")
+        print(f"{prediction.path}  {'  '.join(f'{name} {value:.4f}' for name, value in best)}")
     write_json(options.json, results)
     return 0
-
-
-def _find_images(names: Sequence[str]) -> list[Path]:
-    paths: list[Path] = []
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(
-                p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")
-            )
-            if not inside:
-                raise DataError(f"the folder {path} contains no files; expected images")
-            paths += inside
-        elif path.exists():
-            paths.append(path)
-        else:
-            raise DataError(f"the image {path} does not exist")
-    return paths
 
 
 if __name__ == "__main__":

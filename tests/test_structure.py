@@ -15,7 +15,7 @@ PACKAGE = Path(distcnn.__file__).parent
 
 COMMANDS = {
     *("train", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("install_horovod", "__main__"),
+    *("install_horovod", "launchers", "__main__"),
 }
 
 LAYERS: list[set[str]] = [

@@ -13,6 +13,7 @@ import jsonargparse
 from distcnn.config import AUGMENT_PRESETS, Config, DataConfig
 from distcnn.config.lookup import require_known
 from distcnn.config.recipe import (
+    DATA_KEYS_OF_RUN,
     config_keys,
     flatten,
     load_recipe,
@@ -65,8 +66,7 @@ class Parser(jsonargparse.ArgumentParser):
         Returns:
             The flags, the data section, and the seed of the validation split.
         """
-        keys = ("name", "dir", "validation", "validation_split", "cache", "on_error")
-        self.add_data_arguments(*keys, "synthetic_examples")
+        self.add_data_arguments(*DATA_KEYS_OF_RUN)
         path = Path(self.parse_args(list(arguments)).model)
         settings = settings_of_run(path)
         flags = []

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from distcnn.config.recipe_names import BUILT_IN, LoadedRecipe, recipe_names
-from distcnn.config.schema import WHOLE_KEYS, Config
+from distcnn.config.schema import WHOLE_KEYS, Config, DataConfig, TrainConfig
 from distcnn.errors import UsageError
 
 
@@ -130,3 +130,25 @@ def settings_of_run(path: Path) -> dict[str, Any]:
     folder = path if path.is_dir() else path.parent
     is_run = all((folder / name).exists() for name in ("config.yaml", "environment.json"))
     return _read(folder / "config.yaml") if is_run else {}
+
+
+DATA_KEYS_OF_RUN = (
+    *("name", "dir", "validation", "validation_split", "cache", "on_error", "synthetic_examples"),
+)
+"""Keys of the data section that say which images a run saw, and how they were split."""
+
+
+def data_of_run(path: Path) -> tuple[DataConfig, int] | None:
+    """Returns the images that a run was trained on, and the seed of their split.
+
+    Args:
+        path: Run directory, or a file in it.
+
+    Returns:
+        The data section and the seed; None if the path belongs to no run.
+    """
+    settings = settings_of_run(path)
+    if not settings:
+        return None
+    values = {key: settings[f"data.{key}"] for key in DATA_KEYS_OF_RUN if f"data.{key}" in settings}
+    return DataConfig(**values), settings.get("train.seed", TrainConfig.seed)

@@ -2,13 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from distcnn.config.recipe import data_of_run
+from distcnn.config.schema import DataConfig, TrainConfig
+from distcnn.data.dataset import load_split
 from distcnn.data.pipeline import evaluation_dataset
+from distcnn.data.sources import open_source
 from distcnn.data.split import Split
+from distcnn.errors import DataError, UsageError
+from distcnn.inference.classifier import load_classifier
 
 _TINY = float(np.finfo(np.float32).tiny)  # least probability, so that its logarithm is finite
 
@@ -95,3 +103,79 @@ def evaluate_split(
     outputs = predict(batches.map(lambda images, _: images))
     probabilities = tf.nn.softmax(outputs).numpy() if logits else outputs
     return Evaluation(split.labels, np.asarray(probabilities, np.float32), classes)
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    split: Literal["test", "validation", "train"] = "test",
+    data: DataConfig | None = None,
+    batch_size: int = 512,
+) -> Evaluation:
+    """Evaluates a trained classifier on labelled images.
+
+    Args:
+        model: Run directory, or a `.keras` file.
+        split: Which images.
+        data: The data set. Default: the one that the run was trained on.
+        batch_size: Images per step.
+
+    Returns:
+        The result; its accuracy, loss, confusion matrix and scores by class.
+
+    Raises:
+        UsageError: If `data` is missing for a model that belongs to no run.
+        DistcnnError: If the model cannot be loaded.
+        DataError: If the images cannot be used, or have other classes than the model.
+    """
+    path = Path(model)
+    of_run = data_of_run(path)
+    if data is None and of_run is None:
+        raise UsageError(
+            f"{path} belongs to no run, so its images are not known; pass "
+            "data=DataConfig(name=..., dir=...)"
+        )
+    _, seed = of_run or (None, TrainConfig.seed)
+    return evaluate_model(path, data or of_run[0], seed, split, batch_size)  # type: ignore[index]
+
+
+def evaluate_model(
+    path: Path,
+    data: DataConfig,
+    seed: int,
+    split: Literal["test", "validation", "train"],
+    batch_size: int,
+) -> Evaluation:
+    """Evaluates the classifier of a run directory or a `.keras` file; see `evaluate`.
+
+    Args:
+        path: Run directory, or a `.keras` file.
+        data: The data set.
+        seed: Seed of the validation split.
+        split: Which images.
+        batch_size: Images per step.
+    """
+    classifier = load_classifier(path)
+    source = open_source(data)
+    outputs = classifier.model.output_shape[-1]
+    _require_same_classes(source.classes, classifier.metadata.classes, outputs)
+    images = load_split(data, source, classifier.image_shape, seed, split)
+    probabilities = classifier.on_stored_pixels()
+    return evaluate_split(
+        lambda batches: probabilities.predict(batches, verbose=0),
+        images,
+        source.classes,
+        logits=False,
+        batch_size=batch_size,
+    )
+
+
+def _require_same_classes(found: tuple[str, ...], expected: tuple[str, ...], outputs: int) -> None:
+    if expected and found != expected:
+        differing = sorted(set(found) ^ set(expected)) or list(found)
+        raise DataError(
+            f"the data has the classes {', '.join(found[:10])}, the model was trained on "
+            f"{', '.join(expected[:10])}; they differ in {', '.join(differing[:10])}"
+        )
+    if len(found) != outputs:
+        raise DataError(f"the data has {len(found)} classes, but the model has {outputs}")

@@ -1,15 +1,84 @@
 """Classifies image files in batches."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from distcnn.data.folder import FolderSplit
 from distcnn.data.verify import decode_all, explain
-from distcnn.inference.classifier import Classifier
+from distcnn.errors import DataError
+from distcnn.inference.classifier import Classifier, load_classifier
+from distcnn.inference.image_files import find_images
+
+log = logging.getLogger("distcnn")
 
 _CHUNK_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes of one image.
+
+    Attributes:
+        path: The image file.
+        classes: Class names, or their numbers where the model does not know names.
+        probabilities: float32 array of shape `(classes,)`.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+
+    def top(self, count: int = 1) -> list[tuple[str, float]]:
+        """Returns the most probable classes with their probabilities, the best first."""
+        best = self.probabilities.argsort()[::-1][:count]
+        return [(self.classes[index], float(self.probabilities[index])) for index in best]
+
+
+def predict(
+    model: str | Path,
+    images: str | Path | Sequence[str | Path],
+    *,
+    on_error: Literal["fail", "skip"] = "fail",
+    batch_size: int = 512,
+) -> list[Prediction]:
+    """Classifies image files by a trained classifier.
+
+    Args:
+        model: Run directory, or a `.keras` file.
+        images: Image files of any size and format, or folders of them.
+        on_error: What to do with files that cannot be decoded: fail and name them, or skip them
+            with a warning.
+        batch_size: Images per step.
+
+    Returns:
+        A prediction for each image, in the order given.
+
+    Raises:
+        DistcnnError: If the model cannot be loaded.
+        DataError: If an image is missing or cannot be decoded.
+    """
+    paths = find_images([images] if isinstance(images, str | Path) else images)
+    classifier = load_classifier(Path(model))
+    probabilities, errors = predict_files(classifier, paths, batch_size)
+    if errors and on_error == "fail":
+        raise DataError(
+            f"{len(errors)} of {len(paths)} files cannot be decoded: "
+            f"{', '.join(list(errors.values())[:3])}; remove them, or pass --on_error skip"
+        )
+    for description in errors.values():
+        log.warning("warning: skipped %s", description)
+    numbers = tuple(str(index) for index in range(probabilities.shape[1]))
+    classes = classifier.metadata.classes or numbers
+    decoded = [path for path in paths if path not in errors]
+    return [
+        Prediction(path, classes, values)
+        for path, values in zip(decoded, probabilities, strict=True)
+    ]
 
 
 def predict_files(
