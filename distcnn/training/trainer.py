@@ -15,6 +15,7 @@ from distcnn.config.lookup import import_object
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.consistency import is_identical_everywhere
 from distcnn.distribute.context import join_run
+from distcnn.errors import DistcnnError
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.files import write_json
 from distcnn.runtime.signals import StopRequest
@@ -133,7 +134,9 @@ class Trainer:
             observers = self._tensorboard(sinks, progress.step)
             recorder = MetricsRecorder(setup, sinks, display.advance)
             guard = NonFiniteLossGuard(setup.training, self.config.logging.every_steps)
-            saver = CheckpointSaver(setup, self._checkpoints(), progress, recorder.measured, stop)
+            saver = CheckpointSaver(
+                setup, self.directory, self._checkpoints(), progress, recorder.measured, stop
+            )
             run_epochs(
                 setup,
                 backend.iterate(setup.training_batches(progress.step)),
@@ -195,19 +198,25 @@ class Trainer:
         """
         setup = self.setup
         epoch = math.ceil(progress.step / setup.sampler.steps_per_epoch)
-        if setup.backend.run_on_chief(self._restore_best):
+        if setup.backend.run_on_chief(lambda: self._restore_best(progress.best_step)):
             setup.state.broadcast()
             epoch = progress.best_epoch + 1
         if setup.ema is not None:
             setup.ema.copy_to_model()
         return epoch
 
-    def _restore_best(self) -> bool:
+    def _restore_best(self, best_step: int) -> bool:
         """Restores the best epoch's state, if early stopping looks for it and there is one."""
-        best = self._checkpoints().best
-        if not self.config.train.early_stopping or not best.exists():
+        if not self.config.train.early_stopping or best_step < 0:
             return False
-        arrays, _ = read_checkpoint(best)
+        best = self._checkpoints().path(best_step)
+        try:
+            arrays, _ = read_checkpoint(best)
+        except DistcnnError as error:
+            raise DistcnnError(
+                f"{error}; it is the best epoch's, whose weights --train.early_stopping keeps; "
+                "restore the file, or start the run anew"
+            ) from None
         self.setup.state.restore(arrays, str(best))
         return True
 
@@ -237,6 +246,7 @@ class Trainer:
 
     def _write(self, summary: dict[str, Any]) -> None:
         config, setup = self.config, self.setup
+        self.directory.require_present()
         metadata = ModelMetadata(
             setup.dataset.classes,
             config.data.pixels,

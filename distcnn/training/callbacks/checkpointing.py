@@ -9,6 +9,7 @@ import numpy as np
 
 from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import Checkpoints, Progress, snapshot
+from distcnn.storage.run_directory import RunDirectory
 from distcnn.training.callbacks.non_finite import require_finite_loss
 from distcnn.training.setup import TrainingSetup
 
@@ -25,7 +26,8 @@ class CheckpointSaver(keras.callbacks.Callback):
 
     Args:
         setup: The run.
-        checkpoints: Where to save.
+        directory: The run directory.
+        checkpoints: Its checkpoints.
         progress: How far the run already is.
         measured: Returns the seconds and images that this process has measured so far.
         stop: Whether a signal asked to stop.
@@ -39,6 +41,7 @@ class CheckpointSaver(keras.callbacks.Callback):
     def __init__(
         self,
         setup: TrainingSetup,
+        directory: RunDirectory,
         checkpoints: Checkpoints,
         progress: Progress,
         measured: Callable[[], tuple[float, int]],
@@ -48,6 +51,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         self._setup = setup
         self._training = setup.training
         self._backend = setup.backend
+        self._directory = directory
         self._checkpoints = checkpoints
         self._before = progress
         self._measured = measured
@@ -63,13 +67,13 @@ class CheckpointSaver(keras.callbacks.Callback):
         alone = self._backend.size == 1
         if self._stop.name is not None if alone else self._training.voted_to_stop():
             self._setup.state.synchronise()
-            self._save(is_best=False)
+            self._save()
             raise StoppedBySignal
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves the epoch if it is due, the best, the last, or asked for by a signal."""
         known = self.progress
-        self.progress = known.after_epoch(epoch, (logs or {}).get("val_loss"))
+        self.progress = known.after_epoch(epoch, self._training.step, (logs or {}).get("val_loss"))
         is_best = self.progress is not known
         if self.progress.out_of_patience(self._patience, epoch + 1):
             self.model.stop_training = True
@@ -77,11 +81,11 @@ class CheckpointSaver(keras.callbacks.Callback):
         stop, self.model.stop_training = (bool(votes) for votes in self._backend.sum(own))
         last = self.model.stop_training or epoch + 1 == self.params["epochs"]
         if is_best or last or stop or (epoch + 1) % self._every_epochs == 0:
-            self._save(is_best=is_best)
+            self._save()
         if stop and not last:
             raise StoppedBySignal
 
-    def _save(self, *, is_best: bool) -> None:
+    def _save(self) -> None:
         require_finite_loss(self._training)
         seconds, images = self._measured()
         self.progress = dataclasses.replace(
@@ -90,9 +94,8 @@ class CheckpointSaver(keras.callbacks.Callback):
             train_seconds=self._before.train_seconds + seconds,
             images=self._before.images + images,
         )
-        self._backend.run_on_chief(lambda: self._write(is_best))
+        self._backend.run_on_chief(self._write)
 
-    def _write(self, is_best: bool) -> None:
-        self._checkpoints.save(
-            snapshot(self._setup.state.variables), self.progress, is_best=is_best
-        )
+    def _write(self) -> None:
+        self._directory.require_present()
+        self._checkpoints.save(snapshot(self._setup.state.variables), self.progress)
