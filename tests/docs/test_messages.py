@@ -88,5 +88,5 @@ def test_a_quoted_message_is_one_of_the_code(quotation):
     ],
 )
 def test_quotations_are_compared_word_by_word(quotation, found):
-    message = "\0 was started with \0 \0 now there are \0 \0".split()
-    assert says(message, quotation) == found
+    message = f"{VALUE} was started with {VALUE} {VALUE}, now there are {VALUE}; {VALUE}"
+    assert says(_words(message), quotation) == found
