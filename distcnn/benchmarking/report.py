@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 
 from distcnn.benchmarking.plot import scaling_figure
 from distcnn.benchmarking.results import Comparison, Prediction, Results, Row
+from distcnn.distribute.strategies import has_shared_memory
 from distcnn.inference.plots import to_png
 from distcnn.runtime.files import replacing, write_json, write_text
 
@@ -133,7 +134,7 @@ def _tables(results: Results) -> Iterator[_Table]:
         yield _comparison_table(results.comparisons)
     if results.prediction is not None:
         over_sockets = any(
-            row.strategy == "horovod" and row.cores_per_worker for row in results.rows
+            row.cores_per_worker and has_shared_memory(row.strategy) for row in results.rows
         )
         yield _prediction_table(results.prediction, over_sockets=over_sockets)
 

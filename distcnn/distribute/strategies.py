@@ -69,6 +69,7 @@ class Strategy:
             this host for a number of replicas.
         check: Yields what the doctor finds about the software the strategy needs.
         can_compress: Whether gradients can be sent in half precision.
+        has_shared_memory: Whether processes of one host may reduce through shared memory.
         listens_publicly: Whether it opens a port on all network interfaces.
     """
 
@@ -81,6 +82,7 @@ class Strategy:
     launch: launching.Launcher = launching.one_process
     check: Callable[[], Iterator[Finding]] = _no_checks
     can_compress: bool = False
+    has_shared_memory: bool = False
     listens_publicly: bool = False
 
     @property
@@ -157,6 +159,7 @@ STRATEGIES: dict[str, Strategy] = {
         launch=launching.horovodrun,
         check=_check_horovod,
         can_compress=True,
+        has_shared_memory=True,
     ),
     "multi_worker": Strategy(
         build=_build_multi_worker,
@@ -198,6 +201,11 @@ def strategy_of(name: str) -> Strategy:
     """
     found: Strategy = look_up("distribute.strategy", name, STRATEGIES)
     return found
+
+
+def has_shared_memory(name: str) -> bool:
+    """Returns whether a strategy may reduce through shared memory; False for an unknown name."""
+    return name in STRATEGIES and STRATEGIES[name].has_shared_memory
 
 
 def default_strategy(workers: int) -> str:
