@@ -2,9 +2,14 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import keras
+
+from distcnn.cli.parser import parse_config
 from distcnn.config import Config
 from distcnn.config.recipe import flatten
 from distcnn.training.trainer import Trainer
@@ -67,6 +72,35 @@ def flags(config: Config) -> list[str]:
     ]
 
 
+def parse(*arguments: str) -> Config:
+    """Returns the configuration of a command line of `distcnn.train`."""
+    config = parse_config("distcnn.train", "Trains.", arguments)
+    assert config is not None
+    return config
+
+
 def rows(run: Path | str) -> list[dict[str, Any]]:
     """Reads `metrics.jsonl`."""
     return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+class SignalAt(keras.callbacks.Callback):
+    """Sends this process a signal in the middle of a batch."""
+
+    def __init__(self, at: int, number: signal.Signals = signal.SIGTERM) -> None:
+        super().__init__()
+        self._left = at
+        self._number = number
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), self._number)
+
+
+def interrupted_run(out: Path, steps: list[int], **overrides: Any) -> dict[str, Any]:
+    """Stops a run by a signal after so many batches each time, then lets it end."""
+    for at in steps:
+        assert Trainer(small_config(out, **overrides), [SignalAt(at)]).fit() is None
+        assert not (out / "summary.json").exists()
+    return small_run(out, **overrides)

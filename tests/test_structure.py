@@ -1,4 +1,4 @@
-"""The shape of the code: imports point down, without circles; private names stay in adapters."""
+"""The shape of the code: imports point down, private names stay in adapters, tests mirror rooms."""
 
 import ast
 import re
@@ -12,6 +12,7 @@ import pytest
 import distcnn
 
 PACKAGE = Path(distcnn.__file__).parent
+TESTS = Path(__file__).parent
 
 COMMANDS = {
     *("train", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
@@ -206,3 +207,40 @@ def test_functions_fit_on_a_screen():
                 body = node.body[1:] if is_docstring and len(node.body) > 1 else node.body
                 lines = (body[-1].end_lineno or 0) - body[0].lineno + 1
                 assert lines <= 60, f"{path}: {node.name} has {lines} lines"
+
+
+def rooms() -> set[str]:
+    """Returns the rooms that are folders of the package."""
+    return {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def joined_rooms(docstring: str) -> set[str]:
+    """Returns the rooms that a folder of tests joins, as its `__init__.py` says."""
+    found = re.search(r"\bJoins ([a-z, ]+)\.$", docstring, re.MULTILINE)
+    names = set(found[1].split(", ")) if found else set()
+    return rooms() if names == {"every room"} else names
+
+
+def test_every_room_has_its_folder_of_tests():
+    folders = {path.parent.name for path in TESTS.glob("*/__init__.py")}
+    assert rooms() <= set().union(*LAYERS)
+    assert rooms() <= folders
+    for name in folders:
+        assert list(TESTS.glob(f"{name}/**/test_*.py")), name
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.name for path in TESTS.iterdir() if list(path.glob("*.py")))
+)
+def test_a_folder_of_tests_is_a_room_or_says_which_it_joins(folder):
+    if folder not in rooms():
+        docstring = ast.get_docstring(ast.parse((TESTS / folder / "__init__.py").read_text()))
+        joined = joined_rooms(docstring or "")
+        assert len(joined) > 1
+        assert joined <= rooms()
+
+
+def test_the_rooms_that_a_docstring_names_are_found():
+    assert joined_rooms("Commands on a run. Joins cli, data.") == {"cli", "data"}
+    assert joined_rooms("The documentation. Joins every room.") == rooms()
+    assert joined_rooms("Commands on a run.") == set()

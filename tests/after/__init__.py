@@ -1,1 +1,1 @@
-"""Commands and files that use a finished run: evaluation, prediction, model file, TensorBoard."""
+"""Commands and files that use a finished run. Joins cli, data, inference, storage, training."""

@@ -9,7 +9,6 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.evaluate import main
-from distcnn.inference.evaluation import Evaluation
 from tests.after.conftest import RUN
 from tests.tiny import fixed_input
 
@@ -194,15 +193,3 @@ def test_data_of_other_classes_is_refused(finished, image_folder):
     fixed_input().save("plain.keras")
     with pytest.raises(DistcnnError, match="the data has 2 classes, but the model has 10"):
         main(["plain.keras", *data])
-
-
-def test_a_perfect_result_has_no_loss():
-    result = Evaluation(np.arange(2), np.eye(2, dtype=np.float32), ("a", "b"))
-    assert (str(result.loss), result.accuracy, len(result.worst(3))) == ("0.0", 1.0, 0)
-
-
-def test_the_worst_mistakes_are_the_most_confident():
-    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.99, 0.01], [0.2, 0.8]], np.float32)
-    result = Evaluation(np.array([1, 0, 1, 1]), probabilities, ("a", "b"))
-    assert result.worst(5).tolist() == [2, 0, 1]
-    assert result.worst(1).tolist() == [2]

@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from distcnn.benchmarking.results import Comparison, PredictedPoint, Prediction, Results, Row
+from distcnn.benchmarking.results import (
+    Comparison,
+    PredictedPoint,
+    Prediction,
+    Results,
+    Row,
+)
 
 
 def row(**changes: Any) -> Row:
@@ -110,3 +116,22 @@ def _point(
         measured_efficiency=measured,
         error=error,
     )
+
+
+def wide_results():
+    """Results whose cells are as wide as on a large machine."""
+    rows = [
+        row(
+            scaling=scaling,
+            strategy="one_device" if workers == 1 else strategy,
+            workers=workers,
+            batch=65536,
+            step_ms=9876.5,
+            peak_memory_mb=123456.7,
+        )
+        for scaling in ("weak", "strong")
+        for strategy in ("horovod", "multi_worker")
+        for workers in (1, 16)
+    ]
+    wide = comparison(distcnn_precision="mixed_bfloat16", plain_ms=1234.5)
+    return results(rows=tuple(rows), comparisons=(wide,))

@@ -1,0 +1,1 @@
+"""Commands, examples, links and messages in the documentation. Joins every room."""

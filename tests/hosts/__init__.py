@@ -1,0 +1,1 @@
+"""Real hosts joined by ssh, and a real Slurm. Joins distribute, runtime, training."""

@@ -1,0 +1,1 @@
+"""The launch scripts, and the wheel that carries them. Joins cli, distribute, runtime."""

@@ -1,7 +1,15 @@
+import os
+
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from distcnn.config import PrecisionConfig, TrainConfig
+from distcnn.errors import DistcnnError
 from distcnn.runtime.precision import Hardware, find_hardware, resolve_fast_path, resolve_precision
+from distcnn.training.trainer import Trainer
+from tests.runs import small_config
 
 AMX = Hardware(None, None, frozenset({"avx512f", "amx_bf16"}))
 DOTS = Hardware(None, None, frozenset({"avx512f", "avx512_bf16"}))
@@ -57,3 +65,23 @@ def test_the_fast_path_stays_out_of_xlas_way(asked, xla, fast):
     found, reason = resolve_fast_path(TrainConfig(fast_path=asked), xla=xla)
     assert found is fast
     assert reason
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains_with_float32_variables(tmp_path, policy):
+    trainer = Trainer(small_config(tmp_path / "run", precision__policy=policy))
+    try:
+        summary = trainer.fit()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert summary is not None
+    assert summary["precision"] == policy
+    assert {w.dtype for w in trainer.model.weights} == {"float32"}
+    assert np.isfinite(summary["loss"])
+    assert hasattr(trainer.setup.optimizer, "inner_optimizer") == (policy == "mixed_float16")
+
+
+def test_threads_cannot_change_once_tensorflow_runs(tmp_path):
+    tf.constant(1)
+    with pytest.raises(DistcnnError, match="TensorFlow already runs"):
+        Trainer(small_config(tmp_path / "run", precision__threads=os.cpu_count() or 1 + 1))

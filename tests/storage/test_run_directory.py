@@ -1,129 +1,127 @@
-"""Who may use a run directory: looked at before anything is loaded, and again inside its lock."""
+"""The run directory: its content, and when it is refused."""
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
-from typing import Any
 
+import keras
+import numpy as np
 import pytest
 
-from distcnn.config import Config
+from distcnn.config.recipe import settings_of_run
 from distcnn.errors import DistcnnError
-from distcnn.storage.run_directory import RunDirectory
-
-ENVIRONMENT: dict[str, Any] = {"resolved": {"training_images": 10, "global_batch_size": 2}}
-
-
-def config_for(out: Path | None, **changes: Any) -> Config:
-    return dataclasses.replace(Config(recipe="mine"), out=str(out) if out else None, **changes)
+from distcnn.storage.summary import hash_weights
+from distcnn.training.trainer import Trainer
+from tests.data.samples import encoded, pixels
+from tests.runs import SignalAt, rows, small_config, small_run
 
 
-def train(directory: RunDirectory, config: Config, *, finish: bool) -> None:
-    directory.create(config, ENVIRONMENT)
-    if finish:
-        (directory.path / "summary.json").write_text("{}")
-    directory.close()
-
-
-def test_a_run_that_finished_meanwhile_is_not_replaced(tmp_path):
-    config = config_for(tmp_path / "run")
-    slow = RunDirectory.choose(config)
-    assert not slow.begun
-    train(RunDirectory.choose(config), config, finish=True)
-    with pytest.raises(DistcnnError, match="holds a finished run"):
-        slow.create(config, ENVIRONMENT)
-    assert (tmp_path / "run" / "summary.json").exists()
-
-
-def test_another_configuration_that_began_meanwhile_is_not_resumed(tmp_path):
-    config = config_for(tmp_path / "run")
-    slow = RunDirectory.choose(config)
-    other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=3))
-    train(RunDirectory.choose(other), other, finish=False)
-    with pytest.raises(DistcnnError, match=r"another configuration \(train\.seed 3 -> 21\)"):
-        slow.create(config, ENVIRONMENT)
-
-
-def test_the_same_run_that_began_meanwhile_is_resumed(tmp_path):
-    config = config_for(tmp_path / "run")
-    slow = RunDirectory.choose(config)
-    train(RunDirectory.choose(config), config, finish=False)
-    slow.create(config, ENVIRONMENT)
-    assert slow.begun
-    never = dataclasses.replace(config.checkpoint, resume="never")
-    with pytest.raises(DistcnnError, match="resume never would overwrite it"):
-        RunDirectory.choose(dataclasses.replace(config, checkpoint=never))
-
-
-def test_a_default_folder_that_was_taken_meanwhile_makes_way_for_the_next():
-    config = config_for(None)
-    slow = RunDirectory.choose(config)
-    assert slow.path == Path("runs/mine")
-    train(RunDirectory.choose(config), config, finish=True)
-    slow.create(config, ENVIRONMENT)
-    assert slow.path == Path("runs/mine-2")
-    with pytest.raises(DistcnnError, match="another process trains in runs/mine-2"):
-        RunDirectory.choose(config).create(config, ENVIRONMENT)
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        [".lock"],
-        [".lock", ".partial-environment.json"],
-        [".lock", "environment.json"],
-        [".lock", "environment.json", ".partial-config.yaml"],
-    ],
-)
-def test_an_unfinished_beginning_is_begun_again(names, tmp_path):
+def test_a_run_directory_holds_what_the_contract_says(tmp_path):
     run = tmp_path / "run"
-    run.mkdir()
-    for name in names:
-        (run / name).write_text("{")
-    config = config_for(run)
-    directory = RunDirectory.choose(config)
-    directory.create(config, ENVIRONMENT)
-    assert not directory.begun
-    assert (run / "config.yaml").read_text() == config.to_yaml()
+    summary = small_run(run)
+    names = {p.name for p in run.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "model.keras",
+        "checkpoints",
+    }
+    assert summary == json.loads((run / "summary.json").read_text())
+    assert summary["recipe"] == "small"
+    assert summary["strategy"] == "one_device"
+    assert (summary["world_size"], summary["precision"], summary["xla"]) == (1, "float32", False)
+    assert (summary["epochs"], summary["steps"]) == (2, 14)
+    assert (summary["global_batch_size"], summary["learning_rate"]) == (32, 1e-3)
+    assert summary["weights_agree"] is True
+    assert summary["train_seconds"] > 0
+    assert summary["images_per_second"] > 0
+
+    model = keras.saving.load_model(run / "model.keras")
+    digest = hashlib.sha256(b"".join(np.asarray(w, np.float32).tobytes() for w in model.weights))
+    assert summary["weights_sha256"] == digest.hexdigest() == hash_weights(model.weights)
+    assert summary["parameters"] == model.count_params()
+
+    lines = rows(run)
+    assert [(row["step"], row["epoch"]) for row in lines] == [
+        (3, 1),
+        (6, 1),
+        (7, 1),
+        (9, 2),
+        (12, 2),
+        (14, 2),
+    ]
+    keys = {"step", "epoch", "loss", "accuracy", "learning_rate"}
+    keys |= {"images_per_second", "step_ms", "input_wait"}
+    assert all(set(row) >= keys for row in lines)
+    assert [row["step"] for row in lines if "val_loss" in row] == [7, 14]
+    assert summary["val_accuracy"] == lines[-1]["val_accuracy"] is not None
+    assert all(0 <= row["input_wait"] <= 1 for row in lines)
+
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["resolved"]["global_batch_size"] == 32
+    assert environment["resolved"]["xla_reason"]
+    assert settings_of_run(run)["data.synthetic_examples"] == 230
 
 
-def test_other_files_are_left_alone(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.txt").touch()
+def test_out_may_not_hold_something_else(tmp_path):
+    run = tmp_path / "run"
+    small_run(run)
+    with pytest.raises(DistcnnError, match="holds a finished run; choose another --out"):
+        small_run(run)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("precious")
     with pytest.raises(DistcnnError, match="holds files that are not a run"):
-        RunDirectory.choose(config_for(tmp_path / "run"))
+        small_run(other)
+    assert [p.name for p in other.iterdir()] == ["thesis.txt"]
+    with pytest.raises(DistcnnError, match="is a file"):
+        small_run(other / "thesis.txt")
+    with pytest.raises(DistcnnError, match="cannot be written"):
+        small_run("/proc/run")
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("config.yaml", b"\xff\xfe\x00"),
-        ("config.yaml", b"train: {epochs: ["),
-        ("config.yaml", b"a: !!python/object:os.system {}"),
-        ("config.yaml", b"[" * 5000),
-        ("environment.json", b"\x80\x81"),
-        ("environment.json", b"{"),
-        ("environment.json", b"[]"),
-        ("environment.json", b'{"resolved": 3}'),
-    ],
-)
-def test_damaged_files_are_named(name, content, tmp_path):
-    config = config_for(tmp_path / "run")
-    train(RunDirectory.choose(config), config, finish=False)
-    (tmp_path / "run" / name).write_bytes(content)
-    with pytest.raises(DistcnnError, match=rf"{name} is damaged .*; restore it, choose") as error:
-        RunDirectory.choose(config).create(config, ENVIRONMENT)
-    assert "\n" not in str(error.value)
+def test_without_out_the_next_free_folder_is_taken(tmp_path):
+    config = dataclasses.replace(small_config("unused"), out=None)
+    for _ in range(2):
+        Trainer(config).fit()
+    assert {p.name for p in Path("runs").iterdir()} == {"small", "small-2"}
 
 
-def test_a_deleted_or_replaced_directory_is_noticed(tmp_path):
-    config = config_for(tmp_path / "run")
-    directory = RunDirectory.choose(config)
-    directory.create(config, ENVIRONMENT)
-    directory.require_present()
-    (tmp_path / "run").rename(tmp_path / "elsewhere")
-    with pytest.raises(DistcnnError, match="was deleted or replaced while the run wrote to it"):
-        directory.require_present()
-    other = RunDirectory.choose(config)
-    other.create(config, ENVIRONMENT)
-    with pytest.raises(DistcnnError, match="was deleted or replaced"):
-        directory.require_present()
+def test_two_processes_cannot_share_a_run_directory(tmp_path):
+    first = Trainer(small_config(tmp_path / "run"))
+    first.directory.create(first.config, {"resolved": first.setup.resolved()})
+    second = Trainer(small_config(tmp_path / "run"))
+    with pytest.raises(DistcnnError, match="another process trains"):
+        second.fit()
+    first.directory.close()
+    small_run(tmp_path / "run")
+
+
+def test_another_configuration_is_refused_by_key(tmp_path):
+    run = tmp_path / "run"
+    assert Trainer(small_config(run), [SignalAt(3)]).fit() is None
+    before = sorted(run.rglob("*"))
+    with pytest.raises(DistcnnError, match=r"optimizer\.lr 0\.001 -> 0\.1"):
+        small_run(run, optimizer__lr=0.1)
+    with pytest.raises(DistcnnError, match="would overwrite it"):
+        small_run(run, checkpoint__resume="never")
+    assert sorted(run.rglob("*")) == before
+    small_run(run, logging__every_steps=1)
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    images = tmp_path / "images"
+    for name in ("a", "b"):
+        for number in range(20):
+            file = images / "train" / name / f"{number:02}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encoded(pixels(8, 8, number), "PNG"))
+    overrides = {"data__name": "folder", "data__dir": str(images), "train__batch_size": 8}
+    config = small_config(tmp_path / "run", **overrides)
+    assert Trainer(config, [SignalAt(2)]).fit() is None
+    (images / "train" / "a" / "00.png").unlink()
+    with pytest.raises(DistcnnError, match="started with 36 training images, now there are 35"):
+        small_run(tmp_path / "run", **overrides)
