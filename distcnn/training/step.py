@@ -223,7 +223,7 @@ class TrainingStep:
         """Returns the gradients of this share, and the sums of its loss, hits and images."""
         counts = tf.cast(weights > 0, tf.float32)
         if self._sync_batchnorm is not None:
-            self._sync_batchnorm.count_images(counts[0])
+            self._sync_batchnorm.counts = counts[0]
         with tf.GradientTape() as tape:
             outputs = self._network(scale_pixels(images, self._options.pixels), training=True)
             outputs = tf.cast(outputs, tf.float32)

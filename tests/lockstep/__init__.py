@@ -1,1 +1,1 @@
-"""Several real processes stay in lockstep: equal weights, failures, resuming and guard rails."""
+"""Several real processes in lockstep: equal weights, failures, resuming and guard rails."""
