@@ -187,5 +187,5 @@ def test_keras_writers_work_in_rank_0_alone():
     mine = [stopping, csv, Mine()]
     assert callbacks_for_rank(mine, is_chief=True) == mine
     assert callbacks_for_rank(mine, is_chief=False) == [stopping]
-    with pytest.raises(UsageError, match="BackupAndRestore would restore its state over"):
+    with pytest.raises(UsageError, match="BackupAndRestore would overwrite the run"):
         callbacks_for_rank([keras.callbacks.BackupAndRestore("x")], is_chief=True)
