@@ -58,7 +58,7 @@ class SharedMemoryGroup:
         size: Number of processes, at least 2.
         run_id: Identifies the run, the same in all of its processes.
         barrier: Waits until every process has arrived.
-        timeout: Seconds that a process may take to connect, and may later be stopped for.
+        timeout: Seconds that a process may take to connect, or may be stopped (SIGSTOP) later.
 
     Raises:
         OSError: If the processes cannot connect or share memory.
@@ -182,7 +182,7 @@ class TensorExchange:
 
     Args:
         group: The processes.
-        tensors: Give the shapes and types.
+        tensors: Tensors, or their specifications, of those shapes and types.
     """
 
     def __init__(
