@@ -157,7 +157,7 @@ class Horovod(Backend):
     def _gather_bits(self, tensors: list[tf.Tensor]) -> list[list[tf.Tensor]]:
         """Sends the tensors of every process to every other as bits; returns those of each process.
 
-        Horovod cannot sum bfloat16, but gathering it moves fewer bytes than a ring in float32.
+        Horovod cannot sum bfloat16, but gathering it moves no more bytes than a ring in float32.
         """
         bits = [tf.reshape(tf.bitcast(tensor, tf.uint16), [-1]) for tensor in tensors]
         by_tensor = []
