@@ -14,16 +14,16 @@ def run_epochs(
     *,
     asked_to_stop: Callable[[], bool],
 ) -> None:
-    """Trains from the present step to the end of the last epoch.
+    """Trains from the current step to the end of the last epoch.
 
-    A callback ends the training by setting `model.stop_training`: in a single process after the
-    present execution, in several after the epoch, as all must stop at the same step.
+    A callback ends the training by setting `model.stop_training`. A single process stops after the
+    current execution; several stop after the epoch, since all must stop at the same step.
 
     Args:
-        setup: The run, with its training step where the run goes on.
-        batches: The backend's iterator over shards of batches from the present step on.
-        callbacks: What observes the run.
-        asked_to_stop: Returns whether a signal asked this process to stop.
+        setup: The run; its training step holds the current step.
+        batches: The backend's iterator over shards of batches, from the current step on.
+        callbacks: Called during the run.
+        asked_to_stop: Returns whether a signal has asked this process to stop.
     """
     model, training = setup.model, setup.training
     steps_per_epoch = setup.sampler.steps_per_epoch
@@ -49,7 +49,7 @@ def run_epochs(
 
 
 def _validate(setup: TrainingSetup, callbacks: TrainingCallbacks) -> dict[str, float]:
-    """Synchronises the replicas, and evaluates the validation images if there are any."""
+    """Synchronises the replicas, then evaluates them on the validation images, if there are any."""
     if setup.dataset.validation is None:
         setup.state.synchronise()
         return {}

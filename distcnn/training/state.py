@@ -1,4 +1,4 @@
-"""The whole state of a run, held by every replica: shared out, kept together, restored."""
+"""The state of a run, held by every replica: restoring, broadcasting and synchronising it."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ from distcnn.training.step import TrainingStep
 
 
 class TrainState:
-    """Weights, optimizer, averages and metrics of a run.
+    """The weights, optimizer state, averages and metrics of a run.
 
     Args:
-        backend: The replicas.
+        backend: Runs the replicas.
         model: The built classifier.
         optimizer: Its built optimizer.
-        training: The step, with the moving average of the weights and the epoch's metrics.
+        training: The training step, which holds the averages and the epoch's metrics.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, list[Any]]:
-        """All variables by group, in the order in which checkpoints hold them."""
+        """All variables by group, in the order in which checkpoints store them."""
         ema = self._training.ema
         return {
             "model": self._model.variables,
@@ -49,20 +49,20 @@ class TrainState:
         }
 
     def restore(self, arrays: dict[str, np.ndarray], origin: str) -> None:
-        """Assigns what a checkpoint holds, in this process; `broadcast` then tells the others."""
+        """Assigns a checkpoint's arrays in this process; call `broadcast` for the other ones."""
         restore(self.variables, arrays, origin)
 
     def broadcast(self) -> None:
-        """Gives every replica the chief's state."""
+        """Copies the chief's state to every replica."""
         broadcast_variables(self._backend, [v for group in self.variables.values() for v in group])
 
     def synchronise(self) -> None:
-        """Averages what each replica keeps for itself, then checks that all hold the same.
+        """Averages what each replica updates by itself, then checks that all hold the same state.
 
         Raises:
             ReplicaMismatchError: Names the first variable that differs, and the replicas.
         """
         ema = self._training.ema
-        own = [w for w in self._model.non_trainable_weights if w.dtype == "float32"]
-        average_across_replicas(self._backend, [*own, *(ema.statistics if ema else ())])
+        statistics = [w for w in self._model.non_trainable_weights if w.dtype == "float32"]
+        average_across_replicas(self._backend, [*statistics, *(ema.statistics if ema else ())])
         require_identical_state(self._backend, self.variables, self._training.step)

@@ -1,4 +1,4 @@
-"""The trainer: from a configuration to a finished run directory."""
+"""The trainer: turns a configuration into a finished run directory."""
 
 import contextlib
 import dataclasses
@@ -38,20 +38,20 @@ log = logging.getLogger("distcnn")
 
 
 class Trainer:
-    """Trains one classifier as a configuration says.
+    """Trains one classifier from a configuration.
 
-    Building it checks everything and writes nothing; `fit` makes the run directory. In a run of
-    several processes each builds a Trainer and calls `fit`; rank 0 alone prints and writes.
+    The constructor checks everything and writes nothing; `fit` creates the run directory. In a run
+    of several processes, each creates a Trainer and calls `fit`; only rank 0 prints and writes.
 
     Args:
-        config: The run.
-        callbacks: Keras callbacks of the user's own; they see the classifier as `self.model`. They
-            work in every process, except for those that write, see `callbacks_for_rank`.
-        cluster: The processes of the run; by default as the environment describes them.
+        config: The configuration of the run.
+        callbacks: The user's own Keras callbacks, which see the classifier as `self.model`. They
+            run in every process, except those that write files; see `callbacks_for_rank`.
+        cluster: The processes of the run; read from the environment by default.
 
     Attributes:
-        config: The run.
-        setup: What the run is made of: data, model, optimizer, steps.
+        config: The configuration of the run.
+        setup: Everything the run is built from: data, model, optimizer, steps.
         directory: The run directory.
 
     Raises:
@@ -75,8 +75,10 @@ class Trainer:
             self.setup: TrainingSetup = build_setup(config, context)
             with backend.scope():
                 paths = config.train.callbacks
-                own = [import_object(path, "train.callbacks")() for path in paths]
-        self._user_callbacks = callbacks_for_rank([*callbacks, *own], is_chief=backend.is_chief)
+                configured = [import_object(path, "train.callbacks")() for path in paths]
+        self._user_callbacks = callbacks_for_rank(
+            [*callbacks, *configured], is_chief=backend.is_chief
+        )
 
     @property
     def model(self) -> keras.Model:
@@ -84,13 +86,13 @@ class Trainer:
         return self.setup.model
 
     def fit(self) -> dict[str, Any] | None:
-        """Trains, evaluates on the test images once, and writes the run directory.
+        """Trains, evaluates once on the test images, and writes the run directory.
 
         Returns:
-            The content of `summary.json`, or None if a signal stopped the run after it was saved.
+            The content of `summary.json`, or None if a signal stopped the run after saving it.
 
         Raises:
-            DistcnnError: If the run cannot go on; what was saved before stays.
+            DistcnnError: If the run cannot continue; what was saved before is kept.
         """
         stop = StopRequest()
         with self._open_directory(), stop.listening():
@@ -98,7 +100,7 @@ class Trainer:
             try:
                 progress, rows = self._train(stop)
             except StoppedBySignal:
-                self._leave(stop)
+                self._finish_stopped(stop)
                 return None
             saved_epoch = self._select_weights(progress)
             summary = self._summarise(progress, rows, saved_epoch, self._test())
@@ -107,7 +109,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _open_directory(self) -> Iterator[None]:
-        """Makes the run directory, and holds it while the block runs."""
+        """Creates the run directory, and keeps it locked during the context."""
         hardware = self.setup.context.hardware
         environment = describe_environment(hardware.gpu, self.setup.resolved())
         backend = self.setup.backend
@@ -119,7 +121,7 @@ class Trainer:
                 self.directory.close()
 
     def _train(self, stop: StopRequest) -> tuple[Progress, list[Row]]:
-        """Trains from where the run is to its end; returns its progress and all its rows."""
+        """Trains from the newest checkpoint to the end; returns the progress and all rows."""
         setup, backend = self.setup, self.setup.backend
         progress = self._resume()
         rows: list[Row] = backend.run_on_chief(lambda: self.directory.cut_metrics(progress.step))
@@ -152,10 +154,10 @@ class Trainer:
         return saver.progress, rows
 
     def _resume(self) -> Progress:
-        """Restores the newest state in the chief, and gives it to every replica."""
+        """Restores the newest state on the chief, and copies it to every replica."""
         setup = self.setup
-        found = setup.backend.run_on_chief(lambda: dataclasses.asdict(self._restore()))
-        progress = Progress(**found)
+        fields = setup.backend.run_on_chief(lambda: dataclasses.asdict(self._restore()))
+        progress = Progress(**fields)
         setup.state.broadcast()
         setup.training.step = progress.step
         return progress
@@ -163,14 +165,14 @@ class Trainer:
     def _restore(self) -> Progress:
         resume = self.config.checkpoint.resume
         if self.directory.begun:
-            found, origin = self._checkpoints().load_newest(), str(self.directory.path)
+            checkpoint, origin = self._checkpoints().load_newest(), str(self.directory.path)
         elif resume in ("auto", "never"):
             return Progress()
         else:
-            found, origin = find_checkpoint(Path(resume)), resume
-        if found is None:
+            checkpoint, origin = find_checkpoint(Path(resume)), resume
+        if checkpoint is None:
             return Progress()
-        arrays, progress = found
+        arrays, progress = checkpoint
         self.setup.state.restore(arrays, origin)
         log.info("resumed         %s at step %d", origin, progress.step)
         return progress
@@ -182,19 +184,19 @@ class Trainer:
             train.early_stopping, epochs_done
         )
 
-    def _leave(self, stop: StopRequest) -> None:
+    def _finish_stopped(self, stop: StopRequest) -> None:
         log.info(
-            "stopped by %s after step %d; the same command goes on from there",
+            "stopped by %s after step %d; run the same command again to continue",
             stop.name or "a signal to another rank",
             self.setup.training.step,
         )
         self.setup.backend.close()
 
     def _select_weights(self, progress: Progress) -> int:
-        """Puts the weights to keep into the model: the best epoch's, and of these the average.
+        """Puts the weights to save into the model: the best epoch's if known, their EMA if kept.
 
         Returns:
-            The epoch, counted from 1, that they are from.
+            The epoch they are from, counted from 1.
         """
         setup = self.setup
         epoch = math.ceil(progress.step / setup.sampler.steps_per_epoch)
@@ -206,7 +208,7 @@ class Trainer:
         return epoch
 
     def _restore_best(self, best_step: int) -> bool:
-        """Restores the best epoch's state, if early stopping looks for it and there is one."""
+        """Restores the best epoch's state, if early stopping is on and there is one."""
         if not self.config.train.early_stopping or best_step < 0:
             return False
         best = self._checkpoints().path(best_step)
@@ -270,7 +272,7 @@ class Trainer:
     def _tensorboard(
         self, sinks: list[Callable[[Row], None]], first_step: int
     ) -> list[keras.callbacks.Callback]:
-        """Adds TensorBoard's scalars to the sinks; returns the callbacks that write the rest."""
+        """Adds TensorBoard's scalars to the sinks; returns callbacks that write everything else."""
         if not (self.config.logging.tensorboard and self.setup.backend.is_chief):
             return []
         folder = self.directory.path / "tensorboard"
@@ -279,11 +281,11 @@ class Trainer:
 
 
 def _choose_directory(config: Config, backend: Backend) -> RunDirectory:
-    """Lets the chief choose the run directory, for all processes."""
+    """Returns the run directory, which the chief chooses for all processes."""
 
     def choose() -> tuple[str, bool]:
-        chosen = RunDirectory.choose(config)
-        return str(chosen.path), chosen.begun
+        directory = RunDirectory.choose(config)
+        return str(directory.path), directory.begun
 
     path, begun = backend.run_on_chief(choose)
     return RunDirectory(Path(path), begun)

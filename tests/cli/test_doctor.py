@@ -90,7 +90,7 @@ def test_horovod_of_another_tensorflow(monkeypatch, tmp_path):
     level, text, fix = levels(horovod_check.check_horovod())["horovod"]
     assert level == "error"
     assert text.startswith("built for TensorFlow 2.21")
-    assert fix == "distcnn install-horovod builds it anew"
+    assert fix == "distcnn install-horovod rebuilds it"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert levels(horovod_check.check_horovod())["horovod"][0] == "warning"
 

@@ -1,4 +1,4 @@
-"""Saves the state of the run, and stops it when it is time."""
+"""Saves the state of the run, and stops it early or on a signal."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,21 +19,21 @@ class StoppedBySignal(BaseException):
 
 
 class CheckpointSaver(keras.callbacks.Callback):
-    """Saves a checkpoint at the end of epochs and when a signal asks to stop.
+    """Saves a checkpoint at the end of epochs, and when a signal asks to stop.
 
-    It stands after the user's callbacks, so that what they did in an epoch is in its checkpoint. It
-    works in every process, so that all stop at the same step; only the chief writes.
+    It runs after the user's callbacks, so that an epoch's checkpoint includes what they changed. It
+    runs in every process, so that all stop at the same step; only the chief writes.
 
     Args:
         setup: The run.
         directory: The run directory.
         checkpoints: Its checkpoints.
-        progress: How far the run already is.
+        progress: The run's progress at the start.
         measured: Returns the seconds and images that this process has measured so far.
-        stop: Whether a signal asked to stop.
+        stop: Whether a signal has asked to stop.
 
     Attributes:
-        progress: How far the run is in the last checkpoint.
+        progress: The run's progress at the last checkpoint.
     """
 
     reads_logs = False
@@ -53,7 +53,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         self._backend = setup.backend
         self._directory = directory
         self._checkpoints = checkpoints
-        self._before = progress
+        self._initial_progress = progress
         self._measured = measured
         self._every_epochs = setup.config.checkpoint.every_epochs
         self._patience = setup.config.train.early_stopping
@@ -61,28 +61,29 @@ class CheckpointSaver(keras.callbacks.Callback):
         self.progress = progress
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves and stops when a signal asked for it, except at the end of an epoch."""
+        """Saves and stops if a signal has asked for it, except at the end of an epoch."""
         if not self._training.step_in_epoch:
             return
-        alone = self._backend.size == 1
-        if self._stop.name is not None if alone else self._training.voted_to_stop():
+        is_alone = self._backend.size == 1
+        if self._stop.name is not None if is_alone else self._training.voted_to_stop():
             self._setup.state.synchronise()
             self._save()
             raise StoppedBySignal
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves the epoch if it is due, the best, the last, or asked for by a signal."""
-        known = self.progress
-        self.progress = known.after_epoch(epoch, self._training.step, (logs or {}).get("val_loss"))
-        is_best = self.progress is not known
+        """Saves the epoch if it is due, the best or the last one, or a signal has asked to stop."""
+        previous = self.progress
+        validation_loss = (logs or {}).get("val_loss")
+        self.progress = previous.after_epoch(epoch, self._training.step, validation_loss)
+        is_best = self.progress is not previous
         if self.progress.out_of_patience(self._patience, epoch + 1):
             self.model.stop_training = True
-        own = np.array([self._stop.name is not None, self.model.stop_training], np.float64)
-        stop, self.model.stop_training = (bool(votes) for votes in self._backend.sum(own))
-        last = self.model.stop_training or epoch + 1 == self.params["epochs"]
-        if is_best or last or stop or (epoch + 1) % self._every_epochs == 0:
+        votes = np.array([self._stop.name is not None, self.model.stop_training], np.float64)
+        stop, self.model.stop_training = (bool(total) for total in self._backend.sum(votes))
+        is_last = self.model.stop_training or epoch + 1 == self.params["epochs"]
+        if is_best or is_last or stop or (epoch + 1) % self._every_epochs == 0:
             self._save()
-        if stop and not last:
+        if stop and not is_last:
             raise StoppedBySignal
 
     def _save(self) -> None:
@@ -91,8 +92,8 @@ class CheckpointSaver(keras.callbacks.Callback):
         self.progress = dataclasses.replace(
             self.progress,
             step=self._training.step,
-            train_seconds=self._before.train_seconds + seconds,
-            images=self._before.images + images,
+            train_seconds=self._initial_progress.train_seconds + seconds,
+            images=self._initial_progress.images + images,
         )
         self._backend.run_on_chief(self._write)
 
