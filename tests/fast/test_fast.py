@@ -1,4 +1,4 @@
-"""The fast path computes what the plain model computes, on the same variables."""
+"""The fast form computes the same as the plain model, on the same variables."""
 
 import functools
 import itertools
@@ -32,7 +32,7 @@ def _seeded() -> Iterator[None]:
 
 
 def smooth(activation: str = "tanh", dropout: float = 0.0) -> keras.Model:
-    """The article's order of layers, with an activation that has no edges."""
+    """The article's order of layers, with a smooth activation."""
     stages: list[Any] = [keras.Input((12, 12, 3))]
     for width, pool in ((8, False), (16, True)):
         stages += [layers.Conv2D(width, 3, padding="same"), layers.Activation(activation)]
@@ -47,7 +47,7 @@ def smooth(activation: str = "tanh", dropout: float = 0.0) -> keras.Model:
 
 
 def branched() -> keras.Model:
-    """Functional: a residual branch, a shared layer, activations in layers, odd padding."""
+    """Functional model: residual branch, shared layer, activations in layers, unusual padding."""
     inputs = keras.Input((12, 12, 3))
     x = layers.Conv2D(8, 3, strides=2, padding="valid", activation="relu", use_bias=False)(inputs)
     shared = layers.Conv2D(8, 3, padding="same", dilation_rate=2, activation="tanh")
@@ -61,7 +61,7 @@ def branched() -> keras.Model:
 
 
 def known() -> keras.Model:
-    """A network of many branches that is in use."""
+    """A well-known network with many branches."""
     net = keras.applications.MobileNetV3Small
     return net((32, 32, 3), weights=None, classes=4, include_preprocessing=False, dropout_rate=0)
 
@@ -85,7 +85,7 @@ def nested() -> keras.Model:
 
 
 class Outcome:
-    """What one training step and one inference of a model give."""
+    """Results of one training step and one inference pass of a model."""
 
     def __init__(self, model: keras.Model, computing: keras.Model) -> None:
         before = [variable.numpy() for variable in model.variables]
@@ -135,8 +135,8 @@ def test_outputs_gradients_and_statistics_equal_the_plain_models(
 
 
 @pytest.mark.parametrize("build", [lambda: article((12, 12, 3), 4, dropout=0.0), known])
-def test_the_article_and_a_known_network_too(build: Callable[[], keras.Model]) -> None:
-    """But for the few units that stand at the edge of a relu, which rounding decides."""
+def test_the_article_and_a_known_network_agree_too(build: Callable[[], keras.Model]) -> None:
+    """Except for the few units at the edge of a relu, where rounding decides."""
     model = build()
     plain, fast = Outcome(model, model), Outcome(model, fast_model(model))
     assert difference(fast.outputs, plain.outputs) < 1e-4
@@ -166,7 +166,7 @@ def test_chains_are_as_long_as_they_can_be() -> None:
     assert kinds[5:9] == ["LINEAR", "MAX_POOL", "BIAS", "RELU"]
 
 
-def test_what_it_does_not_know_it_calls_as_it_is() -> None:
+def test_unsupported_layers_are_called_unchanged() -> None:
     class Doubling(layers.Dense):
         def call(self, inputs: Any, training: Any = None) -> Any:
             return 2 * super().call(inputs)
@@ -186,8 +186,8 @@ def test_what_it_does_not_know_it_calls_as_it_is() -> None:
     assert fast_model(subclass) is subclass
 
 
-def test_activations_and_types_of_the_users_own() -> None:
-    """An activation that leaves the computation's type, and layers wholly in half precision."""
+def test_custom_activations_and_dtypes() -> None:
+    """An activation that changes the dtype, and layers entirely in half precision."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     inputs = keras.Input((12, 12, 3))
     x = layers.Conv2D(4, 3, activation=lambda x: tf.nn.tanh(tf.cast(x, tf.float32)))(inputs)
@@ -201,16 +201,16 @@ def test_activations_and_types_of_the_users_own() -> None:
     assert Outcome(model, fast).loss < 10
 
 
-def test_the_users_model_stays_as_it_is() -> None:
+def test_the_users_model_is_not_modified() -> None:
     model = smooth()
     before = model.to_json()
     fast_model(model)(IMAGES, training=True)
     assert model.to_json() == before
-    assert model.layers[0].output is not None  # a layer called twice would refuse
+    assert model.layers[0].output is not None  # raises for a layer called twice
 
 
 class _FixedMask:
-    """Stands in for the random mask, and remembers it."""
+    """Replaces the random mask, and records the masks it returned."""
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
@@ -223,7 +223,7 @@ class _FixedMask:
 
 
 class _Masked(layers.Layer):
-    """Dropout as it is defined, by given masks."""
+    """Dropout by its definition, with given masks."""
 
     def __init__(self, rate: float, masks: Iterator[Any]) -> None:
         super().__init__()
@@ -234,10 +234,8 @@ class _Masked(layers.Layer):
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_dropout_is_what_it_is_by_definition(
-    activation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where its scale is left to the normalisation that follows."""
+def test_dropout_equals_its_definition(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the following normalisation absorbs its scale."""
     fixed = _FixedMask()
     monkeypatch.setattr(chain_module, "keep_mask", fixed)
     model = smooth(activation, dropout=0.4)
@@ -271,13 +269,13 @@ def masks_of(rate: float, draws: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.2, 0.5, 0.9])
-def test_dropout_keeps_the_share_that_it_should(rate: float) -> None:
-    masks = masks_of(rate, 400, (64, 5, 5, 3))  # 4,800 elements, and no multiple of 4 channels
+def test_dropout_keeps_the_right_fraction(rate: float) -> None:
+    masks = masks_of(rate, 400, (64, 5, 5, 3))  # 4,800 elements; channels not a multiple of 4
     assert set(np.unique(masks)) <= {0.0, 1.0}
-    share = masks.mean(axis=(1, 2, 3, 4))
-    assert share.mean() == pytest.approx(1 - rate, abs=4 * np.sqrt(0.25 / masks.size) + 2e-4)
-    # Within 1 / 256 in every draw, but for the scatter of 4,800 elements.
-    assert np.abs(share - (1 - rate)).max() < 1 / 256 + 5 * np.sqrt(rate * (1 - rate) / 4800)
+    kept = masks.mean(axis=(1, 2, 3, 4))
+    assert kept.mean() == pytest.approx(1 - rate, abs=4 * np.sqrt(0.25 / masks.size) + 2e-4)
+    # Within 1 / 256 in every draw, apart from the scatter of 4,800 elements.
+    assert np.abs(kept - (1 - rate)).max() < 1 / 256 + 5 * np.sqrt(rate * (1 - rate) / 4800)
 
 
 def test_dropouts_elements_are_independent() -> None:
@@ -286,7 +284,7 @@ def test_dropouts_elements_are_independent() -> None:
     variance = masks.var()
     assert variance == pytest.approx(0.2 * 0.8, rel=0.01)
     centred = masks - masks.mean()
-    for lag in (1, 2, 3, 4, 8, 64, 128, 129):  # elements of one word, channel, row, image
+    for lag in (1, 2, 3, 4, 8, 64, 128, 129):  # within a word, a channel, a row, an image
         product = (centred[:, lag:] * centred[:, :-lag]).mean() / variance
         assert abs(product) < 5 / np.sqrt(count), lag
     between = (centred[1:] * centred[:-1]).mean() / variance
@@ -296,10 +294,10 @@ def test_dropouts_elements_are_independent() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.9])
-def test_what_is_made_of_one_random_word_is_independent(rate: float) -> None:
+def test_decisions_from_one_random_word_are_independent(rate: float) -> None:
     words = 2**18
     mask = masks_of(rate, 1, (words, 16)).reshape(4, words, 4)
-    lanes = mask.transpose(0, 2, 1).reshape(16, words)  # the decisions of a word are a column
+    lanes = mask.transpose(0, 2, 1).reshape(16, words)  # the decisions of one word form a column
     lanes = (lanes - lanes.mean()) / lanes.std()
     bound = 5.5 / np.sqrt(words)
     pairs = list(itertools.combinations(range(16), 2))
