@@ -103,7 +103,9 @@ class Parser(jsonargparse.ArgumentParser):
         """Hides the flags that read a whole section from a file in the help, and lists names."""
         for action in self._actions:
             if action.metavar == "CONFIG":
-                short_form = f"Short form: {','.join(AUGMENT_PRESETS)}, or none."
+                short_form = (
+                    f"Enable only these, at usual strength: {', '.join(AUGMENT_PRESETS)}; or none."
+                )
                 is_augment = action.dest == "data.augment"
                 action.help = short_form if is_augment else jsonargparse.SUPPRESS
                 action.metavar = "NAME,NAME"

@@ -102,8 +102,8 @@ class DataConfig:
     """Data set. digits needs no download; folder and tfrecord read your images from data.dir."""
     dir: str | None = None
     """Folder of the data set. folder: DIR/train/<class>/*.jpg and DIR/test/<class>/*.jpg.
-    tfrecord: shards written by `distcnn.records`. cifar10, cifar100: the batches or the archive;
-    default: download."""
+    tfrecord: shards written by `distcnn.records`. cifar10, cifar100: the batches or the
+    archive. Default: download them."""
     image_size: int | None = None
     """Resize images to squares with sides of this many pixels, without keeping the aspect ratio.
     Default: the model's fixed input size, else 32 for digits and folder, else the stored size."""
@@ -372,7 +372,7 @@ class Config:
     """Configuration of a run."""
 
     recipe: str = "custom"
-    """Recipe with the values of all keys not given here: a built-in name or a YAML file."""
+    """Recipe to start from, a built-in name or a YAML file; the other flags override its values."""
     out: str | None = None
     """Run directory. Default: runs/RECIPE, or the next free runs/RECIPE-N."""
     data: DataConfig = field(default_factory=DataConfig)
