@@ -1,4 +1,4 @@
 """Deliberate faults: commands for long campaigns, and a short sample of each as tests.
 
-Joins storage, training and data: a run must survive what happens to its process and its files.
+A run must survive what happens to its process and to its files. Joins data, storage, training.
 """
