@@ -58,6 +58,28 @@ class WeightEMA:
             for weight, value in zip(self._weights, trained, strict=True):
                 weight.assign(value)
 
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Puts the averages into the model for code that may change the weights.
+
+        If it does, the model keeps what it set, and the averages start again from there.
+        """
+        trained = [weight.numpy() for weight in self._weights]
+        self.copy_to_model()
+        before = [weight.numpy() for weight in self._weights]
+        yield
+        pairs = zip(self._weights, before, strict=True)
+        if all(np.array_equal(weight.numpy(), value, equal_nan=True) for weight, value in pairs):
+            for weight, value in zip(self._weights, trained, strict=True):
+                weight.assign(value)
+        else:
+            self.restart()
+
+    def restart(self) -> None:
+        """Sets the averages to the current weights."""
+        for mean, weight in zip(self._averages, self._weights, strict=True):
+            mean.assign(weight.value)
+
     def copy_to_model(self) -> None:
         """Puts the averages into the model for good."""
         for mean, weight in zip(self._averages, self._weights, strict=True):

@@ -18,6 +18,12 @@ log = logging.getLogger("distcnn")
 _NAME = re.compile(r"step-(\d{8,})\.npz")
 _META = "meta"
 
+NAMES = "names"
+"""Name of the array that holds the paths of the variables."""
+
+CALLBACKS = "callbacks/"
+"""Start of the names of the arrays that hold the state of the user's callbacks."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -28,6 +34,8 @@ class Progress:
         best_epoch: Epoch (counted from 0) with the lowest validation loss, or -1.
         best_loss: The lowest validation loss, or infinity.
         best_step: Global step at the end of that epoch, which names its checkpoint, or -1.
+        stopped: Whether a callback ended the training at this step.
+        steps_per_epoch: Steps of an epoch, in which `step` is counted.
         train_seconds: Seconds of training so far, excluding compilation and validation.
         images: Number of images trained on in that time.
     """
@@ -36,6 +44,8 @@ class Progress:
     best_epoch: int = -1
     best_loss: float = float("inf")
     best_step: int = -1
+    stopped: bool = False
+    steps_per_epoch: int = 0
     train_seconds: float = 0.0
     images: int = 0
 
@@ -191,13 +201,29 @@ def snapshot(variables: dict[str, list[Any]]) -> dict[str, np.ndarray]:
         variables: Lists of variables by name of their group.
 
     Returns:
-        One array per variable, named `GROUP/0000` and so on.
+        One array per variable, named `GROUP/0000` and so on, and `NAMES`, their paths in JSON.
     """
+    named = by_key(variables)
+    paths = {key: getattr(variable, "path", key) for key, variable in named.items()}
     return {
-        f"{group}/{index:04d}": np.asarray(variable)
+        **{key: np.asarray(variable) for key, variable in named.items()},
+        NAMES: np.frombuffer(json.dumps(paths).encode(), np.uint8),
+    }
+
+
+def by_key(variables: dict[str, list[Any]]) -> dict[str, Any]:
+    """Returns variables by the name of their array in a checkpoint, `GROUP/0000` and so on."""
+    return {
+        f"{group}/{index:04d}": variable
         for group, members in variables.items()
         for index, variable in enumerate(members)
     }
+
+
+def paths_in(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    """Returns the paths of the variables in a checkpoint, by the name of their array."""
+    paths: dict[str, str] = json.loads(arrays[NAMES].tobytes())
+    return paths
 
 
 def restore(variables: dict[str, list[Any]], arrays: dict[str, np.ndarray], origin: str) -> None:
@@ -211,14 +237,11 @@ def restore(variables: dict[str, list[Any]], arrays: dict[str, np.ndarray], orig
     Raises:
         DistcnnError: If they belong to another model or optimizer; no variable is then changed.
     """
-    names = {
-        f"{group}/{index:04d}": variable
-        for group, members in variables.items()
-        for index, variable in enumerate(members)
-    }
-    if set(names) != set(arrays):
+    names = by_key(variables)
+    stored = {key for key in arrays if key != NAMES and not key.startswith(CALLBACKS)}
+    if set(names) != stored:
         raise DistcnnError(
-            f"{origin} holds {len(arrays)} variables, expected {len(names)}: it is the state of "
+            f"{origin} holds {len(stored)} variables, expected {len(names)}: it is the state of "
             "another model or optimizer; restore the configuration it was saved with"
         )
     for name, variable in names.items():

@@ -13,7 +13,7 @@ def run_epochs(
     callbacks: TrainingCallbacks,
     *,
     asked_to_stop: Callable[[], bool],
-) -> None:
+) -> dict[str, float]:
     """Trains from the current step to the end of the last epoch.
 
     A callback ends the training by setting `model.stop_training`. A single process stops after the
@@ -24,11 +24,12 @@ def run_epochs(
         batches: The backend's iterator over shards of batches, from the current step on.
         callbacks: Called during the run.
         asked_to_stop: Returns whether a signal has asked this process to stop.
+
+    Returns:
+        The logs of the last epoch.
     """
     model, training = setup.model, setup.training
     steps_per_epoch = setup.sampler.steps_per_epoch
-    model.stop_training = False
-    callbacks.on_train_begin()
     logs: dict[str, float] = {}
     for epoch in range(training.step // steps_per_epoch, setup.config.train.epochs):
         if training.step_in_epoch == 0:
@@ -45,7 +46,7 @@ def run_epochs(
         callbacks.on_epoch_end(epoch, logs)
         if model.stop_training:
             break
-    callbacks.on_train_end(logs)
+    return logs
 
 
 def _validate(setup: TrainingSetup, callbacks: TrainingCallbacks) -> dict[str, float]:

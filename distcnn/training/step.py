@@ -146,6 +146,10 @@ class TrainingStep:
         with self.ema.swapped_in() if self.ema else contextlib.nullcontext():
             yield
 
+    def weights_for_callbacks(self) -> contextlib.AbstractContextManager[None]:
+        """Puts the averaged weights, if there are any, into the model for the user's callbacks."""
+        return self.ema.lent() if self.ema else contextlib.nullcontext()
+
     def run(self, batches: Any, *, stop: bool = False) -> None:
         """Runs one execution, which ends at the latest with the epoch.
 

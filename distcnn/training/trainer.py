@@ -3,35 +3,34 @@
 import contextlib
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from distcnn.config import Config
 from distcnn.config.lookup import import_object
 from distcnn.distribute.base import Backend, reporting_lost_peers
-from distcnn.distribute.consistency import is_identical_everywhere
 from distcnn.distribute.context import join_run
-from distcnn.errors import DistcnnError
 from distcnn.runtime.cluster import Cluster
-from distcnn.runtime.files import write_json
 from distcnn.runtime.signals import StopRequest
-from distcnn.storage.checkpoint import Checkpoints, Progress, find_checkpoint, read_checkpoint
+from distcnn.storage.checkpoint import CALLBACKS, Checkpoints, Progress
 from distcnn.storage.environment import describe_environment
-from distcnn.storage.model_file import ModelMetadata, save_model
 from distcnn.storage.run_directory import RunDirectory
-from distcnn.storage.summary import log_resolved, log_summary, make_summary
+from distcnn.storage.summary import log_resolved
 from distcnn.training.build import build_setup
 from distcnn.training.callbacks.callback_list import TrainingCallbacks, callbacks_for_rank
 from distcnn.training.callbacks.checkpointing import CheckpointSaver, StoppedBySignal
 from distcnn.training.callbacks.metrics import MetricsRecorder, MetricsWriter, Row
 from distcnn.training.callbacks.non_finite import NonFiniteLossGuard
 from distcnn.training.callbacks.progress import ProgressDisplay
+from distcnn.training.callbacks.saved_state import load_callbacks
 from distcnn.training.callbacks.tensorboard import TensorBoardScalars, tensorboard_callbacks
+from distcnn.training.finish import RunFinish, TrainedRun
 from distcnn.training.loop import run_epochs
+from distcnn.training.resuming import start_from
 from distcnn.training.setup import TrainingSetup
 
 log = logging.getLogger("distcnn")
@@ -98,14 +97,11 @@ class Trainer:
         with self._open_directory(), stop.listening():
             log_resolved(self.directory.path, self.setup.resolved())
             try:
-                progress, rows = self._train(stop)
+                trained = self._train(stop)
             except StoppedBySignal:
                 self._finish_stopped(stop)
                 return None
-            saved_epoch = self._select_weights(progress)
-            summary = self._summarise(progress, rows, saved_epoch, self._test())
-            self._save(summary)
-        return summary
+            return RunFinish(self.setup, self.directory, self._checkpoints()).finish(trained)
 
     @contextlib.contextmanager
     def _open_directory(self) -> Iterator[None]:
@@ -120,68 +116,103 @@ class Trainer:
             finally:
                 self.directory.close()
 
-    def _train(self, stop: StopRequest) -> tuple[Progress, list[Row]]:
-        """Trains from the newest checkpoint to the end; returns the progress and all rows."""
-        setup, backend = self.setup, self.setup.backend
-        progress = self._resume()
+    def _train(self, stop: StopRequest) -> TrainedRun:
+        """Trains from the newest checkpoint to the end."""
+        setup, backend, users = self.setup, self.setup.backend, self._user_callbacks
+        progress, saved_callbacks = self._resume()
         rows: list[Row] = backend.run_on_chief(lambda: self.directory.cut_metrics(progress.step))
-        if self._is_finished(progress):
-            return progress, rows
+        is_finished = self._is_finished(progress)
         with contextlib.ExitStack() as stack:
-            display = stack.enter_context(self._progress_display(progress.step))
+            display = stack.enter_context(self._progress_display(progress.step, is_finished))
             sinks: list[Callable[[Row], None]] = [rows.append, display]
-            if backend.is_chief:
+            if backend.is_chief and not is_finished:
                 file = self.directory.path / "metrics.jsonl"
                 sinks.insert(0, stack.enter_context(MetricsWriter(file)))
-            observers = self._tensorboard(sinks, progress.step)
             recorder = MetricsRecorder(setup, sinks, display.advance)
-            guard = NonFiniteLossGuard(setup.training, self.config.logging.every_steps)
             saver = CheckpointSaver(
-                setup, self.directory, self._checkpoints(), progress, recorder.measured, stop
+                setup, self.directory, self._checkpoints(), progress, users, recorder.measured, stop
             )
-            run_epochs(
-                setup,
-                backend.iterate(setup.training_batches(progress.step)),
-                TrainingCallbacks(
-                    [guard, recorder, *observers, *self._user_callbacks, saver],
-                    model=setup.model,
-                    metrics=setup.training.metrics,
-                    epochs=self.config.train.epochs,
-                    steps=setup.sampler.steps_per_epoch,
-                ),
-                asked_to_stop=lambda: stop.name is not None,
-            )
-        return saver.progress, rows
+            own = [NonFiniteLossGuard(setup.training, self.config.logging.every_steps), recorder]
+            if not is_finished:
+                own += self._tensorboard(sinks, progress.step)
+            callbacks = self._callback_list(own, saver)
+            self._begin_callbacks(callbacks, progress, saved_callbacks)
+            logs: dict[str, float] = {}
+            if not is_finished:
+                logs = run_epochs(
+                    setup,
+                    backend.iterate(setup.training_batches(progress.step)),
+                    callbacks,
+                    asked_to_stop=lambda: stop.name is not None,
+                )
+        return TrainedRun(saver.progress, rows, callbacks, logs)
 
-    def _resume(self) -> Progress:
-        """Restores the newest state on the chief, and copies it to every replica."""
-        setup = self.setup
-        fields = setup.backend.run_on_chief(lambda: dataclasses.asdict(self._restore()))
-        progress = Progress(**fields)
+    def _callback_list(
+        self, own: list[keras.callbacks.Callback], saver: CheckpointSaver
+    ) -> TrainingCallbacks:
+        setup, users = self.setup, [callback for _, callback in self._user_callbacks]
+        return TrainingCallbacks(
+            [*own, *users, saver],
+            users,
+            model=setup.model,
+            metrics=setup.training.metrics,
+            weights_for_users=setup.training.weights_for_callbacks,
+            epochs=self.config.train.epochs,
+            steps=setup.sampler.steps_per_epoch,
+        )
+
+    def _begin_callbacks(
+        self, callbacks: TrainingCallbacks, progress: Progress, saved: dict[str, np.ndarray]
+    ) -> None:
+        """Starts the callbacks; if the run is resumed, with the state that they had."""
+        for _, callback in self._user_callbacks:
+            if isinstance(callback, keras.callbacks.CSVLogger) and self.directory.begun:
+                callback.append = callback.append or progress.step > 0
+        self.setup.model.stop_training = False
+        callbacks.on_train_begin()
+        if self.directory.begun and progress.step > 0:
+            load_callbacks(self._user_callbacks, saved, self.setup.backend)
+
+    def _resume(self) -> tuple[Progress, dict[str, np.ndarray]]:
+        """Restores the newest state on the chief, and copies it to every replica.
+
+        Returns:
+            The progress, and on the chief the saved state of the user's callbacks.
+        """
+        setup, saved_callbacks = self.setup, {}
+
+        def restore() -> dict[str, Any]:
+            progress, arrays = self._restore()
+            saved_callbacks.update(
+                {key: value for key, value in arrays.items() if key.startswith(CALLBACKS)}
+            )
+            return dataclasses.asdict(progress)
+
+        progress = Progress(**setup.backend.run_on_chief(restore))
         setup.state.broadcast()
         setup.training.step = progress.step
-        return progress
+        return progress, saved_callbacks
 
-    def _restore(self) -> Progress:
+    def _restore(self) -> tuple[Progress, dict[str, np.ndarray]]:
         resume = self.config.checkpoint.resume
-        if self.directory.begun:
-            checkpoint, origin = self._checkpoints().load_newest(), str(self.directory.path)
-        elif resume in ("auto", "never"):
-            return Progress()
-        else:
-            checkpoint, origin = find_checkpoint(Path(resume)), resume
+        if not self.directory.begun:
+            is_path = resume not in ("auto", "never")
+            return (start_from(self.setup, resume) if is_path else Progress()), {}
+        checkpoint, origin = self._checkpoints().load_newest(), str(self.directory.path)
         if checkpoint is None:
-            return Progress()
+            return Progress(), {}
         arrays, progress = checkpoint
         self.setup.state.restore(arrays, origin)
         log.info("resumed         %s at step %d", origin, progress.step)
-        return progress
+        return progress, arrays
 
     def _is_finished(self, progress: Progress) -> bool:
         epochs_done = progress.step // self.setup.sampler.steps_per_epoch
         train = self.config.train
-        return epochs_done >= train.epochs or progress.out_of_patience(
-            train.early_stopping, epochs_done
+        return (
+            progress.stopped
+            or epochs_done >= train.epochs
+            or progress.out_of_patience(train.early_stopping, epochs_done)
         )
 
     def _finish_stopped(self, stop: StopRequest) -> None:
@@ -192,78 +223,13 @@ class Trainer:
         )
         self.setup.backend.close()
 
-    def _select_weights(self, progress: Progress) -> int:
-        """Puts the weights to save into the model: the best epoch's if known, their EMA if kept.
-
-        Returns:
-            The epoch they are from, counted from 1.
-        """
-        setup = self.setup
-        epoch = math.ceil(progress.step / setup.sampler.steps_per_epoch)
-        if setup.backend.run_on_chief(lambda: self._restore_best(progress.best_step)):
-            setup.state.broadcast()
-            epoch = progress.best_epoch + 1
-        if setup.ema is not None:
-            setup.ema.copy_to_model()
-        return epoch
-
-    def _restore_best(self, best_step: int) -> bool:
-        """Restores the best epoch's state, if early stopping is on and there is one."""
-        if not self.config.train.early_stopping or best_step < 0:
-            return False
-        best = self._checkpoints().path(best_step)
-        try:
-            arrays, _ = read_checkpoint(best)
-        except DistcnnError as error:
-            raise DistcnnError(
-                f"{error}; it is the best epoch's, whose weights --train.early_stopping keeps; "
-                "restore the file, or start the run anew"
-            ) from None
-        self.setup.state.restore(arrays, str(best))
-        return True
-
-    def _test(self) -> dict[str, float]:
-        test = self.setup.dataset.test
-        return self.setup.evaluate(test) if test else {}
-
-    def _summarise(
-        self, progress: Progress, rows: list[Row], saved_epoch: int, test: dict[str, float]
-    ) -> dict[str, Any]:
-        setup = self.setup
-        summary = make_summary(
-            str(self.config.recipe),
-            setup.resolved(),
-            progress,
-            rows,
-            setup.model.weights,
-            saved_epoch=saved_epoch,
-        )
-        summary["weights_agree"] = is_identical_everywhere(setup.backend, setup.model.weights)
-        return summary | {f"test_{name}": test.get(name) for name in ("loss", "accuracy")}
-
-    def _save(self, summary: dict[str, Any]) -> None:
-        self.setup.compile_for_saving()
-        self.setup.backend.run_on_chief(lambda: self._write(summary))
-        log_summary(self.directory.path, summary)
-
-    def _write(self, summary: dict[str, Any]) -> None:
-        config, setup = self.config, self.setup
-        self.directory.require_present()
-        metadata = ModelMetadata(
-            setup.dataset.classes,
-            config.data.pixels,
-            setup.objective.logits,
-            config.train.test_flip,
-        )
-        save_model(self.directory.path / "model.keras", setup.model, metadata)
-        write_json(self.directory.path / "summary.json", summary)
-
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self.directory.path / "checkpoints", self.config.checkpoint.keep)
 
-    def _progress_display(self, first_step: int) -> ProgressDisplay:
+    def _progress_display(self, first_step: int, is_finished: bool) -> ProgressDisplay:
+        is_shown = self.setup.backend.is_chief and not is_finished
         return ProgressDisplay(
-            self.config.logging.progress if self.setup.backend.is_chief else "none",
+            self.config.logging.progress if is_shown else "none",
             self.config.train.epochs,
             self.setup.sampler.steps_per_epoch,
             first_step,

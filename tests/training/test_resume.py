@@ -132,6 +132,7 @@ def test_a_new_run_may_start_from_the_state_of_another(tmp_path):
     with pytest.raises(DistcnnError, match="the state of another model"):
         small_run(
             tmp_path / "fifth",
+            train__epochs=4,
             model__factory="tests.tiny:fixed_input",
             data__name="digits",
             checkpoint__resume=str(first),

@@ -1,6 +1,8 @@
 """Which callbacks run in a process, and how the training loop calls them."""
 
-from collections.abc import Callable
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -20,9 +22,9 @@ WRITERS = (
 
 
 def callbacks_for_rank(
-    callbacks: list[keras.callbacks.Callback], *, is_chief: bool
-) -> list[keras.callbacks.Callback]:
-    """Returns the user's callbacks that run in this process.
+    callbacks: Sequence[keras.callbacks.Callback], *, is_chief: bool
+) -> list[tuple[int, keras.callbacks.Callback]]:
+    """Returns the user's callbacks that run in this process, with their place among all of them.
 
     All of them run on rank 0. The other ranks omit callbacks that write: Keras' own by their type,
     the user's by the attribute `chief_only = True`.
@@ -35,12 +37,10 @@ def callbacks_for_rank(
             "keras.callbacks.BackupAndRestore would overwrite the run's own state; remove it: the "
             "same command resumes the run anyway"
         )
-    if is_chief:
-        return callbacks
     return [
-        callback
-        for callback in callbacks
-        if not isinstance(callback, WRITERS) and not getattr(callback, "chief_only", False)
+        (index, callback)
+        for index, callback in enumerate(callbacks)
+        if is_chief or not (isinstance(callback, WRITERS) or getattr(callback, "chief_only", False))
     ]
 
 
@@ -52,21 +52,28 @@ class TrainingCallbacks(CallbackList):
 
     Args:
         callbacks: The callbacks.
+        users: Those among them that are the user's.
         model: The classifier, which callbacks see as `self.model`.
         metrics: Copies the metrics of the epoch so far to the host.
+        weights_for_users: Returns a context in which the model has the weights that are evaluated
+            and saved; the user's `on_epoch_end` runs in it.
         **params: What callbacks see as `self.params` (epochs, steps).
     """
 
     def __init__(
         self,
         callbacks: list[keras.callbacks.Callback],
+        users: Sequence[keras.callbacks.Callback],
         *,
         model: keras.Model,
         metrics: Callable[[], dict[str, float]],
+        weights_for_users: Callable[[], contextlib.AbstractContextManager[None]],
         **params: Any,
     ) -> None:
         super().__init__(callbacks, add_history=True, add_progbar=False, model=model, **params)
         self._metrics = metrics
+        self._users = {id(callback) for callback in users}
+        self._weights_for_users = weights_for_users
         call_synchronously(self)
 
     @override
@@ -79,6 +86,14 @@ class TrainingCallbacks(CallbackList):
             if metrics is None:
                 metrics = self._metrics()
             callback.on_train_batch_end(batch, metrics)
+
+    @override
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        groups = itertools.groupby(self.callbacks, key=lambda each: id(each) in self._users)
+        for are_users, group in groups:
+            with self._weights_for_users() if are_users else contextlib.nullcontext():
+                for callback in group:
+                    callback.on_epoch_end(epoch, logs)
 
 
 def _ignores_batch_end(callback: keras.callbacks.Callback) -> bool:

@@ -11,6 +11,7 @@ from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import Checkpoints, Progress, snapshot
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.training.callbacks.non_finite import require_finite_loss
+from distcnn.training.callbacks.saved_state import Indexed, save_callbacks
 from distcnn.training.setup import TrainingSetup
 
 
@@ -29,6 +30,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         directory: The run directory.
         checkpoints: Its checkpoints.
         progress: The run's progress at the start.
+        users: The user's callbacks, whose state is saved too.
         measured: Returns the seconds and images that this process has measured so far.
         stop: Whether a signal has asked to stop.
 
@@ -44,6 +46,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         directory: RunDirectory,
         checkpoints: Checkpoints,
         progress: Progress,
+        users: Indexed,
         measured: Callable[[], tuple[float, int]],
         stop: StopRequest,
     ) -> None:
@@ -54,6 +57,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         self._directory = directory
         self._checkpoints = checkpoints
         self._initial_progress = progress
+        self._users = users
         self._measured = measured
         self._every_epochs = setup.config.checkpoint.every_epochs
         self._patience = setup.config.train.early_stopping
@@ -80,6 +84,7 @@ class CheckpointSaver(keras.callbacks.Callback):
             self.model.stop_training = True
         votes = np.array([self._stop.name is not None, self.model.stop_training], np.float64)
         stop, self.model.stop_training = (bool(total) for total in self._backend.sum(votes))
+        self.progress = dataclasses.replace(self.progress, stopped=self.model.stop_training)
         is_last = self.model.stop_training or epoch + 1 == self.params["epochs"]
         if is_best or is_last or stop or (epoch + 1) % self._every_epochs == 0:
             self._save()
@@ -92,6 +97,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         self.progress = dataclasses.replace(
             self.progress,
             step=self._training.step,
+            steps_per_epoch=self._setup.sampler.steps_per_epoch,
             train_seconds=self._initial_progress.train_seconds + seconds,
             images=self._initial_progress.images + images,
         )
@@ -99,4 +105,5 @@ class CheckpointSaver(keras.callbacks.Callback):
 
     def _write(self) -> None:
         self._directory.require_present()
-        self._checkpoints.save(snapshot(self._setup.state.variables), self.progress)
+        arrays = snapshot(self._setup.state.variables) | save_callbacks(self._users)
+        self._checkpoints.save(arrays, self.progress)
