@@ -77,6 +77,12 @@ class WatchedFile:
                 raise DamagedFileError(self.path, damage, self._remedy)
             done += count
 
+    def read(self, length: int, offset: int) -> bytes:
+        """Returns some bytes; otherwise like `read_into`."""
+        buffer = bytearray(length)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
     def verify(self) -> None:
         """Verifies the content if the file was touched since the last time.
 
