@@ -20,7 +20,7 @@ from distcnn.errors import DataError
 from distcnn.runtime.files import locked, replacing
 from distcnn.runtime.free_space import available_memory, writable_disk
 
-_DECODING_VERSION = "1"  # increase it when the same file would decode to different pixels
+_DECODING_VERSION = "2"  # increase it when the same file would decode to different pixels
 _MEMORY_FRACTION = 0.25
 _DISK_FRACTION = 0.5
 _MAX_EXAMPLES = 3
