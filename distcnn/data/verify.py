@@ -7,7 +7,9 @@ import tensorflow as tf
 
 from distcnn.data.decode import failure_reason
 from distcnn.data.encoded import EncodedSplit
+from distcnn.data.image_file import shown_path
 from distcnn.data.progress import progress_bar
+from distcnn.runtime.text import printable
 
 _BATCH_SIZE = 16
 
@@ -48,7 +50,10 @@ def decode_all(
 
 
 def explain(split: EncodedSplit, indices: Sequence[int]) -> list[str]:
-    """Returns the location of each bad image and why it cannot be decoded, as `path (reason)`."""
+    """Returns the location of each bad image and why it cannot be decoded, as `path (reason)`.
+
+    Control characters of a path are escaped.
+    """
     gather = tf.function(split.gather, input_signature=[tf.TensorSpec([1], tf.int64)])
     texts = []
     for index in indices:
@@ -57,5 +62,6 @@ def explain(split: EncodedSplit, indices: Sequence[int]) -> list[str]:
             gather(tf.constant([index], tf.int64))
         except tf.errors.OpError as error:
             reason = failure_reason(error)
-        texts.append(f"{split.describe(index)} ({reason})")
+        location = split.describe(index)
+        texts.append(f"{printable(location)} ({reason.removeprefix(f'{shown_path(location)}: ')})")
     return texts
