@@ -15,6 +15,7 @@ from distcnn.config import DataConfig
 from distcnn.data.arrays import ArraySplit
 from distcnn.data.encoded import EncodedSplit
 from distcnn.data.split import Shape, Split
+from distcnn.data.undecodable import name_all
 from distcnn.data.verify import decode_all, explain
 from distcnn.errors import DataError
 from distcnn.runtime.files import locked, replacing
@@ -23,7 +24,6 @@ from distcnn.runtime.free_space import available_memory, writable_disk
 _DECODING_VERSION = "2"  # increase it when the same file would decode to different pixels
 _MEMORY_FRACTION = 0.25
 _DISK_FRACTION = 0.5
-_MAX_EXAMPLES = 3
 _logger = logging.getLogger("distcnn")
 
 
@@ -44,7 +44,7 @@ def load(split: Split, image_shape: Shape, config: DataConfig, processes: int = 
         The split with images of `image_shape`, without the bad ones if `on_error` is skip.
 
     Raises:
-        DataError: Images cannot be decoded (all are found, the first few are named), or the cache
+        DataError: Images cannot be decoded (all are found, and named in a file), or the cache
             folder cannot be written.
     """
     resized = split.resized(image_shape)
@@ -151,9 +151,8 @@ def _verify_once(split: EncodedSplit) -> list[int]:
 
 
 def _drop_bad(bad: list[int], encoded: EncodedSplit, loaded: Split, on_error: str) -> Split:
-    examples = ", ".join(explain(encoded, bad[:_MAX_EXAMPLES]))
-    more = ", ..." if len(bad) > _MAX_EXAMPLES else ""
-    message = f"{len(bad)} of {len(encoded)} images cannot be decoded: {examples}{more}"
+    names = name_all(explain(encoded, bad), cache_folder().parent)
+    message = f"{len(bad)} of {len(encoded)} images cannot be decoded: {names}"
     if on_error == "fail":
         raise DataError(f"{message}; repair or remove them, or pass --data.on_error skip")
     good = np.delete(np.arange(len(encoded), dtype=np.int64), bad)

@@ -56,12 +56,13 @@ def explain(split: EncodedSplit, indices: Sequence[int]) -> list[str]:
     """
     gather = tf.function(split.gather, input_signature=[tf.TensorSpec([1], tf.int64)])
     texts = []
-    for index in indices:
-        reason = "cannot be read"
-        try:
-            gather(tf.constant([index], tf.int64))
-        except tf.errors.OpError as error:
-            reason = failure_reason(error)
-        location = split.describe(index)
-        texts.append(f"{printable(location)} ({reason.removeprefix(f'{shown_path(location)}: ')})")
+    with progress_bar("Examining bad images", len(indices)) as advance:
+        for index in indices:
+            reason, location = "cannot be read", split.describe(index)
+            try:
+                gather(tf.constant([index], tf.int64))
+            except tf.errors.OpError as error:
+                reason = failure_reason(error).removeprefix(f"{shown_path(location)}: ")
+            texts.append(f"{printable(location)} ({printable(reason)})")
+            advance(1)
     return texts
