@@ -27,7 +27,7 @@ def find_splits(root: Path) -> dict[str, Path]:
         DataError: There is neither a train nor a test folder, or a split has two folders.
     """
     _require_folder(root)
-    folders = [path for path in entries(root) if _is_folder(path)]
+    folders = [path for path in entries(root) if is_folder(path)]
     splits: dict[str, Path] = {}
     for split, spellings in SPELLINGS.items():
         found = [folder for folder in folders if folder.name.lower() in spellings]
@@ -50,7 +50,7 @@ def find_classes(folder: Path) -> dict[str, int]:
     Raises:
         DataError: There are fewer than two, or two that differ in bytes that are not UTF-8 only.
     """
-    names = [path.name for path in entries(folder) if _is_folder(path)]
+    names = [path.name for path in entries(folder) if is_folder(path)]
     where = f"{printable(folder)} contains"
     if not names:
         raise DataError(
@@ -88,7 +88,7 @@ def find_labelled_images(
     labels: list[int] = []
     strays: list[tuple[Path, str]] = []
     for folder in entries(part):
-        if not _is_folder(folder):
+        if not is_folder(folder):
             strays.append((folder, "outside of the class folders"))
             continue
         if folder.name not in classes:
@@ -111,9 +111,9 @@ def find_labelled_images(
 def warn_of_unused_folders(root: Path, splits: dict[str, Path], classes: dict[str, int]) -> None:
     """Warns of folders that look like splits, as they contain a class, but have another name."""
     for folder in entries(root):
-        if folder in splits.values() or not _is_folder(folder):
+        if folder in splits.values() or not is_folder(folder):
             continue
-        if any(_is_folder(folder / name) for name in classes):
+        if any(is_folder(folder / name) for name in classes):
             _logger.warning(
                 "warning: %s looks like a split of the images, but is not used; expected one of "
                 "the names %s",
@@ -137,7 +137,8 @@ def entries(folder: Path) -> list[Path]:
         ) from None
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
+    """Returns whether a path is that of a folder, or of a link to one, that can be examined."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except OSError:
@@ -156,7 +157,7 @@ def _sort_out(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
             others.append((path, reason))
     if not images:
         shown = printable(folder)
-        nested = next((path for path, _ in others if _is_folder(path)), None)
+        nested = next((path for path, _ in others if is_folder(path)), None)
         remedy = "add some or remove the folder"
         if nested is not None:
             remedy = f"move those of the folder {printable(nested.name)} in it up to {shown}"
@@ -182,7 +183,7 @@ def _why_no_image(path: Path) -> str | None:
 
 def _report_strays(part: Path, strays: list[tuple[Path, str]], on_error: str) -> None:
     # A folder first, as it may hold many images.
-    path, reason = min(strays, key=lambda stray: not _is_folder(stray[0]))
+    path, reason = min(strays, key=lambda stray: not is_folder(stray[0]))
     count = len(strays)
     what = "1 entry is not an image" if count == 1 else f"{count} entries are not images"
     message = (
