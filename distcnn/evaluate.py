@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from distcnn.cli.command import require_at_least_one, run_command, write_json
+from distcnn.cli.outputs import require_writable
 from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
+from distcnn.runtime.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", help="JSON file for the results.")
     options, data, seed = parser.parse_with_data(arguments)
     require_at_least_one(options, "batch_size")
+    require_writable("--json", options.json)
 
     import_tensorflow()
     from distcnn.inference.evaluation import evaluate_model
@@ -48,11 +51,10 @@ def main(arguments: Sequence[str]) -> int:
     from distcnn.storage.model_file import find_model
 
     file = find_model(Path(options.model))
+    plot = Path(options.plot or file.with_name(f"confusion_{options.split}.png"))
+    require_writable("--plot", plot)
     result = evaluate_model(file, data, seed, options.split, options.batch_size)
     _print_result(result, result.confusion())
-    plot = Path(options.plot or file.with_name(f"confusion_{options.split}.png"))
-    plot.write_bytes(to_png(confusion_figure(result.confusion(), result.classes)))
-    print(f"confusion matrix as a picture: {plot}")
     write_json(
         options.json,
         {
@@ -66,11 +68,13 @@ def main(arguments: Sequence[str]) -> int:
             "confusion_matrix": result.confusion().tolist(),
         },
     )
+    plot.write_bytes(to_png(confusion_figure(result.confusion(), result.classes)))
+    print(f"confusion matrix as a picture: {printable(plot)}")
     return 0
 
 
 def _print_result(result: "Evaluation", matrix: "np.ndarray") -> None:
-    # Class names are printed verbatim; output that is not a terminal has no width to fit into.
+    # Class names are no markup; output that is not a terminal has no width to fit into.
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 10_000
@@ -79,19 +83,18 @@ def _print_result(result: "Evaluation", matrix: "np.ndarray") -> None:
         column.justify = "right"
     for row in result.by_class():
         scores = (f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
-        table.add_row(str(row["class"]), *scores, str(row["images"]))
+        table.add_row(printable(row["class"]), *scores, str(row["images"]))
     console.print(table)
+    names = [printable(name) for name in result.classes]
     digits = len(str(matrix.max()))
-    confusion_width = (
-        max(map(len, ("true", *result.classes))) + 4 + len(result.classes) * (digits + 3)
-    )
-    if len(result.classes) <= 20 and confusion_width <= console.width:
-        confusion = Table("true", *result.classes, title="images by true and predicted class")
+    confusion_width = max(map(len, ("true", *names))) + 4 + len(names) * (digits + 3)
+    if len(names) <= 20 and confusion_width <= console.width:
+        confusion = Table("true", *names, title="images by true and predicted class")
         confusion.columns[0].no_wrap = True
         for column in confusion.columns[1:]:
             column.justify = "right"
             column.overflow = "fold"
-        for name, counts in zip(result.classes, matrix, strict=True):
+        for name, counts in zip(names, matrix, strict=True):
             confusion.add_row(name, *(str(count) if count else "." for count in counts))
         console.print(confusion)
     print(f"images {len(result.labels)}  accuracy {result.accuracy:.4f}  loss {result.loss:.4f}")

@@ -4,9 +4,11 @@ import logging
 from collections.abc import Sequence
 
 from distcnn.cli.command import require_at_least_one, run_command, write_json
+from distcnn.cli.outputs import require_writable
 from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
 from distcnn.inference.image_files import find_images
+from distcnn.runtime.text import printable
 
 log = logging.getLogger("distcnn")
 
@@ -36,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(list(arguments))
     require_at_least_one(options, "top", "batch_size")
+    require_writable("--json", options.json)
     find_images(options.images)  # a missing file is named before TensorFlow is imported
 
     import_tensorflow()
@@ -56,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
                 "top": [{"class": name, "probability": value} for name, value in best],
             }
         )
-        print(f"{prediction.path}  {'  '.join(f'{name} {value:.4f}' for name, value in best)}")
+        scores = "  ".join(f"{printable(name)} {value:.4f}" for name, value in best)
+        print(f"{printable(prediction.path)}  {scores}")
     write_json(options.json, results)
     return 0
 

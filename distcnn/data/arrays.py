@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from typing_extensions import override
 
-from distcnn.data.image_file import ImageFile
+from distcnn.data.decoded_file import DecodedFile
 from distcnn.data.resize import resize_images
 from distcnn.data.split import Shape, Split
 
@@ -33,7 +33,7 @@ class _MemoryReader:
 class _FileReader:
     """Reads rows of a file; only the requested rows are loaded."""
 
-    def __init__(self, images: np.memmap | ImageFile) -> None:
+    def __init__(self, images: np.memmap | DecodedFile) -> None:
         self._images = images
 
     def __call__(self, rows: tf.Tensor) -> tf.Tensor:
@@ -50,7 +50,7 @@ class ArraySplit(Split):
     Subsets share the array of the original split and store only row numbers.
 
     Args:
-        images: uint8 array of shape `(n, height, width, channels)`. An `ImageFile` and a
+        images: uint8 array of shape `(n, height, width, channels)`. A `DecodedFile` and a
             `np.memmap` are never loaded as a whole; any other array becomes one tensor in main
             memory at the first `gather`.
         labels: Integer array of shape `(n,)`, class indices.
@@ -61,7 +61,7 @@ class ArraySplit(Split):
 
     image_shape: Shape
 
-    def __init__(self, images: np.ndarray | ImageFile, labels: np.ndarray) -> None:
+    def __init__(self, images: np.ndarray | DecodedFile, labels: np.ndarray) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"Received images {images.dtype} {images.shape}, labels {labels.shape}. "
@@ -74,7 +74,7 @@ class ArraySplit(Split):
             self._rows = tf.range(len(labels), dtype=tf.int64)
         self._read: Callable[[tf.Tensor], tf.Tensor] = (
             _FileReader(images)
-            if isinstance(images, np.memmap | ImageFile)
+            if isinstance(images, np.memmap | DecodedFile)
             else _MemoryReader(images)
         )
 

@@ -15,20 +15,20 @@ import numpy as np
 from distcnn.config import DataConfig
 from distcnn.data.arrays import ArraySplit
 from distcnn.data.cache_verdict import Verdict, read_verdict, write_verdict
+from distcnn.data.decoded_file import DecodedFile, write_images
 from distcnn.data.encoded import EncodedSplit
-from distcnn.data.image_file import ImageFile, write_images
 from distcnn.data.split import Shape, Split
+from distcnn.data.undecodable import name_all
 from distcnn.data.verify import decode_all, explain
 from distcnn.errors import DataError
 from distcnn.runtime.files import locked, replacing
 from distcnn.runtime.free_space import available_memory, writable_disk
 from distcnn.runtime.watched_file import DamagedFileError
 
-_DECODING_VERSION = "1"  # increase it when the same file would decode to different pixels
+_DECODING_VERSION = "2"  # increase it when the same file would decode to different pixels
 _MEMORY_FRACTION = 0.25
 _DISK_FRACTION = 0.5
 _LARGE_BYTES = 1e9
-_MAX_EXAMPLES = 3
 _REMEDY = (
     "start the run again, which decodes the images anew; if this comes back, check the disk, or "
     "use --data.cache memory or none"
@@ -53,7 +53,7 @@ def load(split: Split, image_shape: Shape, config: DataConfig, processes: int = 
         The split with images of `image_shape`, without the bad ones if `on_error` is skip.
 
     Raises:
-        DataError: Images cannot be decoded (all are found, the first few are named), or the cache
+        DataError: Images cannot be decoded (all are found, and named in a file), or the cache
             folder cannot be written.
     """
     resized = split.resized(image_shape)
@@ -107,7 +107,7 @@ def _reporting_write_errors(folder: Path, size: int) -> Iterator[None]:
         ) from error
 
 
-def _decode_to_disk(split: EncodedSplit) -> tuple[ImageFile, list[int]]:
+def _decode_to_disk(split: EncodedSplit) -> tuple[DecodedFile, list[int]]:
     assert split.image_shape is not None
     shape = (len(split), *split.image_shape)
     cache = _DiskCache(cache_folder(), _cache_key(split), shape)
@@ -155,7 +155,7 @@ class _DiskCache:
         states = [path.stat() if path.exists() else None for path in (self.images, self.verdict)]
         return [(state.st_ino, state.st_mtime_ns) if state else None for state in states]
 
-    def open(self) -> tuple[ImageFile, list[int]]:
+    def open(self) -> tuple[DecodedFile, list[int]]:
         """Opens and verifies the images.
 
         Raises:
@@ -169,7 +169,7 @@ class _DiskCache:
                 raise DamagedFileError(self.images, "has no checksums", _REMEDY)
             if size > _LARGE_BYTES:
                 _logger.info("Verifying %.1f GB of decoded images in %s", size / 1e9, self.images)
-            return ImageFile(self.images, self.shape, verdict.checksums, _REMEDY), verdict.bad
+            return DecodedFile(self.images, self.shape, verdict.checksums, _REMEDY), verdict.bad
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -207,9 +207,8 @@ def _verify_once(split: EncodedSplit) -> list[int]:
 
 
 def _drop_bad(bad: list[int], encoded: EncodedSplit, loaded: Split, on_error: str) -> Split:
-    examples = ", ".join(explain(encoded, bad[:_MAX_EXAMPLES]))
-    more = ", ..." if len(bad) > _MAX_EXAMPLES else ""
-    message = f"{len(bad)} of {len(encoded)} images cannot be decoded: {examples}{more}"
+    names = name_all(explain(encoded, bad), cache_folder().parent)
+    message = f"{len(bad)} of {len(encoded)} images cannot be decoded: {names}"
     if on_error == "fail":
         raise DataError(f"{message}; repair or remove them, or pass --data.on_error skip")
     good = np.delete(np.arange(len(encoded), dtype=np.int64), bad)

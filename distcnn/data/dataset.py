@@ -56,8 +56,9 @@ def load_dataset(
         processes: Processes on this host that each load the images.
 
     Raises:
-        DataError: If there are no training images, or too few to split.
+        DataError: If there are no training images, too few to split, or fewer than two classes.
     """
+    _require_classes(config, source)
     if source.train is None:
         raise DataError(f"{config.dir} contains no training images; expected {config.dir}/train")
 
@@ -88,8 +89,9 @@ def load_split(
     """Loads one split of the data set, for evaluation.
 
     Raises:
-        DataError: If the data set has no such split.
+        DataError: If the data set has no such split, or fewer than two classes.
     """
+    _require_classes(config, source)
     if name == "test":
         split = load(source.test, image_shape, config) if source.test else None
     else:
@@ -101,3 +103,10 @@ def load_split(
             "train, validation or test"
         )
     return split
+
+
+def _require_classes(config: DataConfig, source: Source) -> None:
+    if len(source.classes) < 2:
+        raise DataError(
+            f"{config.dir or config.name} has {len(source.classes)} class; expected at least 2"
+        )

@@ -10,8 +10,13 @@ from PIL import Image
 from distcnn.data.resize import resize_images
 from distcnn.data.split import Shape
 
-# TensorFlow reads BMP too, but mistakes the palette indices of an 8-bit BMP for grey levels.
-_NATIVE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
+MAX_PIXELS = 178_956_970
+"""Pixels of the largest image that is decoded: Pillow's own limit, here for every format."""
+
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_PNG_SIZE = 16  # offset of width and height, big-endian int32
+# A closed list: Pillow has plug-ins for some 40 formats, of which EPS starts another program.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP", "TIFF", "AVIF")
 
 
 # A graph even when called eagerly, so that every failure is an OpError.
@@ -19,9 +24,9 @@ _NATIVE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
 def decode_image(contents: tf.Tensor, image_shape: Shape) -> tf.Tensor:
     """Decodes one image file and stretches it to `image_shape`; works inside a graph.
 
-    JPEG, PNG and GIF (first frame) are decoded by TensorFlow, every other format (BMP, WebP, TIFF,
-    ...) by Pillow. The format is detected from the first bytes, not from the file name.
-    Transparency is dropped, 16-bit channels are reduced to 8, EXIF orientation is ignored.
+    JPEG and PNG are decoded by TensorFlow; GIF, BMP, WebP, TIFF and AVIF by Pillow. The format is
+    detected from the first bytes, not from the file name. Of several frames only the first is
+    decoded. Transparency is dropped, 16-bit channels are reduced to 8, EXIF orientation is ignored.
 
     Args:
         contents: string tensor of shape `()`, the bytes of the file.
@@ -31,18 +36,41 @@ def decode_image(contents: tf.Tensor, image_shape: Shape) -> tf.Tensor:
         uint8 tensor of shape `image_shape`.
 
     Raises:
-        tf.errors.OpError: The bytes are not a complete image.
+        tf.errors.OpError: The bytes are not a complete image, or it has more than `MAX_PIXELS`.
     """
-    native = tf.reduce_any(
-        [tf.strings.substr(contents, 0, len(magic)) == magic for magic in _NATIVE_MAGIC]
+
+    def if_small(pixels: tf.Tensor) -> tf.Tensor:
+        return tf.cond(
+            pixels <= MAX_PIXELS,
+            lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
+            with_pillow,
+        )
+
+    def with_pillow() -> tf.Tensor:
+        return tf.numpy_function(_decode_with_pillow, [contents], tf.uint8, stateful=False)
+
+    is_jpeg, is_png = (
+        tf.strings.substr(contents, 0, len(magic)) == magic for magic in (_JPEG, _PNG)
     )
     pixels = tf.cond(
-        native,
-        lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
-        lambda: tf.numpy_function(_decode_with_pillow, [contents], tf.uint8, stateful=False),
+        is_jpeg,
+        lambda: if_small(_pixels_of_jpeg(contents)),
+        lambda: tf.cond(is_png, lambda: if_small(_pixels_of_png(contents)), with_pillow),
     )
     pixels = tf.ensure_shape(pixels, (None, None, 3))
     return resize_images(pixels[tf.newaxis], image_shape)[0]
+
+
+def _pixels_of_jpeg(contents: tf.Tensor) -> tf.Tensor:
+    shape = tf.io.extract_jpeg_shape(contents, output_type=tf.int32)
+    return tf.reduce_prod(tf.cast(shape[:2], tf.int64))
+
+
+def _pixels_of_png(contents: tf.Tensor) -> tf.Tensor:
+    # Zeros make up for the header of a file that ends within it, which is then found incomplete.
+    header = tf.strings.substr(contents, 0, _PNG_SIZE + 8) + tf.constant(bytes(_PNG_SIZE + 8))
+    size = tf.strings.substr(header, _PNG_SIZE, 8)
+    return tf.reduce_prod(tf.cast(tf.io.decode_raw(size, tf.int32, little_endian=False), tf.int64))
 
 
 def failure_reason(error: tf.errors.OpError) -> str:
@@ -57,13 +85,23 @@ def _decode_with_pillow(contents: bytes) -> np.ndarray:
     if not contents:
         raise ValueError("the file is empty")
     try:
-        with Image.open(io.BytesIO(contents)) as image:
-            if image.mode.startswith("I;16"):
-                grey = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(grey[..., np.newaxis], 3, axis=-1)
-            if image.mode in ("I", "F"):
-                raise ValueError(f"pixels of type {image.mode}; expected 8 or 16 bits per channel")
-            # Via RGBA, which keeps the colour of transparent palette entries without a warning.
-            return np.asarray(image.convert("RGBA").convert("RGB"))
+        with Image.open(io.BytesIO(contents), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            return _to_rgb(image)
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {MAX_PIXELS:,} pixels; expected a smaller image") from None
     except Image.UnidentifiedImageError:
-        raise ValueError("not an image in a format that Pillow reads") from None
+        raise ValueError(f"not an image of a known format ({', '.join(_FORMATS)})") from None
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., np.newaxis], 3, axis=-1)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of type {image.mode}; expected 8 or 16 bits per channel")
+    if image.mode == "RGB":
+        return np.asarray(image)
+    # Via RGBA, which keeps the colour of transparent palette entries without a warning.
+    return np.asarray(image.convert("RGBA").convert("RGB"))

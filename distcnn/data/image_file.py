@@ -1,127 +1,84 @@
-"""A file of decoded images of one shape, a `.npy` array that is verified and read by row."""
+"""Image files: which names they have, and reading them from regular files only."""
 
-import errno
-import itertools
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+import stat
 
-import numpy as np
+from distcnn.runtime.text import printable, valid_unicode
 
-from distcnn.runtime.files import block_checksums
-from distcnn.runtime.watched_file import WatchedFile
+EXTENSIONS = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp"),
+        *(".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif"),
+    }
+)
+"""Lower-case extensions of the files that are taken for images in a folder."""
 
-Store = Callable[[np.ndarray, np.ndarray], None]
+MAX_BYTES = 512_000_000
+"""Size of the largest file that is read."""
 
-
-class ImageFile:
-    """Decoded images in a file; only the requested rows are loaded.
-
-    Args:
-        path: The file, written by `write_images`.
-        shape: Shape of the array, `(n, height, width, channels)`.
-        checksums: What `write_images` returned.
-        remedy: What to do about a damaged file, for messages.
-
-    Attributes:
-        shape: As given.
-        ndim: Number of dimensions.
-        dtype: uint8.
-
-    Raises:
-        OSError: The file cannot be opened.
-        DamagedFileError: The file cannot be read or does not have the content that was written.
-    """
-
-    dtype = np.dtype(np.uint8)
-
-    def __init__(
-        self, path: Path, shape: Sequence[int], checksums: Sequence[int], remedy: str
-    ) -> None:
-        self.shape = tuple(shape)
-        self.ndim = len(self.shape)
-        self._row_bytes = math.prod(self.shape[1:])
-        self._start = len(_header(self.shape))
-        size = self._start + math.prod(self.shape)
-
-        def find_damage(descriptor: int) -> str | None:
-            received = os.fstat(descriptor).st_size
-            if received != size:
-                return f"has {received} bytes; expected {size}"
-            pairs = itertools.zip_longest(block_checksums(descriptor), checksums)
-            wrong = [block for block, (found, expected) in enumerate(pairs) if found != expected]
-            if not wrong:
-                return None
-            where = f"{len(wrong)} blocks of 1 MiB, the first at byte {wrong[0] << 20}"
-            return f"does not match its checksums in {where}"
-
-        self._file = WatchedFile(path, find_damage, remedy)
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Returns the images at `rows`, int64 `(batch,)`, as uint8 of shape `(batch, ...)`.
-
-        Raises:
-            DamagedFileError: The file was changed or cut since it was opened.
-        """
-        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        pixels = images.reshape(-1).data
-        size = self._row_bytes
-        for begin, end, row in _runs(rows):
-            self._file.read_into(pixels[begin * size : end * size], self._start + row * size)
-        self._file.verify()
-        return images
+# What operating systems, archivers and servers leave in folders, in lower case.
+_JUNK = frozenset(
+    {
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found"),
+        "$recycle.bin",
+    }
+)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
-def write_images(path: Path, shape: Sequence[int], fill: Callable[[Store], None]) -> list[int]:
-    """Writes a file of decoded images.
+def is_ignored(name: str) -> bool:
+    """Returns whether a file or folder of this name is never an image: hidden, or known junk."""
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def other_kind(status: os.stat_result) -> str | None:
+    """Returns what a file is if it is not a regular one, such as `a FIFO`."""
+    kind = stat.S_IFMT(status.st_mode)
+    return None if kind == stat.S_IFREG else _KINDS.get(kind, "a special file")
+
+
+def read_image_file(path: bytes) -> bytes:
+    """Returns the content of a regular file, which links may lead to.
+
+    No other file is opened: a FIFO would block, and a device might never end.
 
     Args:
-        path: The file.
-        shape: Shape of the array, `(n, height, width, channels)`.
-        fill: Is called with a function that stores images: it takes their rows, int64 `(batch,)`,
-            and uint8 `(batch, height, width, channels)`. What is not stored remains 0.
-
-    Returns:
-        The checksums of the file.
+        path: The file, as the system encodes its name.
 
     Raises:
-        OSError: The file cannot be written.
+        ValueError: The file is of another kind, too large, or cannot be read. The message is
+            `path: reason`, with the path as `shown_path` returns it.
     """
-    header = _header(shape)
-    row_bytes = math.prod(shape[1:])
-    with path.open("w+b", buffering=0) as file:
-        descriptor = file.fileno()
-
-        def store(rows: np.ndarray, images: np.ndarray) -> None:
-            pixels = np.ascontiguousarray(images).reshape(-1).data
-            for begin, end, row in _runs(rows):
-                part = pixels[begin * row_bytes : end * row_bytes]
-                _write(descriptor, part, len(header) + row * row_bytes)
-
-        # All blocks at once, so that a full disk is noticed before anything is decoded.
-        os.posix_fallocate(descriptor, 0, len(header) + math.prod(shape))
-        _write(descriptor, memoryview(header), 0)
-        fill(store)
-        return block_checksums(descriptor)
+    try:
+        _require_regular(os.stat(path))  # noqa: PTH116 - millions of paths, as bytes
+        # It may have been replaced since; then opening it does not block.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            _require_regular(status)
+            return file.read(status.st_size)
+    except OSError as error:
+        raise ValueError(f"{shown_path(path)}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{shown_path(path)}: {error}") from None
 
 
-def _header(shape: Sequence[int]) -> bytes:
-    """Returns the 128 bytes before the pixels, which make the file one that `np.load` reads."""
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {tuple(shape)}, }}"
-    return b"\x93NUMPY\x01\x00v\x00" + text.ljust(117).encode() + b"\n"
+def shown_path(path: bytes | str) -> str:
+    """Returns a path as messages show it, in valid Unicode on one line."""
+    return valid_unicode(printable(os.fsdecode(path)))
 
 
-def _runs(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Yields runs of consecutive rows as their begin and end in `rows`, and the first row."""
-    begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
-    ends = np.append(begins, len(rows))[1:]
-    return zip(begins.tolist(), ends.tolist(), rows[begins].tolist(), strict=True)
-
-
-def _write(descriptor: int, content: memoryview, offset: int) -> None:
-    while content:
-        count = os.pwrite(descriptor, content, offset)
-        if count == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        content, offset = content[count:], offset + count
+def _require_regular(status: os.stat_result) -> None:
+    kind = other_kind(status)
+    if kind is not None:
+        raise ValueError(f"{kind}; expected a regular file")
+    if status.st_size > MAX_BYTES:
+        raise ValueError(
+            f"{status.st_size / 1e6:,.0f} MB; expected at most {MAX_BYTES / 1e6:,.0f} MB"
+        )

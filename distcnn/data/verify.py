@@ -7,7 +7,9 @@ import tensorflow as tf
 
 from distcnn.data.decode import failure_reason
 from distcnn.data.encoded import EncodedSplit
+from distcnn.data.image_file import shown_path
 from distcnn.data.progress import progress_bar
+from distcnn.runtime.text import printable
 
 _BATCH_SIZE = 16
 
@@ -48,14 +50,19 @@ def decode_all(
 
 
 def explain(split: EncodedSplit, indices: Sequence[int]) -> list[str]:
-    """Returns the location of each bad image and why it cannot be decoded, as `path (reason)`."""
+    """Returns the location of each bad image and why it cannot be decoded, as `path (reason)`.
+
+    Control characters of a path are escaped.
+    """
     gather = tf.function(split.gather, input_signature=[tf.TensorSpec([1], tf.int64)])
     texts = []
-    for index in indices:
-        reason = "cannot be read"
-        try:
-            gather(tf.constant([index], tf.int64))
-        except tf.errors.OpError as error:
-            reason = failure_reason(error)
-        texts.append(f"{split.describe(index)} ({reason})")
+    with progress_bar("Examining bad images", len(indices)) as advance:
+        for index in indices:
+            reason, location = "cannot be read", split.describe(index)
+            try:
+                gather(tf.constant([index], tf.int64))
+            except tf.errors.OpError as error:
+                reason = failure_reason(error).removeprefix(f"{shown_path(location)}: ")
+            texts.append(f"{printable(location)} ({printable(reason)})")
+            advance(1)
     return texts

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from distcnn.runtime.text import printable, valid_unicode
+
 
 def tile(images: np.ndarray, *, smallest: int = 64) -> np.ndarray:
     """Arranges images in a near-square grid, enlarging small ones.
@@ -54,8 +56,9 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes = figure.subplots()
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(count), classes, rotation=60, ha="right", parse_math=False)
-    axes.set_yticks(range(count), classes, parse_math=False)
+    names = [_shown(name) for name in classes]
+    axes.set_xticks(range(count), names, rotation=60, ha="right", parse_math=False)
+    axes.set_yticks(range(count), names, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     correct = np.trace(matrix) / max(matrix.sum(), 1)
@@ -89,11 +92,16 @@ def mistakes_figure(
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         guess = int(scores.argmax())
         axes.set_title(
-            f"{classes[label]} {scores[label]:.0%}\nas {classes[guess]} {scores[guess]:.0%}",
+            f"{_shown(classes[label])} {scores[label]:.0%}\n"
+            f"as {_shown(classes[guess])} {scores[guess]:.0%}",
             fontsize=8,
             parse_math=False,
         )
     return figure
+
+
+def _shown(name: str) -> str:
+    return valid_unicode(printable(name))  # other text cannot be drawn
 
 
 def to_png(figure: Figure) -> bytes:

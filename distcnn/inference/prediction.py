@@ -8,11 +8,14 @@ from typing import Literal
 
 import numpy as np
 
+from distcnn.data.caching import cache_folder
 from distcnn.data.folder import FolderSplit
+from distcnn.data.undecodable import name_all
 from distcnn.data.verify import decode_all, explain
-from distcnn.errors import DataError
+from distcnn.errors import DataError, DistcnnError
 from distcnn.inference.classifier import Classifier, load_classifier
 from distcnn.inference.image_files import find_images
+from distcnn.runtime.text import printable
 
 log = logging.getLogger("distcnn")
 
@@ -59,16 +62,18 @@ def predict(
         A prediction for each image, in the order given.
 
     Raises:
-        DistcnnError: If the model cannot be loaded.
+        DistcnnError: If the model cannot be loaded, or has fewer than two classes.
         DataError: If an image is missing or cannot be decoded.
     """
     paths = find_images([images] if isinstance(images, str | Path) else images)
     classifier = load_classifier(Path(model))
+    _require_classes(classifier)
     probabilities, errors = predict_files(classifier, paths, batch_size)
     if errors and on_error == "fail":
         raise DataError(
             f"{len(errors)} of {len(paths)} files cannot be decoded: "
-            f"{', '.join(list(errors.values())[:3])}; remove them, or pass --on_error skip"
+            f"{name_all(list(errors.values()), cache_folder().parent)}; remove them, or pass "
+            "--on_error skip"
         )
     for description in errors.values():
         log.warning("warning: skipped %s", description)
@@ -79,6 +84,15 @@ def predict(
         Prediction(path, classes, values)
         for path, values in zip(decoded, probabilities, strict=True)
     ]
+
+
+def _require_classes(classifier: Classifier) -> None:
+    outputs = classifier.model.output_shape[-1]
+    if outputs < 2:
+        raise DistcnnError(
+            f"{printable(classifier.path)} has {outputs} output; expected at least 2, one for each "
+            "class"
+        )
 
 
 def predict_files(

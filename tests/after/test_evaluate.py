@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -92,6 +95,41 @@ def test_class_names_are_shown_as_they_are(tmp_path, image_folder, capsys):
     assert [row["class"] for row in result["classes"]] == names
     printed = capsys.readouterr().out
     assert all(printed.count(name) == 3 for name in names)  # a row in either table, a column
+
+
+def test_any_name_survives_a_run_its_evaluation_and_predictions(tmp_path, image_folder):
+    """Names that are neither UTF-8 nor harmless on a terminal."""
+
+    def run(module, *arguments):
+        command = [sys.executable, "-m", f"distcnn.{module}", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        assert not {0x1B, 0x07} & set(done.stdout + done.stderr)
+        return done.stdout
+
+    names = [os.fsdecode(b"caf\xe9"), "\x1b[2J"]
+    for part in ("train", "test"):
+        for old, new in zip(("cat", "dog"), names, strict=True):
+            (image_folder / part / old).rename(image_folder / part / new)
+    root = image_folder.rename(tmp_path / os.fsdecode(b"im\xe4ges"))
+    data = ["--data.name=folder", f"--data.dir={root}", "--data.validation=test"]
+    run("train", *RUN, *data, "--train.epochs=1", "--train.batch_size=8", "--out=run")
+    table = run("evaluate", "run", "--json", "result.json").decode()
+    assert table.count("\\x1b[2J") == table.count("caf\ufffd") == 3
+    assert (tmp_path / "run/confusion_test.png").stat().st_size > 1000
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [row["class"] for row in result["classes"]] == ["\x1b[2J", "caf\ufffd"]
+    image = root / "test" / names[0] / "00.png"
+    line = run("predict", "run", image, "--json", "result.json")
+    assert line.startswith(os.fsencode(image) + b"  ")
+    assert "caf\ufffd".encode() in line
+    assert json.loads((tmp_path / "result.json").read_text())[0]["image"] == str(image)
+
+
+def test_output_files_are_checked_first(finished, tmp_path):
+    for flag in ("--plot", "--json"):
+        with pytest.raises(UsageError, match=f"{flag} .* is a folder; expected the name of a file"):
+            main([str(finished.path), flag, str(tmp_path)])
 
 
 def test_a_file_of_plain_keras_is_told_its_data(tmp_path):

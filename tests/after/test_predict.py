@@ -1,12 +1,16 @@
 import json
+import os
+import re
 import shutil
+from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from distcnn.errors import DataError, UsageError
+from distcnn.errors import DataError, DistcnnError, UsageError
 from distcnn.predict import main
 from tests.data.samples import encoded, pixels
 from tests.tiny import fixed_input
@@ -110,6 +114,66 @@ def test_files_that_are_no_images(finished, tmp_path, caplog):
     assert result["image"] == str(good)
     assert [str(bad) in caplog.messages[0], str(cut) in caplog.messages[1]] == [True, True]
     assert predict(tmp_path, finished.path, bad, "--on_error", "skip") == []
+
+
+def test_what_is_no_regular_file_is_named_and_not_opened(finished, tmp_path, caplog):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(encoded(pixels(8, 8), "PNG"))
+    (folder / "Thumbs.db").write_text("x")
+    os.mkfifo(folder / "b.png")
+    (folder / "c.png").symlink_to("/dev/zero")
+    (folder / "d.png").symlink_to("nothing")
+    with pytest.raises(DataError) as caught:
+        main([str(finished.path), str(folder)])
+    assert str(caught.value).startswith(
+        f"3 of 4 files cannot be decoded: {folder}/b.png (a FIFO; expected a regular file), "
+        f"{folder}/c.png (a device; expected a regular file), {folder}/d.png (No such file or"
+    )
+    results = predict(tmp_path, finished.path, folder, "--on_error", "skip")
+    assert [result["image"] for result in results] == [str(folder / "a.png")]
+    assert len(caplog.messages) == 3
+    with pytest.raises(DataError, match=r"b\.png is a FIFO; expected a regular file"):
+        main([str(finished.path), str(folder / "b.png")])
+
+
+def test_many_bad_files_are_all_listed_in_a_file(finished, tmp_path):
+    for name in "abcde":
+        (tmp_path / name).write_text("no image")
+    with pytest.raises(DataError) as caught:
+        main([str(finished.path), *(str(tmp_path / name) for name in "abcde")])
+    found = re.search(r"5 of 5 files .* \(all are listed in (.*)\); remove them", str(caught.value))
+    assert found
+    assert Path(found[1]).read_text().count("(not an image of a known format") == 5
+
+
+def test_names_cannot_control_the_terminal(finished, tmp_path, capsys, caplog):
+    good, bad = (tmp_path / name for name in ("\x1b[2J\n.png", "bad\x1b.png"))
+    good.write_bytes(encoded(pixels(8, 8), "PNG"))
+    bad.write_text("x")
+    (result,) = predict(tmp_path, finished.path, good, bad, "--on_error", "skip")
+    assert result["image"] == str(good)
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/\\x1b[2J\\n.png  ")
+    assert f"skipped {tmp_path}/bad\\x1b.png (not" in caplog.text
+
+
+def test_a_result_file_is_checked_first(finished, tmp_path):
+    (tmp_path / "a.png").write_text("no image, which would be found later")
+    for name, message in [
+        (tmp_path, "is a folder; expected the name of a file"),
+        (tmp_path / "none" / "a.json", "in the folder .*none, which does not exist"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            main([str(finished.path), str(tmp_path / "a.png"), "--json", str(name)])
+
+
+def test_a_model_of_one_output_is_refused(tmp_path):
+    """Its score is that of the second of two classes, or always 1."""
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(1, "sigmoid")]
+    keras.Sequential(layers).save("binary.keras")
+    (tmp_path / "a.png").write_bytes(encoded(pixels(8, 8), "PNG"))
+    with pytest.raises(DistcnnError, match=r"binary.keras has 1 output; expected at least 2"):
+        main(["binary.keras", "a.png"])
 
 
 def test_what_is_not_there_is_refused(finished, tmp_path):

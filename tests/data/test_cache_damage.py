@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from distcnn.data import caching
-from distcnn.data.image_file import ImageFile, write_images
+from distcnn.data.decoded_file import DecodedFile, write_images
 from distcnn.runtime.files import block_checksums
 from distcnn.runtime.watched_file import DamagedFileError, WatchedFile
 from tests.data.test_caching import count_passes, load_train, read, spoil
@@ -233,7 +233,7 @@ def test_image_files_are_npy_files(tmp_path):
         tmp_path / "x.npy", images.shape, lambda store: store(order, images[order])
     )
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), images)
-    file = ImageFile(tmp_path / "x.npy", images.shape, checksums, "none")
+    file = DecodedFile(tmp_path / "x.npy", images.shape, checksums, "none")
     for rows in (order, np.arange(50), np.array([49, 49, 0, 1, 2, 9]), np.array([], np.int64)):
         np.testing.assert_array_equal(file[rows], images[rows])
 

@@ -1,4 +1,9 @@
 import io
+import resource
+import struct
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -25,6 +30,7 @@ def decode(contents, image_shape):
         ("TIFF", None, 0),
         ("JPEG", None, 12),
         ("WEBP", None, 12),
+        ("AVIF", None, 12),
     ],
 )
 def test_decodes_colour(image_format, mode, tolerance):
@@ -69,6 +75,107 @@ def test_takes_the_first_frame_of_an_animation():
     assert np.abs(a - b).mean() < 3
 
 
+def gif(frame: Image.Image, position: tuple[int, int], size: tuple[int, int], count=1) -> bytes:
+    """A GIF whose frames may be smaller than its canvas, with palette entry 0 transparent."""
+    buffer = io.BytesIO()
+    frame.save(buffer, "GIF", transparency=0)
+    contents = buffer.getvalue()
+    start = contents.index(b"!\xf9")
+    image = contents.index(b",", start + 8)
+    placed = struct.pack("<4H", *position, *frame.size)
+    moved = contents[start:image] + b"," + placed + contents[image + 9 : -1]
+    return contents[:6] + struct.pack("<2H", *size) + contents[10:start] + moved * count + b";"
+
+
+def test_a_frame_smaller_than_its_gif_is_shown_as_pillow_does():
+    frame = Image.new("P", (4, 3))
+    frame.putpalette([9, 90, 200, 255, 0, 0, 0, 255, 0])
+    frame.putdata([0, 1, 2, 1] * 3)
+    contents = gif(frame, (5, 2), (12, 8))
+    image = decode(contents, (8, 12, 3)).numpy()
+    with Image.open(io.BytesIO(contents)) as opened:
+        expected = np.asarray(opened.convert("RGBA").convert("RGB"))
+    np.testing.assert_array_equal(image, expected)
+    assert image[3, 6].tolist() == [255, 0, 0]
+    assert image[3, 5].tolist() == image[0, 0].tolist() == [9, 90, 200]
+
+
+def peak_megabytes(contents: bytes, tmp_path) -> int:
+    """Memory that decoding takes in a process of its own, beyond that of a small image."""
+    code = (
+        "import resource, sys, tensorflow as tf\n"
+        "from distcnn.data.decode import decode_image\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "def decode(file):\n"
+        "    try: decode_image(tf.io.read_file(file), (8, 8, 3))\n"
+        "    except tf.errors.OpError: pass\n"
+        "decode(sys.argv[1]); before = peak(); decode(sys.argv[2]); print(peak() - before)"
+    )
+    files = [tmp_path / "small", tmp_path / "large"]
+    for file, content in zip(files, (encoded(ARRAY, "GIF"), contents), strict=True):
+        file.write_bytes(content)
+    command = [sys.executable, "-c", code, *map(str, files)]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def test_only_the_first_frame_takes_memory(tmp_path):
+    contents = gif(Image.new("P", (500, 500)), (0, 0), (500, 500), count=2000)
+    assert len(contents) < 3_000_000  # all frames decoded are 1.5 GB
+    assert peak_megabytes(contents, tmp_path) < 100
+
+
+def large_png(width, height):
+    def chunk(name, data):
+        crc = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + crc
+
+    header = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")
+    )
+
+
+def large_jpeg(width, height):
+    contents = encoded(ARRAY, "JPEG")
+    size = contents.index(b"\xff\xc0") + 5
+    return contents[:size] + struct.pack(">2H", height, width) + contents[size + 4 :]
+
+
+def large_gif(width, height):
+    return gif(Image.new("P", (2, 2)), (0, 0), (width, height))
+
+
+def large_bmp(width, height):
+    contents = encoded(ARRAY, "BMP")
+    return contents[:18] + struct.pack("<2i", width, height) + contents[26:]
+
+
+def large_tiff(width, height):
+    contents = bytearray(encoded(ARRAY, "TIFF"))
+    for tag, value in ((256, width), (257, height)):
+        entry = contents.index(struct.pack("<H", tag))
+        contents[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, value)
+    return bytes(contents)
+
+
+@pytest.mark.parametrize("make", [large_png, large_jpeg, large_gif, large_bmp, large_tiff])
+def test_too_many_pixels_are_refused_before_they_are_decoded(make):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(tf.errors.OpError) as caught:
+        decode(make(20_000, 20_000), (8, 8, 3))
+    assert failure_reason(caught.value) == (
+        "more than 178,956,970 pixels; expected a smaller image"
+    )
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+@pytest.mark.parametrize("image_format", ["EPS", "PPM", "TGA", "ICO", "JPEG2000"])
+def test_other_formats_are_refused(image_format):
+    with pytest.raises(tf.errors.OpError) as caught:
+        decode(encoded(ARRAY, image_format), (8, 8, 3))
+    assert failure_reason(caught.value).startswith("not an image of a known format (JPEG, PNG,")
+
+
 def test_cmyk_jpeg_is_decoded_to_grey():
     assert decode(encoded(ARRAY, "JPEG", "CMYK"), (8, 8, 1)).shape == (8, 8, 1)
 
@@ -85,10 +192,12 @@ def test_half_a_file_is_an_error(image_format):
     ("contents", "reason"),
     [
         (b"", "the file is empty"),
-        (b"\xff", "not an image in a format that Pillow reads"),
-        (b"some text", "not an image in a format that Pillow reads"),
+        (b"\xff", "not an image of a known format (JPEG, PNG, GIF, BMP, WebP, TIFF, AVIF)"),
+        (b"some text", "not an image of a known format (JPEG, PNG, GIF, BMP, WebP, TIFF, AVIF)"),
+        (encoded(ARRAY, "JPEG")[:-200], "Invalid JPEG data, size 592"),
+        (encoded(ARRAY, "PNG")[:20], "Invalid PNG. Failed to initialize decoder."),
         (
-            encoded(ARRAY, "JPEG")[:-200],
+            encoded(ARRAY, "JPEG")[:-40],
             "jpeg::Uncompress failed. Invalid JPEG data or crop window.",
         ),
         (encoded(ARRAY, "PNG")[:100], "Invalid PNG data, size 100"),

@@ -1,12 +1,15 @@
 import os
 import shutil
+import socket
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from distcnn.config import DataConfig
+from distcnn.data.folder import FolderSplit
 from distcnn.data.sources import open_source
+from distcnn.data.verify import decode_all, explain
 from distcnn.errors import DataError
 from tests.data.samples import encoded, pixels
 
@@ -62,37 +65,196 @@ def test_fingerprint_follows_the_files(image_folder):
     assert open_folder(image_folder).train.fingerprint() != before
 
 
+def message_of(root, **options):
+    with pytest.raises(DataError) as caught:
+        open_folder(root, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 def test_strays_fail_or_are_left_out(image_folder, caplog):
-    (image_folder / "train" / "cat" / "notes.txt").write_text("x")
-    (image_folder / "train" / "dog" / "more").mkdir()
-    with pytest.raises(DataError, match=r"2 entries .*notes\.txt; expected .*on_error skip"):
-        open_folder(image_folder)
+    notes = image_folder / "train" / "cat" / "notes.txt"
+    notes.write_text("x")
+    message = message_of(image_folder)
+    assert f"1 entry is not an image in a class folder; the first is {notes} (its name" in message
+    assert "pass --data.on_error skip" in message
     assert len(open_folder(image_folder, on_error="skip").train) == 12
-    assert "2 entries" in caplog.text
+    assert "1 entry" in caplog.text
+
+
+def test_folders_in_class_folders_are_named_with_the_remedy(image_folder, caplog):
+    cat = image_folder / "train" / "cat"
+    (cat / "notes.txt").write_text("x")
+    (cat / "persian").mkdir()
+    shutil.copy(cat / "a.jpg", cat / "persian")
+    expected = (
+        "2 entries are not images in a class folder; the first is "
+        f"{cat}/persian (a folder in a class folder; move its images up to {cat})"
+    )
+    assert expected in message_of(image_folder)
+    assert len(open_folder(image_folder, on_error="skip").train) == 12
+    assert expected in caplog.text
+    for path in cat.iterdir():
+        if path.is_file():
+            path.rename(cat / "persian" / path.name)
+    assert f"move those of the folder persian in it up to {cat}" in message_of(image_folder)
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a device", "a socket"])
+def test_special_files_named_as_images_are_strays(image_folder, kind, monkeypatch):
+    monkeypatch.chdir(image_folder / "train" / "dog")
+    if kind == "a FIFO":
+        os.mkfifo("x.png")
+    elif kind == "a device":
+        os.symlink("/dev/zero", "x.png")  # noqa: PTH211
+    else:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("x.png")
+    assert f"dog/x.png ({kind}; expected a regular file)" in message_of(image_folder)
+    assert len(open_folder(image_folder, on_error="skip").train) == 12
+
+
+def test_usual_extensions_and_junk(image_folder):
+    cat = image_folder / "train" / "cat"
+    for name in ("1.jpe", "2.JFIF", "3.jif", "4.Tif", "5.avif", "6.pjpeg"):
+        shutil.copy(cat / "a.jpg", cat / name)
+    for name in ("desktop.ini", "THUMBS.DB", ".hidden"):
+        (cat / name).write_text("x")
+    for name in ("@eaDir", "__MACOSX", "lost+found"):
+        (image_folder / "train" / name).mkdir()
+        (cat / name).mkdir()
+    source = open_folder(image_folder)
+    assert source.classes == ("cat", "dog")
+    assert len(source.train) == 18
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("val", "valid"), ("val", "validation"), ("val", "Val"), ("train", "training")],
+)
+def test_splits_may_be_spelt_differently(image_folder, old, new):
+    shutil.copytree(image_folder / "test", image_folder / "val")
+    (image_folder / "test").rename(image_folder / "TESTING")
+    (image_folder / old).rename(image_folder / new)
+    source = open_folder(image_folder)
+    assert [len(s) for s in (source.train, source.validation, source.test)] == [12, 4, 4]
+    shutil.copytree(image_folder / "TESTING", image_folder / old)
+    names = " and ".join(sorted((old, new)))
+    message = message_of(image_folder)
+    assert f"contains the folders {names}; expected one of them" in message
+
+
+def test_folders_that_look_like_splits_are_pointed_out(image_folder, caplog):
+    shutil.copytree(image_folder / "test", image_folder / "dev")
+    (image_folder / "docs" / "more").mkdir(parents=True)
+    open_folder(image_folder)
+    (warning,) = caplog.messages
+    assert f"{image_folder}/dev looks like a split of the images, but is not used" in warning
+
+
+def test_a_single_class_is_refused(image_folder):
+    shutil.rmtree(image_folder / "train" / "dog")
+    message = message_of(image_folder)
+    assert "train contains 1 class (cat); expected at least 2" in message
+
+
+def test_class_names_that_are_not_utf_8(image_folder):
+    for part in ("train", "test"):
+        (image_folder / part / "dog").rename(image_folder / part / os.fsdecode(b"d\xf6g"))
+    source = open_folder(image_folder)
+    assert source.classes == ("cat", "d\ufffdg")
+    assert source.test.labels.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(decode_all(source.train.resized((4, 4, 3))), [])
+    (image_folder / "train" / "cat").rename(image_folder / "train" / os.fsdecode(b"d\xe4g"))
+    assert "2 class folders named d\ufffdg, which differ only in bytes" in message_of(image_folder)
+
+
+def test_names_cannot_control_the_terminal(image_folder):
+    evil = image_folder / "train" / "\x1b[2J"
+    evil.mkdir()
+    assert f"{image_folder}/train/\\x1b[2J contains no images" in message_of(image_folder)
+    (evil / "\x9b1m.txt").write_text("x")
+    (evil / "a.png").write_bytes(encoded(pixels(4, 4), "PNG"))
+    assert "/\\x1b[2J/\\x9b1m.txt (" in message_of(image_folder)
+
+
+def test_folders_that_cannot_be_read(image_folder, monkeypatch):
+    def refused(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refused)
+    assert f"the folder {image_folder} cannot be read: Permission denied" in message_of(
+        image_folder
+    )
 
 
 def test_layout_errors(tmp_path, image_folder):
-    def message(root):
-        with pytest.raises(DataError) as caught:
-            open_folder(root)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    assert "does not exist" in message(tmp_path / "missing")
+    assert "does not exist" in message_of(tmp_path / "missing")
     (tmp_path / "file").write_text("x")
-    assert "is a file" in message(tmp_path / "file")
+    assert "is a file" in message_of(tmp_path / "file")
+    os.mkfifo(tmp_path / "fifo")
+    assert "fifo is a FIFO; expected a folder" in message_of(tmp_path / "fifo")
+    assert "null is a device; expected a folder" in message_of("/dev/null")
+    (tmp_path / "loop").symlink_to("loop")
+    assert "cannot be read: Too many levels of symbolic links" in message_of(tmp_path / "loop")
     (tmp_path / "empty").mkdir()
-    assert "is empty" in message(tmp_path / "empty")
-    assert f"move them to {image_folder / 'train'}/train" in message(image_folder / "train")
+    assert "is empty" in message_of(tmp_path / "empty")
+    assert f"move them to {image_folder / 'train'}/train" in message_of(image_folder / "train")
     (tmp_path / "other" / "stuff").mkdir(parents=True)
-    assert "neither a train nor a test folder" in message(tmp_path / "other")
+    assert "neither a train nor a test folder" in message_of(tmp_path / "other")
     (tmp_path / "bare" / "train").mkdir(parents=True)
-    assert "contains no class folders" in message(tmp_path / "bare")
+    assert "contains no class folders" in message_of(tmp_path / "bare")
     (image_folder / "val").mkdir()
-    assert "val contains no class folders" in message(image_folder)
+    assert "val contains no class folders" in message_of(image_folder)
     (image_folder / "val" / "emu").mkdir()
     (image_folder / "val" / "emu" / "a.png").write_bytes(encoded(pixels(4, 4), "PNG"))
-    assert "emu is a class that" in message(image_folder)
+    assert "emu is a class that" in message_of(image_folder)
     shutil.rmtree(image_folder / "val")
     (image_folder / "train" / "empty_class").mkdir()
-    assert "empty_class contains no images" in message(image_folder)
+    assert "empty_class contains no images" in message_of(image_folder)
+
+
+def make_unreadable(folder):
+    """Files that must not be opened or cannot be read, and what is said about them."""
+    os.mkfifo(folder / "fifo")
+    (folder / "device").symlink_to("/dev/zero")
+    (folder / "link.png").symlink_to("nothing")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "folder").mkdir()
+    with (folder / "large.png").open("wb") as file:
+        file.truncate(600_000_000)
+    return {
+        "fifo": "a FIFO; expected a regular file",
+        "device": "a device; expected a regular file",
+        "link.png": "No such file or directory",
+        "loop.png": "Too many levels of symbolic links",
+        "folder": "a folder; expected a regular file",
+        "large.png": "600 MB; expected at most 512 MB",
+    }
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path):
+    expected = make_unreadable(tmp_path)
+    names = [*expected, "good\x1b.png", os.fsdecode(b"caf\xe9.png")]
+    for name in names[-2:]:
+        (tmp_path / name).write_bytes(encoded(pixels(4, 4), "PNG") + b"\0\0")
+    split = FolderSplit([tmp_path / name for name in names], np.zeros(8, np.int64))
+    assert len(split.fingerprint()) == 64
+    resized = split.resized((4, 4, 3))
+    bad = decode_all(resized)
+    assert bad == list(range(6))
+    reasons = [f"{tmp_path / name} ({reason})" for name, reason in expected.items()]
+    assert explain(resized, bad) == reasons
+    contents = split.read(tf.constant([6, 7], tf.int64)).numpy()
+    assert all(content == encoded(pixels(4, 4), "PNG") + b"\0\0" for content in contents)
+    with pytest.raises(tf.errors.OpError, match=r"fifo: a FIFO; expected a regular file"):
+        split.read(tf.constant([0], tf.int64))
+
+
+def test_a_file_that_vanishes_is_named_safely(tmp_path):
+    names = ["\x1b[2J.png", os.fsdecode(b"caf\xe9.png")]
+    split = FolderSplit([tmp_path / name for name in names], np.zeros(2, np.int64))
+    assert explain(split.resized((4, 4, 3)), [0, 1]) == [
+        f"{tmp_path}/\\x1b[2J.png (No such file or directory)",
+        f"{tmp_path}/{names[1]} (No such file or directory)",
+    ]

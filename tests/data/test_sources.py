@@ -6,8 +6,10 @@ import pytest
 
 from distcnn.config import DataConfig
 from distcnn.data.arrays import ArraySplit
+from distcnn.data.dataset import load_dataset, load_split
 from distcnn.data.progress import progress_bar
 from distcnn.data.sources import open_source
+from distcnn.data.split import Source
 from distcnn.data.validation_split import split_train_validation
 from distcnn.errors import DataError
 
@@ -75,6 +77,16 @@ def test_validation_split_is_stratified_sorted_and_complete():
 def test_too_few_images_to_split(labels, fraction, message):
     with pytest.raises(DataError, match=message):
         split_train_validation(labelled(labels), fraction, seed=0)
+
+
+def test_a_single_class_is_refused():
+    split = labelled([0] * 9)
+    source = Source("digits", ("only",), split, None, split, (1, 1, 1))
+    config = DataConfig(name="digits")
+    with pytest.raises(DataError, match="digits has 1 class; expected at least 2"):
+        load_dataset(config, source, (1, 1, 1), 0)
+    with pytest.raises(DataError, match="digits has 1 class; expected at least 2"):
+        load_split(config, source, (1, 1, 1), 0, "test")
 
 
 class Terminal(io.StringIO):

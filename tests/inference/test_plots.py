@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -75,3 +76,15 @@ def test_mistakes_are_drawn_with_both_names(count, channels):
     assert titles[:count] == ["$\\cat$ 25%\nas dog 75%"] * count
     assert not any(titles[count:])
     assert to_pixels(figure).std() > 5
+
+
+def test_any_class_name_can_be_drawn():
+    names = [os.fsdecode(b"caf\xe9"), "\x1b[2J"]
+    figure = confusion_figure(np.eye(2, dtype=int), names)
+    assert to_png(figure)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["caf\ufffd", "\\x1b[2J"]
+    images = np.zeros((1, 4, 4, 3), np.uint8)
+    figure = mistakes_figure(images, np.array([0]), np.array([[0.25, 0.75]]), names)
+    assert to_png(figure)
+    assert figure.axes[0].get_title() == "caf\ufffd 25%\nas \\x1b[2J 75%"

@@ -1,0 +1,25 @@
+"""Text that comes from outside, such as file names, made safe for terminals and documents."""
+
+import re
+
+# Controls that a terminal obeys, separators that break a line, and marks that reorder a line.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    r"""Returns text whose control characters are escaped, as `\x1b`, on one line.
+
+    Bytes of a file name that are not UTF-8 (surrogate escapes) are kept, so that the standard
+    output shows the true name. Escaping twice changes nothing.
+    """
+    return _CONTROLS.sub(lambda match: _escape(match[0]), str(text))
+
+
+def valid_unicode(text: str) -> str:
+    """Returns text that can be encoded: bytes that are not UTF-8 become replacement characters."""
+    return _SURROGATES.sub("\ufffd", text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,27 @@
+import os
+
+import pytest
+
+from distcnn.runtime.text import printable, valid_unicode
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain name.png", "plain name.png"),
+        ("\x1b[2Jred\x07", "\\x1b[2Jred\\x07"),
+        ("two\nlines\tand\r", "two\\nlines\\tand\\r"),
+        ("\x9b31m \x7f", "\\x9b31m \\x7f"),
+        ("gpj.\u202etac \u2028", "gpj.\\u202etac \\u2028"),
+        ("猫\u3000é 👨\u200d👩", "猫\u3000é 👨\u200d👩"),
+        (os.fsdecode(b"caf\xe9\x1b"), os.fsdecode(b"caf\xe9") + "\\x1b"),
+    ],
+)
+def test_only_controls_are_escaped(text, expected):
+    assert printable(text) == expected
+    assert printable(expected) == expected
+
+
+def test_bytes_that_are_not_utf_8_are_replaced():
+    assert valid_unicode(os.fsdecode(b"caf\xe9 \x80")) == "caf\ufffd \ufffd"
+    assert valid_unicode("猫\x1b") == "猫\x1b"
