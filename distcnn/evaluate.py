@@ -39,6 +39,11 @@ def main(arguments: Sequence[str]) -> int:
         "--plot", help="PNG file for the confusion matrix. Default: next to the model."
     )
     parser.add_argument("--json", help="JSON file for the results.")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="Run code that the model needs: the module of its model.factory, lambdas in its file.",
+    )
     options, data, seed = parser.parse_with_data(arguments)
     require_at_least_one(options, "batch_size")
 
@@ -48,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     from distcnn.storage.model_file import find_model
 
     file = find_model(Path(options.model))
-    result = evaluate_model(file, data, seed, options.split, options.batch_size)
+    result = evaluate_model(
+        file, data, seed, options.split, options.batch_size, trust=options.trust
+    )
     _print_result(result, result.confusion())
     plot = Path(options.plot or file.with_name(f"confusion_{options.split}.png"))
     plot.write_bytes(to_png(confusion_figure(result.confusion(), result.classes)))

@@ -45,6 +45,7 @@ def predict(
     *,
     on_error: Literal["fail", "skip"] = "fail",
     batch_size: int = 512,
+    trust: bool = False,
 ) -> list[Prediction]:
     """Classifies image files by a trained classifier.
 
@@ -54,16 +55,18 @@ def predict(
         on_error: What to do with files that cannot be decoded: fail and name them, or skip them
             with a warning.
         batch_size: Images per step.
+        trust: Whether to run code that the model needs: the module of the run's `model.factory`,
+            and Python lambdas in the file.
 
     Returns:
         A prediction for each image, in the order given.
 
     Raises:
-        DistcnnError: If the model cannot be loaded.
+        DistcnnError: If the model cannot be loaded, or needs code that is not trusted.
         DataError: If an image is missing or cannot be decoded.
     """
     paths = find_images([images] if isinstance(images, str | Path) else images)
-    classifier = load_classifier(Path(model))
+    classifier = load_classifier(Path(model), trust=trust)
     probabilities, errors = predict_files(classifier, paths, batch_size)
     if errors and on_error == "fail":
         raise DataError(
