@@ -105,8 +105,9 @@ class DataConfig:
     image_size: int | None = None
     """Side in pixels to which images are resized (stretched). Default: the model's own input, else
     32 for digits and folder, else the stored size."""
-    pixels: Literal["unit", "signed", "byte"] = "unit"
-    """Range of the pixels that the model sees: unit [0, 1], signed [-1, 1], byte [0, 255]."""
+    pixels: Literal["auto", "unit", "signed", "byte"] = "auto"
+    """Range of the pixels that the model sees: unit [0, 1], signed [-1, 1], byte [0, 255]. auto:
+    what the model's first layers expect (byte if it rescales by itself), else unit."""
     validation: Literal["split", "test", "none"] = "split"
     """Validate on a stratified split of the training images (or the set's own val images), on the
     test images, or not at all."""
@@ -154,7 +155,8 @@ class ModelConfig:
     args: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the model function."""
     output: Literal["auto", "probabilities", "logits"] = "auto"
-    """What the model returns. auto: probabilities if its last activation is softmax."""
+    """What the model returns. auto: probabilities if the rows of its output for a few images sum
+    to 1, else logits."""
 
     def __post_init__(self) -> None:
         """Refuses a factory that cannot name a function."""

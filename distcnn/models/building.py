@@ -57,26 +57,6 @@ def build_model(
     return model
 
 
-def returns_logits(config: ModelConfig, model: keras.Model) -> bool:
-    """Tells whether the model's output is logits rather than probabilities.
-
-    Args:
-        config: Says so, or `auto`: probabilities if the last activation is softmax.
-        model: The classifier.
-
-    Returns:
-        True if softmax is still to be applied to the output.
-    """
-    if config.output != "auto":
-        return config.output == "logits"
-    last = model
-    while getattr(last, "layers", None):
-        last = last.layers[-1]
-    if isinstance(last, keras.layers.Softmax):
-        return False
-    return getattr(last, "activation", None) is not keras.activations.softmax
-
-
 def takes_images(input_shape: Any) -> bool:
     """Tells whether a model's input is one image of fixed size, grey or colour."""
     return (

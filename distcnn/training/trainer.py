@@ -239,7 +239,7 @@ class Trainer:
         config, setup = self.config, self.setup
         metadata = ModelMetadata(
             setup.dataset.classes,
-            config.data.pixels,
+            setup.interface.pixels,
             setup.objective.logits,
             config.train.test_flip,
         )

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distcnn.config import DataConfig, ModelConfig
+from distcnn.config import DataConfig
 from distcnn.config.recipe import settings_of_run
 from distcnn.data.dataset import load_split
 from distcnn.data.sources import open_source
 from distcnn.errors import DistcnnError
 from distcnn.evaluate import main
 from distcnn.models.article import article
-from distcnn.models.building import returns_logits
 from distcnn.models.compact import compact, patch_filters
 from distcnn.storage.summary import hash_weights
 from distcnn.training.trainer import Trainer
@@ -232,7 +231,7 @@ def test_a_factory_may_choose_its_own_input_and_return_logits(tmp_path):
         )
     )
     assert trainer.setup.dataset.train.image_shape == (8, 8, 1)
-    assert returns_logits(ModelConfig(), trainer.model)
+    assert trainer.setup.interface.logits
     summary = trainer.fit()
     assert summary is not None
     assert summary["test_accuracy"] > 0.8
