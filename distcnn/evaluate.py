@@ -41,6 +41,11 @@ def main(arguments: Sequence[str]) -> int:
         "--plot", help="PNG file for the confusion matrix. Default: next to the model."
     )
     parser.add_argument("--json", help="JSON file for the results.")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="Run code that the model needs: the module of its model.factory, lambdas in its file.",
+    )
     options, data, seed = parser.parse_with_data(arguments)
     require_at_least_one(options, "batch_size")
     require_writable("--json", options.json)
@@ -53,7 +58,9 @@ def main(arguments: Sequence[str]) -> int:
     file = find_model(Path(options.model))
     plot = Path(options.plot or file.with_name(f"confusion_{options.split}.png"))
     require_writable("--plot", plot)
-    result = evaluate_model(file, data, seed, options.split, options.batch_size)
+    result = evaluate_model(
+        file, data, seed, options.split, options.batch_size, trust=options.trust
+    )
     _print_result(result, result.confusion())
     write_json(
         options.json,

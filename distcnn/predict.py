@@ -36,6 +36,11 @@ def main(arguments: Sequence[str]) -> int:
         default="fail",
         help="What to do with files that are not images.",
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="Run code that the model needs: the module of its model.factory, lambdas in its file.",
+    )
     options = parser.parse_args(list(arguments))
     require_at_least_one(options, "top", "batch_size")
     require_writable("--json", options.json)
@@ -49,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         options.images,
         on_error=options.on_error,
         batch_size=options.batch_size,
+        trust=options.trust,
     )
     results = []
     for prediction in predictions:

@@ -107,8 +107,9 @@ class DataConfig:
     image_size: int | None = None
     """Resize images to squares with sides of this many pixels, without keeping the aspect ratio.
     Default: the model's fixed input size, else 32 for digits and folder, else the stored size."""
-    pixels: Literal["unit", "signed", "byte"] = "unit"
-    """Range of the pixel values fed to the model: unit [0, 1], signed [-1, 1] or byte [0, 255]."""
+    pixels: Literal["auto", "unit", "signed", "byte"] = "auto"
+    """Range of the pixel values fed to the model: unit [0, 1], signed [-1, 1] or byte [0, 255].
+    auto: what the model's first layers expect (byte if it rescales them itself), else unit."""
     validation: Literal["split", "test", "none"] = "split"
     """Images to validate on. split: the data set's own val images, else a stratified split of the
     training images. test: the test images. none: no validation."""
@@ -157,7 +158,8 @@ class ModelConfig:
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model function, as a mapping."""
     output: Literal["auto", "probabilities", "logits"] = "auto"
-    """What the model outputs. auto: probabilities if it ends in softmax, else logits."""
+    """What the model outputs. auto: probabilities if the rows of its output for a few images sum to
+    1, else logits."""
 
     def __post_init__(self) -> None:
         """Validates the form of the factory."""

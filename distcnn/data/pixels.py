@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import numpy as np
 import tensorflow as tf
 
 PixelRange = Literal["unit", "signed", "byte"]
@@ -27,3 +28,14 @@ def scale_pixels(images: tf.Tensor, pixels: PixelRange) -> tf.Tensor:
     """
     scale, offset = PIXEL_RANGES[pixels]
     return tf.cast(images, tf.float32) * scale + offset
+
+
+def made_up_images(image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Returns a black, a white and two noisy images, the same at each call.
+
+    Returns:
+        uint8 of shape `(4, *image_shape)`.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (4, *image_shape), np.uint8)
+    images[0], images[1] = 0, 255
+    return images

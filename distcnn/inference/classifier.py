@@ -1,23 +1,27 @@
 """A trained classifier, loaded from a run or a file and applied to stored pixels."""
 
 import functools
-import sys
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from distcnn.config import ModelConfig
-from distcnn.config.lookup import import_object
 from distcnn.config.recipe import settings_of_run
-from distcnn.data.pixels import scale_pixels
+from distcnn.data.pixels import made_up_images, scale_pixels
 from distcnn.data.split import Shape
 from distcnn.errors import DistcnnError
 from distcnn.fast import fast_model
 from distcnn.inference.test_time_flip import mean_over_flip
-from distcnn.models.building import returns_logits, takes_images
-from distcnn.storage.model_file import ModelMetadata, find_model, load_model
+from distcnn.models.building import takes_images
+from distcnn.models.outputs import resolve_output
+from distcnn.models.own_objects import needs_own_code, own_objects, strings_in
+from distcnn.models.pixel_range import resolve_pixels
+from distcnn.storage.model_file import ModelMetadata, find_model, load_model, read_description
+
+log = logging.getLogger("distcnn")
 
 
 @dataclass(frozen=True)
@@ -57,38 +61,56 @@ class Classifier:
         return fast_model(self.model)
 
 
-def load_classifier(path: Path) -> Classifier:
+def load_classifier(path: Path, *, trust: bool = False) -> Classifier:
     """Loads the classifier of a run directory or a `.keras` file, even one of plain Keras.
 
+    Args:
+        path: Run directory, or a `.keras` file.
+        trust: Whether to run code that the model needs: the module of the run's `model.factory`,
+            and Python lambdas in the file.
+
     Raises:
-        DistcnnError: If there is no model, or it is not an image classifier.
+        DistcnnError: If there is no model, it is not an image classifier, or it needs code that is
+            not trusted.
     """
     file = find_model(path)
     try:
         model, metadata = load_model(file)
-    except DistcnnError:
-        custom_objects = _custom_objects(file)
-        if not custom_objects:
-            raise
-        model, metadata = load_model(file, custom_objects)
+    except DistcnnError as error:
+        model, metadata = _load_with_own_code(file, error, trust=trust)
     shape = getattr(model, "input_shape", None)
     if not takes_images(shape):
         raise DistcnnError(
             f"{file} takes the input {shape}; expected images (None, height, width, 1 or 3)"
         )
-    if metadata is None:
-        metadata = ModelMetadata(logits=returns_logits(ModelConfig(), model))
-    return Classifier(file, model, metadata)
+    return Classifier(file, model, metadata or _metadata_of(file, model))
 
 
-def _custom_objects(file: Path) -> dict[str, type]:
-    """Imports the module of a run's `model.factory` and returns its layers and models by name."""
+def _load_with_own_code(
+    file: Path, error: DistcnnError, *, trust: bool
+) -> tuple[keras.Model, ModelMetadata | None]:
+    """Loads a model that Keras alone cannot load, if the user trusts it."""
     factory = settings_of_run(file).get("model.factory")
+    description = read_description(file)
+    if not needs_own_code(description):
+        raise error
+    if trust:
+        names = set(strings_in(description))
+        objects = own_objects(factory, names) if factory else {}
+        return load_model(file, objects, safe_mode=False)
     if factory is None:
-        return {}
-    module = sys.modules[import_object(factory, "model.factory").__module__]
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, keras.layers.Layer)
-    }
+        raise error
+    raise DistcnnError(
+        f"{file} needs the user's own code from module {str(factory).partition(':')[0]}, which is "
+        f"not run unasked; --trust (in Python trust=True) runs it, if you trust this run ({error})"
+    )
+
+
+def _metadata_of(file: Path, model: keras.Model) -> ModelMetadata:
+    """Finds out what a file of plain Keras takes and returns."""
+    pixels, reason = resolve_pixels(model)
+    images = scale_pixels(made_up_images(model.input_shape[1:]), pixels)
+    output = resolve_output(model, np.asarray(images))
+    kind = "logits" if output.logits else "probabilities"
+    log.info("%s: pixels %s (%s), output %s (%s)", file, pixels, reason, kind, output.reason)
+    return ModelMetadata(pixels=pixels, logits=output.logits)

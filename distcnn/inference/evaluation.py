@@ -111,6 +111,7 @@ def evaluate(
     split: Literal["test", "validation", "train"] = "test",
     data: DataConfig | None = None,
     batch_size: int = 512,
+    trust: bool = False,
 ) -> Evaluation:
     """Evaluates a trained classifier on labelled images.
 
@@ -119,13 +120,15 @@ def evaluate(
         split: Which images.
         data: The data set. Default: the one that the run was trained on.
         batch_size: Images per step.
+        trust: Whether to run code that the model needs: the module of the run's `model.factory`,
+            and Python lambdas in the file.
 
     Returns:
         The result; its accuracy, loss, confusion matrix and scores by class.
 
     Raises:
         UsageError: If `data` is missing for a model that belongs to no run.
-        DistcnnError: If the model cannot be loaded.
+        DistcnnError: If the model cannot be loaded, or needs code that is not trusted.
         DataError: If the images cannot be used, or have other classes than the model.
     """
     path = Path(model)
@@ -136,7 +139,8 @@ def evaluate(
             "data=DataConfig(name=..., dir=...)"
         )
     _, seed = of_run or (None, TrainConfig.seed)
-    return evaluate_model(path, data or of_run[0], seed, split, batch_size)  # type: ignore[index]
+    data = data or of_run[0]  # type: ignore[index]
+    return evaluate_model(path, data, seed, split, batch_size, trust=trust)
 
 
 def evaluate_model(
@@ -145,6 +149,8 @@ def evaluate_model(
     seed: int,
     split: Literal["test", "validation", "train"],
     batch_size: int,
+    *,
+    trust: bool = False,
 ) -> Evaluation:
     """Evaluates the classifier of a run directory or a `.keras` file; see `evaluate`.
 
@@ -154,8 +160,9 @@ def evaluate_model(
         seed: Seed of the validation split.
         split: Which images.
         batch_size: Images per step.
+        trust: Whether to run code that the model needs.
     """
-    classifier = load_classifier(path)
+    classifier = load_classifier(path, trust=trust)
     source = open_source(data)
     outputs = classifier.model.output_shape[-1]
     _require_same_classes(source.classes, classifier.metadata.classes, outputs)

@@ -48,6 +48,7 @@ def predict(
     *,
     on_error: Literal["fail", "skip"] = "fail",
     batch_size: int = 512,
+    trust: bool = False,
 ) -> list[Prediction]:
     """Classifies image files by a trained classifier.
 
@@ -57,16 +58,19 @@ def predict(
         on_error: What to do with files that cannot be decoded: fail and name them, or skip them
             with a warning.
         batch_size: Images per step.
+        trust: Whether to run code that the model needs: the module of the run's `model.factory`,
+            and Python lambdas in the file.
 
     Returns:
         A prediction for each image, in the order given.
 
     Raises:
-        DistcnnError: If the model cannot be loaded, or has fewer than two classes.
+        DistcnnError: If the model cannot be loaded, needs code that is not trusted, or has fewer
+            than two classes.
         DataError: If an image is missing or cannot be decoded.
     """
     paths = find_images([images] if isinstance(images, str | Path) else images)
-    classifier = load_classifier(Path(model))
+    classifier = load_classifier(Path(model), trust=trust)
     _require_classes(classifier)
     probabilities, errors = predict_files(classifier, paths, batch_size)
     if errors and on_error == "fail":

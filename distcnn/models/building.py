@@ -57,24 +57,6 @@ def build_model(
     return model
 
 
-def returns_logits(config: ModelConfig, model: keras.Model) -> bool:
-    """Returns whether the model outputs logits rather than probabilities.
-
-    Args:
-        config: `config.output` decides; `auto` means probabilities if the last activation is
-            softmax, else logits.
-        model: The classifier.
-    """
-    if config.output != "auto":
-        return config.output == "logits"
-    last = model
-    while getattr(last, "layers", None):
-        last = last.layers[-1]
-    if isinstance(last, keras.layers.Softmax):
-        return False
-    return getattr(last, "activation", None) is not keras.activations.softmax
-
-
 def takes_images(input_shape: Any) -> bool:
     """Returns whether a model takes one image of fixed size, grey or colour."""
     return (

@@ -33,6 +33,12 @@ def calls_in_order(graph: keras.Model) -> Iterator[Any]:
         yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
 
 
+def in_evaluation(operation: Any) -> dict[str, bool]:
+    """Returns the keyword that makes an operation compute as in evaluation, if it takes it."""
+    takes_training = getattr(operation, "_call_has_training_arg", False)
+    return {"training": False} if takes_training else {}
+
+
 def output_structure(graph: keras.Model) -> Any:
     """Returns a functional model's outputs, nested as it returns them."""
     return graph._outputs_struct

@@ -3,10 +3,10 @@
 The metadata is an additional member of the archive, which plain Keras ignores.
 """
 
+import contextlib
 import json
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,14 +69,26 @@ def find_model(path: Path) -> Path:
     return path
 
 
+def read_description(path: Path) -> dict[str, Any]:
+    """Returns the configuration of the model in a `.keras` file; runs no code.
+
+    Raises:
+        DistcnnError: If the file is not one that Keras wrote.
+    """
+    with _as_one_line(path), zipfile.ZipFile(path) as archive:
+        description: dict[str, Any] = json.loads(archive.read("config.json"))
+    return description
+
+
 def load_model(
-    path: Path, custom_objects: Mapping[str, type] | None = None
+    path: Path, custom_objects: Mapping[str, Any] | None = None, *, safe_mode: bool = True
 ) -> tuple[keras.Model, ModelMetadata | None]:
     """Loads a classifier.
 
     Args:
         path: A `.keras` file.
-        custom_objects: The user's own layers, by name.
+        custom_objects: The user's own classes and functions, by name.
+        safe_mode: Whether to refuse Python lambdas, whose code is in the file.
 
     Returns:
         The model and its metadata, which is None for a file that plain Keras wrote.
@@ -85,15 +97,24 @@ def load_model(
         DistcnnError: If the file is not a model that Keras can load.
     """
     metadata: ModelMetadata | None = None
-    try:
+    with _as_one_line(path):
         with zipfile.ZipFile(path) as archive:
             if _METADATA in archive.namelist():
                 content: dict[str, Any] = json.loads(archive.read(_METADATA))
                 metadata = ModelMetadata(**{**content, "classes": tuple(content["classes"])})
-        model = keras.saving.load_model(path, dict(custom_objects or {}), compile=False)
-    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        model = keras.saving.load_model(
+            path, dict(custom_objects or {}), compile=False, safe_mode=safe_mode
+        )
+    return model, metadata
+
+
+@contextlib.contextmanager
+def _as_one_line(path: Path) -> Iterator[None]:
+    """Turns the errors of reading a model into one of one line."""
+    try:
+        yield
+    except Exception as error:  # whatever Keras, or the class of a layer, makes of the file
         # Keras prints the configuration of the whole model before the cause.
         cause = str(error).rpartition("Exception encountered: ")[2]
         reason = " ".join(cause.split())[:300]
         raise DistcnnError(f"{path} is not a model that Keras can load: {reason}") from None
-    return model, metadata

@@ -19,6 +19,8 @@ _FROM_RESOLVED = (
     "precision",
     "xla",
     "fast_path",
+    "pixels",
+    "output",
     "parameters",
     "global_batch_size",
     "learning_rate",
@@ -40,6 +42,8 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
         "validation, %(test_images)d test",
         resolved,
     )
+    log.info("pixels          %(pixels)s (%(pixels_reason)s)", resolved)
+    log.info("output          %(output)s (%(output_reason)s)", resolved)
     log.info("strategy        %s", _describe_strategy(resolved))
     log.info("precision       %(precision)s (%(precision_reason)s)", resolved)
     log.info("xla             %s (%s)", "on" if resolved["xla"] else "off", resolved["xla_reason"])

@@ -2,8 +2,10 @@
 
 import dataclasses
 import zlib
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from distcnn.config import Config
@@ -18,7 +20,8 @@ from distcnn.distribute.context import DistributedContext
 from distcnn.distribute.layers import SynchronisedBatchNorm, decorrelate_seeds
 from distcnn.errors import DataError, UsageError
 from distcnn.fast import fast_model
-from distcnn.models.building import build_model, returns_logits
+from distcnn.models.building import build_model
+from distcnn.models.interface import ModelInterface, inspect_model
 from distcnn.optim.ema import WeightEMA
 from distcnn.optim.optimizers import build_optimizer, learning_rate, scaled_learning_rate
 from distcnn.runtime.precision import Precision, resolve_fast_path
@@ -27,6 +30,8 @@ from distcnn.training.objective import Objective
 from distcnn.training.setup import TrainingSetup, step_options
 from distcnn.training.state import TrainState
 from distcnn.training.step import TrainingStep
+
+_INSPECTED_IMAGES = 4
 
 
 def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
@@ -55,7 +60,8 @@ def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
         )
         sharding, sampler = _shard_batches(config, backend, len(dataset.train))
         _require_profiled_steps(config, sampler)
-        setup = _build_steps(config, context, dataset, sharding, sampler, model)
+        interface = _inspect(config, backend, dataset, model)
+        setup = _build_steps(config, context, dataset, sharding, sampler, model, interface)
         _require_same_run(setup)
     return setup
 
@@ -66,6 +72,19 @@ def _open_once_per_host(config: Config, context: DistributedContext) -> Source:
     source = open_source(config.data) if is_first else None
     context.backend.barrier()
     return source or open_source(config.data)
+
+
+def _inspect(
+    config: Config, backend: Backend, dataset: Dataset, model: keras.Model
+) -> ModelInterface:
+    """Lets the chief find out what the model takes and returns, for all processes."""
+
+    def inspect() -> dict[str, Any]:
+        few = np.linspace(0, len(dataset.train) - 1, _INSPECTED_IMAGES).astype(np.int64)
+        images = dataset.train.gather(tf.constant(few)).numpy()
+        return dataclasses.asdict(inspect_model(config, model, images))
+
+    return ModelInterface(**backend.run_on_chief(inspect))
 
 
 def _shard_batches(
@@ -102,9 +121,10 @@ def _build_steps(
     sharding: BatchSharding,
     sampler: EpochSampler,
     model: keras.Model,
+    interface: ModelInterface,
 ) -> TrainingSetup:
     backend = context.backend
-    objective = Objective(returns_logits(config.model, model))
+    objective = Objective(interface.logits)
     decorrelate_seeds(model, backend)
     sync_batchnorm = SynchronisedBatchNorm(
         model, backend, every_layer=config.distribute.sync_batchnorm
@@ -128,7 +148,7 @@ def _build_steps(
         optimizer,
         backend,
         objective,
-        step_options(config, precision, sampler),
+        step_options(config, interface.pixels, precision, sampler),
         ema=ema,
         sync_batchnorm=sync_batchnorm,
     )
@@ -142,6 +162,7 @@ def _build_steps(
         sampler=sampler,
         sharding=sharding,
         model=model,
+        interface=interface,
         network=network,
         objective=objective,
         peak_rate=peak_rate,
@@ -150,7 +171,7 @@ def _build_steps(
         sync_batchnorm=sync_batchnorm,
         training=training,
         evaluation=EvaluationStep(
-            network, backend, objective, config.data.pixels, test_flip=config.train.test_flip
+            network, backend, objective, interface.pixels, test_flip=config.train.test_flip
         ),
         state=TrainState(backend, model, optimizer, training),
     )

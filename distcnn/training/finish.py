@@ -141,7 +141,7 @@ class RunFinish:
         self._directory.require_present()
         metadata = ModelMetadata(
             setup.dataset.classes,
-            config.data.pixels,
+            setup.interface.pixels,
             setup.objective.logits,
             config.train.test_flip,
         )

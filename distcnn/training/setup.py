@@ -14,10 +14,12 @@ from distcnn.data.pipeline import (
     sharded_evaluation_dataset,
     training_dataset,
 )
+from distcnn.data.pixels import PixelRange
 from distcnn.data.split import Split
 from distcnn.distribute.base import Backend
 from distcnn.distribute.context import DistributedContext
 from distcnn.distribute.layers import SynchronisedBatchNorm
+from distcnn.models.interface import ModelInterface
 from distcnn.optim.ema import WeightEMA
 from distcnn.optim.optimizers import plain_optimizer
 from distcnn.runtime.precision import Precision
@@ -43,6 +45,7 @@ class TrainingSetup:
         sampler: The order of the training images.
         sharding: How each batch is divided among replicas.
         model: The classifier.
+        interface: What it takes and returns.
         network: Computes the classifier's outputs: the classifier itself, or its fast form.
         objective: Loss and hit of each image.
         peak_rate: The peak learning rate, scaled for the global batch.
@@ -63,6 +66,7 @@ class TrainingSetup:
     sampler: EpochSampler
     sharding: BatchSharding
     model: keras.Model
+    interface: ModelInterface
     network: keras.Model
     objective: Objective
     peak_rate: float
@@ -91,7 +95,7 @@ class TrainingSetup:
             self.optimizer,
             self.backend,
             self.objective,
-            step_options(self.config, self.precision, self.sampler),
+            step_options(self.config, self.interface.pixels, self.precision, self.sampler),
             ema=self.ema,
             sync_batchnorm=self.sync_batchnorm,
         )
@@ -136,6 +140,10 @@ class TrainingSetup:
         return {
             "model": config.model.factory or config.model.name,
             "data": config.data.name,
+            "pixels": self.interface.pixels,
+            "pixels_reason": self.interface.pixels_reason,
+            "output": "logits" if self.interface.logits else "probabilities",
+            "output_reason": self.interface.output_reason,
             "strategy": backend.name,
             "strategy_reason": self.context.strategy_reason,
             "transport": backend.transport,
@@ -163,10 +171,12 @@ class TrainingSetup:
         }
 
 
-def step_options(config: Config, precision: Precision, sampler: EpochSampler) -> StepOptions:
+def step_options(
+    config: Config, pixels: PixelRange, precision: Precision, sampler: EpochSampler
+) -> StepOptions:
     """Returns the options of a run's training step."""
     return StepOptions(
-        pixels=config.data.pixels,
+        pixels=pixels,
         steps_per_epoch=sampler.steps_per_epoch,
         steps_per_execution=config.train.steps_per_execution,
         accumulation_steps=config.train.accumulation_steps,

@@ -17,7 +17,7 @@ def test_the_article_is_the_default_recipe():
     assert (config.train.epochs, config.optimizer.name, config.optimizer.lr) == (25, "adam", 1e-3)
     assert (config.data.name, config.data.pixels, config.data.validation) == (
         "cifar10",
-        "unit",
+        "auto",
         "test",
     )
     assert config.precision.policy == "float32"

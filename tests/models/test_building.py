@@ -2,9 +2,7 @@
 
 import pytest
 
-from distcnn.config import ModelConfig
 from distcnn.errors import DistcnnError
-from distcnn.models.building import returns_logits
 from distcnn.training.trainer import Trainer
 from tests.runs import small_config
 
@@ -22,7 +20,7 @@ def test_a_factory_may_choose_its_own_input_and_return_logits(tmp_path):
         )
     )
     assert trainer.setup.dataset.train.image_shape == (8, 8, 1)
-    assert returns_logits(ModelConfig(), trainer.model)
+    assert trainer.setup.interface.logits
     summary = trainer.fit()
     assert summary is not None
     assert summary["test_accuracy"] > 0.8

@@ -55,6 +55,14 @@ def test_all_layers_and_their_seed_generators():
     assert not internals.seed_generators(found["dense"])
 
 
+def test_what_makes_an_operation_compute_as_in_evaluation():
+    assert internals.in_evaluation(layers.Dropout(0.5)) == {"training": False}
+    assert internals.in_evaluation(layers.Flatten()) == {}
+    images = keras.Input((4,))
+    call = next(internals.calls_in_order(keras.Model(images, images * 2)))
+    assert internals.in_evaluation(call.operation) == {}
+
+
 def test_batch_moments_are_taken_from_the_function():
     layer = layers.BatchNormalization(center=False, scale=False, epsilon=0.0, momentum=0.0)
     layer.build((None, 2, 2, 3))
