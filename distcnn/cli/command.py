@@ -12,14 +12,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from typing_extensions import override
+
 from distcnn.errors import DistcnnError, PeerLostError, UsageError
 from distcnn.runtime.cluster import Cluster, ClusterError, find_cluster
+from distcnn.runtime.text import printable
 
 EXIT_STOPPED = 75
 """Exit code of a run that a signal stopped after saving a checkpoint (EX_TEMPFAIL: retry)."""
 
 _GRACE_SECONDS = 5
 """How long a process that lost a peer waits, so that the peer's own message comes first."""
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Escapes control characters, which names of files and classes may contain."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
@@ -31,7 +42,9 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names may not be UTF-8
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_PrintableFormatter("%(message)s"))
     logging.getLogger("distcnn").setLevel(logging.INFO)
     cluster = Cluster()
     with contextlib.suppress(ClusterError):  # distributed commands will raise it again
@@ -70,7 +83,7 @@ def _report(error: Exception, cluster: Cluster) -> int:
 
 def describe(error: BaseException) -> str:
     """Returns the message of an error on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def require_at_least_one(options: Any, *names: str) -> None:

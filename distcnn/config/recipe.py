@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distcnn.config.recipe_names import BUILT_IN, LoadedRecipe, recipe_names
+from distcnn.config.safe_yaml import read_yaml
 from distcnn.config.schema import WHOLE_KEYS, Config, DataConfig, TrainConfig
 from distcnn.errors import UsageError
 
@@ -89,14 +88,13 @@ def without_excluded(values: dict[str, Any], keys: Iterable[str]) -> dict[str, A
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise UsageError(f"the recipe {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the recipe {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"the recipe {path} is not valid YAML: {reason}") from None
+    except OSError as error:
+        raise UsageError(f"the recipe {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"the recipe {path} is not valid YAML: {error}") from None
     if not isinstance(content, Mapping):
         raise UsageError(
             f"the recipe {path} contains no keys; expected lines like `train: {{...}}`"

@@ -5,6 +5,7 @@ help text of its flag.
 """
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,6 +27,23 @@ def _require_at_least(section: str, instance: object, minimum: float, *names: st
         if value is not None:
             expected = f"at least {minimum:g}"
             _require(value >= minimum, f"{section}.{name} is {value}; expected {expected}")
+
+
+def _require_at_most(section: str, instance: object, maximum: int, *names: str) -> None:
+    for name in names:
+        value = getattr(instance, name)
+        if value is not None:
+            _require(value <= maximum, f"{section}.{name} is {value}; expected at most {maximum}")
+
+
+def _require_finite(section: str, instance: Any) -> None:
+    """Refuses NaN and infinity, which comparisons with bounds let pass."""
+    for each in dataclasses.fields(instance):
+        value = getattr(instance, each.name)
+        values = value if isinstance(value, list) else [value]
+        for number in values:
+            finite = not isinstance(number, float) or math.isfinite(number)
+            _require(finite, f"{section}.{each.name} is {value}; expected a finite number")
 
 
 def _require_fraction(section: str, instance: object, *names: str) -> None:
@@ -71,6 +89,9 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         """Validates the strengths."""
+        _require_finite("data.augment", self)
+        _require_at_most("data.augment", self, 100, "randaugment")
+        _require_at_most("data.augment", self, 4096, "crop", "cutout")
         names = ("crop", "color", "randaugment", "cutout", "mixup", "cutmix")
         _require_at_least("data.augment", self, 0, *names)
         _require_fraction("data.augment", self, "label_smoothing")
@@ -127,6 +148,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Validates the values and their combinations."""
+        _require_finite("data", self)
+        _require_at_most("data", self, 8192, "image_size")
         _require_at_least("data", self, 1, "image_size", "synthetic_examples")
         _require_fraction("data", self, "validation_split")
         _require(
@@ -204,6 +227,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Validates the sizes and counts."""
+        _require_at_most("train", self, 2**32 - 1, "seed")
         sizes = (
             "epochs",
             "batch_size",
@@ -255,6 +279,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Validates the values and their combinations."""
+        _require_finite("optimizer", self)
         _require(self.lr > 0, f"optimizer.lr is {self.lr}; expected a value above 0")
         names = ("warmup_epochs", "final_lr_factor", "weight_decay", "clip_norm", "step_factor")
         _require_at_least("optimizer", self, 0, *names)
@@ -298,6 +323,7 @@ class DistributeConfig:
 
     def __post_init__(self) -> None:
         """Validates the number of devices and the port."""
+        _require_at_most("distribute", self, 1024, "devices")
         _require_at_least("distribute", self, 1, "devices", "port")
         _require(
             self.port is None or self.port < 65_000,
@@ -323,6 +349,7 @@ class PrecisionConfig:
 
     def __post_init__(self) -> None:
         """Validates the number of threads."""
+        _require_at_most("precision", self, 1024, "threads")
         _require_at_least("precision", self, 1, "threads")
 
 

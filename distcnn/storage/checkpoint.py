@@ -159,7 +159,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
     try:
         expected = _checksum_file(path).read_text().split()[0]
         digest = file_digest(path)
-    except (OSError, IndexError) as error:
+    except (OSError, IndexError, UnicodeDecodeError) as error:
         raise DistcnnError(f"the checkpoint {path} cannot be read: {error}") from None
     if digest != expected:
         raise DistcnnError(f"the checkpoint {path} is damaged: its checksum does not match")

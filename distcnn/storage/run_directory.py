@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
+from distcnn.config.safe_yaml import read_yaml
 from distcnn.config.schema import WHOLE_KEYS, Config
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import write_json, write_text
@@ -239,8 +238,8 @@ def _obstacle(path: Path, config: Config) -> str | None:
             return None
         return f"{path} holds files that are not a run; choose another --out"
     try:
-        stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        stored = read_yaml(path / "config.yaml")
+    except ValueError as error:
         return _damaged(path / "config.yaml", error)
     differing = [
         f"{key} {old!r} -> {new!r}"
