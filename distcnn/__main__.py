@@ -1,4 +1,4 @@
-"""Starts the command that `python -m distcnn NAME` names."""
+"""Runs `python -m distcnn NAME`."""
 
 from distcnn.cli.commands import main
 

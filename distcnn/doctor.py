@@ -1,4 +1,4 @@
-"""The command `python -m distcnn.doctor`: checks whether training works on this machine."""
+"""The command `python -m distcnn.doctor`: checks whether training would work on this machine."""
 
 import dataclasses
 import os
@@ -23,20 +23,17 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the checks and prints each finding with its fix.
-
-    Args:
-        arguments: The command line, without the program.
+    """Runs the command.
 
     Returns:
         The exit code: 1 if training would not work, else 0.
     """
     parser = Parser("distcnn.doctor", "Checks whether training would work on this machine.")
-    parser.add_argument("--json", help="File to write the findings to.")
+    parser.add_argument("--json", help="JSON file for the findings.")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="Skip the checks of ports, and those that start processes to reduce.",
+        help="Skip the check of the port, and the test reductions between two processes.",
     )
     options = parser.parse_args(list(arguments))
 

@@ -1,4 +1,4 @@
-"""The command `python -m distcnn.install_horovod`: builds Horovod for this environment."""
+"""The command `python -m distcnn.install_horovod`: builds and installs Horovod."""
 
 import os
 import sys
@@ -10,21 +10,17 @@ from distcnn.cli.parser import Parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Replaces this process by `install_horovod.sh`, which installs into this environment.
-
-    Args:
-        arguments: The command line, without the program.
-    """
+    """Runs the command: replaces this process by `install_horovod.sh`."""
     description = (
-        "Builds Horovod 0.28.1 for the installed TensorFlow, installs it into the environment that "
-        "this command runs in, and tries it with two processes. Needs g++, make and patch, and two "
-        "to ten minutes; the wheel is kept, so the next time takes seconds."
+        "Builds Horovod 0.28.1 for the installed TensorFlow, installs it in this command's "
+        "environment, and tests it with two processes. Needs g++, make and patch. Takes two to ten "
+        "minutes; the wheel is cached, so that the next installation takes seconds."
     )
     parser = Parser("distcnn.install_horovod", description)
     flags = {
-        "cuda": "Build NCCL in too, for GPUs; needs CUDA's nvcc and NCCL's headers.",
-        "mpi": "Build MPI in too, to be started by mpirun; needs Open MPI's mpicxx.",
-        "dry-run": "Only say which wheel would be installed, and whether it is built.",
+        "cuda": "Include NCCL, for GPUs; needs CUDA's nvcc and NCCL's headers.",
+        "mpi": "Include MPI, to start runs with mpirun; needs Open MPI's mpicxx.",
+        "dry-run": "Print the wheel that would be installed, and whether it is already built.",
     }
     for name, text in flags.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)

@@ -1,6 +1,6 @@
-"""The command `python -m distcnn.launchers`: where the launch scripts are.
+"""The command `python -m distcnn.launchers`: prints the folder of the launch scripts.
 
-A batch system or Kubernetes needs a file to read, and its user one to edit:
+Batch systems and Kubernetes need a file that the user can edit:
 `cp "$(distcnn launchers)/slurm.sbatch" .`
 """
 
@@ -12,7 +12,7 @@ from distcnn.cli.parser import Parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the folder."""
+    """Runs the command."""
     description = (
         "Prints the folder of the launch scripts, for Slurm, Kubernetes and several hosts."
     )

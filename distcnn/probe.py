@@ -1,6 +1,6 @@
-"""The command `python -m distcnn.probe`: one of several processes that verify their reduction.
+"""The command `python -m distcnn.probe`: checks that the processes of a cluster reduce correctly.
 
-`distcnn.doctor` starts two of it; started by any launcher, it tests that launcher's own cluster.
+`distcnn.doctor` starts two of these processes. Started by a launcher, it checks that cluster.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from distcnn.config import Config, DistributeConfig
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reduces values that differ in every process, and checks the sums."""
-    parser = Parser("distcnn.probe", "Verifies that the processes of a cluster reduce correctly.")
+    """Runs the command: reduces values that differ between the processes, and checks the sums."""
+    parser = Parser("distcnn.probe", "Checks that the processes of a cluster reduce correctly.")
     parser.add_class_arguments(DistributeConfig, "distribute")
     parser.hide_section_flags()
     options = parser.parse_args(list(arguments))

@@ -8,19 +8,16 @@ from distcnn.cli.startup import import_tensorflow
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Trains as the command line says.
-
-    Args:
-        arguments: The command line, without the program.
+    """Runs the command.
 
     Returns:
-        0 when the run is done, 75 when a signal stopped it after it was saved.
+        The exit code: 0 when the run is finished, 75 when a signal stopped it after saving.
     """
     config = parse_config("distcnn.train", "Trains an image classifier.", arguments)
     if config is None:
         return 0
     import_tensorflow()
-    from distcnn.training.trainer import Trainer  # here, so that --help needs no TensorFlow
+    from distcnn.training.trainer import Trainer  # imported late to keep --help fast
 
     summary = Trainer(config).fit()
     return EXIT_STOPPED if summary is None else 0

@@ -1,7 +1,7 @@
-# distcnn for CPUs, Horovod built in. From the project's folder:
+# distcnn for CPUs, with Horovod. Run from the project's folder:
 #
 #   docker build -f docker/cpu.Dockerfile -t distcnn:0.1.0-cpu .
-#   docker run --rm distcnn:0.1.0-cpu        examines itself; docker/README.md has more
+#   docker run --rm distcnn:0.1.0-cpu        checks itself; see docker/README.md
 FROM python:3.11.14-slim-bookworm AS build
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ make patch \
@@ -14,7 +14,7 @@ ENV XDG_CACHE_HOME=/tmp/cache
 RUN launch/install.sh && launch/install_horovod.sh && rm -rf /tmp/cache
 
 FROM python:3.11.14-slim-bookworm
-# openssh-server serves launch/k8s/mpijob.yaml, openssh-client Horovod's launcher.
+# launch/k8s/mpijob.yaml needs openssh-server, Horovod's launcher needs openssh-client.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends openssh-client openssh-server \
  && rm -rf /var/lib/apt/lists/* \

@@ -1,11 +1,11 @@
-# distcnn for NVIDIA GPUs, Horovod with NCCL built in. From the project's folder:
+# distcnn for NVIDIA GPUs, with Horovod and NCCL. Run from the project's folder:
 #
 #   docker build -f docker/cuda.Dockerfile -t distcnn:0.1.0-cuda .
 #   mkdir -p runs
 #   docker run --rm --gpus all --shm-size=1g --user "$(id -u):$(id -g)" -v "$PWD/runs:/runs" \
 #     distcnn:0.1.0-cuda horovodrun --gloo -np 4 python -m distcnn.train --out /runs/article
 #
-# Written with care, but not yet built or run on a GPU.
+# Not yet built, nor tested on a GPU.
 FROM nvidia/cuda:12.9.1-cudnn-devel-ubuntu24.04 AS build
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ make patch python3.12 python3.12-venv python3.12-dev \
@@ -17,7 +17,7 @@ COPY launch launch
 ENV XDG_CACHE_HOME=/tmp/cache PYTHON=python3.12
 RUN launch/install.sh cuda && launch/install_horovod.sh --cuda && rm -rf /tmp/cache
 
-# TensorFlow brings CUDA's libraries along; Horovod needs the runtime's NCCL.
+# TensorFlow brings the CUDA libraries; Horovod needs the NCCL of the runtime image.
 FROM nvidia/cuda:12.9.1-runtime-ubuntu24.04
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends openssh-client openssh-server python3.12 python3.12-venv \

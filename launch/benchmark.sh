@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Measures throughput by number of workers on this machine, and where the time goes.
+# Measures throughput by number of workers on this machine, and shows where the time goes.
 #
-#   launch/benchmark.sh                            1, 2, 4 ... workers, as many as GPUs or cores
-#   launch/benchmark.sh --workers 1,2,4 ARG...     passes its arguments to distcnn.benchmark
-#   launch/benchmark.sh --compare plain            also against the plain Keras script
-#   launch/benchmark.sh --dry-run ARG...           prints the command, runs nothing
+#   launch/benchmark.sh                            1, 2, 4 ... workers, up to the GPUs or cores
+#   launch/benchmark.sh --workers 1,2,4 ARG...     passes the arguments to distcnn.benchmark
+#   launch/benchmark.sh --compare plain            compares with the plain Keras script too
+#   launch/benchmark.sh --dry-run ARG...           prints the command without running it
 #
-# The first run installs what it needs into .venv, Horovod included (about three minutes).
+# The first run installs distcnn, its dependencies and Horovod into .venv (about three minutes).
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs distcnn and what it needs into .venv; done in a moment when nothing has changed.
+# Installs distcnn and its dependencies into .venv; returns at once if nothing has changed.
 #
 #   launch/install.sh [EXTRA...]   extras of pyproject.toml: cuda, dev
 #
-# PYTHON names another Python (3.11 or newer) to make .venv with.
+# PYTHON: the interpreter to create .venv with, 3.11 or newer (default: python3).
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -12,9 +12,9 @@ source "$root/launch/environment.sh"
 extras=$(IFS=,; echo "$*")
 stamp=$venv/.installed-${extras:-base}
 
-if ! $in_clone; then # the package is installed, and what it needs with it
+if ! $in_clone; then # the package is already installed, with its dependencies
   [[ -x $venv/bin/python ]] && exit 0
-  echo "error: there is no $venv/bin/python; VENV must name the environment that distcnn is installed in" >&2
+  echo "error: there is no $venv/bin/python; VENV must be the environment that distcnn is installed in" >&2
   exit 1
 fi
 
@@ -22,13 +22,13 @@ if [[ -e $stamp && $stamp -nt $root/pyproject.toml ]]; then exit 0; fi
 
 python=${PYTHON:-python3}
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-  echo "error: $python is $("$python" --version 2>&1); expected Python 3.11 or newer, as PYTHON=..." >&2
+  echo "error: $python is $("$python" --version 2>&1); expected Python 3.11 or newer; set PYTHON" >&2
   exit 1
 fi
 exec 9>"$root/.venv.lock"
 flock 9
 if [[ -e $stamp && $stamp -nt $root/pyproject.toml ]]; then exit 0; fi
-# pip comes last: without it, an earlier attempt was cut short (Debian without python3-venv).
+# pip is installed last; if it is missing, creation failed earlier (Debian without python3-venv).
 [[ -x $venv/bin/pip ]] || "$python" -m venv "$venv"
 echo "installing distcnn${extras:+ with $extras} into $venv ..." >&2
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \

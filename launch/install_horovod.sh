@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Builds Horovod 0.28.1 for the installed TensorFlow, installs it into .venv and tries it out.
+# Builds Horovod 0.28.1 for the installed TensorFlow, installs it into .venv and tests it.
 #
-#   launch/install_horovod.sh              Gloo, for CPUs and any network
-#   launch/install_horovod.sh --cuda       and NCCL, for GPUs (needs CUDA's nvcc and NCCL's headers)
-#   launch/install_horovod.sh --mpi        and MPI, to be started by mpirun (needs Open MPI's mpicxx)
-#   launch/install_horovod.sh --dry-run    says what it would do
+#   launch/install_horovod.sh              with Gloo, for CPUs and any network
+#   launch/install_horovod.sh --cuda       adds NCCL, for GPUs (needs CUDA's nvcc and NCCL's headers)
+#   launch/install_horovod.sh --mpi        adds MPI, to start runs with mpirun (needs mpicxx of Open MPI)
+#   launch/install_horovod.sh --dry-run    prints the wheel that it would install
 #
-# It needs g++ (Debian: apt-get install g++ make patch) and takes two to ten minutes on two cores. The
-# wheel is kept in ~/.cache/distcnn/wheels, by the versions and the patch that it was made of, so the
-# next time takes seconds. VENV names another environment than .venv;
-# `distcnn install-horovod` names the one that it runs in.
+# Needs g++, make and patch (Debian: apt-get install g++ make patch); takes two to ten minutes on two
+# cores. The wheel is cached in ~/.cache/distcnn/wheels, keyed by its versions and the patch, so the
+# next installation takes seconds. VENV selects another environment than .venv;
+# `distcnn install-horovod` sets it to its own.
 set -euo pipefail
 
 version=0.28.1
@@ -61,12 +61,12 @@ exec 9>"$cache/.lock"
 flock 9
 stamp=$venv/.installed-horovod
 if [[ -e $stamp && $(<"$stamp") == "$cache" && -x $venv/bin/horovodrun ]]; then exit 0; fi
-"$python" -m pip --version >/dev/null 2>&1 || fail "$python has no pip to install Horovod with; run $python -m ensurepip"
+"$python" -m pip --version >/dev/null 2>&1 || fail "$python has no pip, which installs Horovod; run $python -m ensurepip"
 
 build() {
-  command -v g++ >/dev/null || fail "there is no g++ to build Horovod with; Debian: apt-get install g++ make"
-  command -v make >/dev/null || fail "there is no make to build Horovod with; Debian: apt-get install make"
-  command -v patch >/dev/null || fail "there is no patch to build Horovod with; Debian: apt-get install patch"
+  command -v g++ >/dev/null || fail "building Horovod needs g++; Debian: apt-get install g++ make"
+  command -v make >/dev/null || fail "building Horovod needs make; Debian: apt-get install make"
+  command -v patch >/dev/null || fail "building Horovod needs patch; Debian: apt-get install patch"
   if [[ $variant == *-cuda* ]]; then command -v nvcc >/dev/null || fail "--cuda needs nvcc on the PATH"; fi
   if [[ $variant == *-mpi ]]; then
     command -v mpicxx >/dev/null || fail "--mpi needs mpicxx on the PATH; Debian: apt-get install libopenmpi-dev"
@@ -81,7 +81,7 @@ build() {
     --no-build-isolation --no-binary horovod --require-hashes -r "$work/requirements.txt" -d "$work" >&2
   tar -xf "$work/horovod-$version.tar.gz" -C "$work"
   patch --quiet --strip=1 --directory="$work/horovod-$version" <"$patch"
-  # Only what TensorFlow needs (the stock build compiles Gloo twice), without debug information.
+  # Builds only the TensorFlow target (the stock build compiles Gloo twice), without debug symbols.
   cat >"$work/cmake" <<'CMAKE'
 #!/bin/sh
 if [ "$1" = --build ]; then
@@ -107,7 +107,7 @@ CMAKE
   if ! wait $pid; then
     grep -E 'error|Error' "$work/log" | head -n 5 >&2 || true
     cp "$work/log" "$cache/build.log"
-    fail "Horovod could not be built; the whole log is $cache/build.log"
+    fail "building Horovod failed; see the full log in $cache/build.log"
   fi
   mv "$work"/wheel/horovod-*.whl "$cache/"
 }
@@ -117,13 +117,13 @@ compgen -G "$cache/*.whl" >/dev/null || build
   "$cache"/horovod-*.whl >&2
 "$python" -m pip install --quiet --disable-pip-version-check cloudpickle psutil pyyaml packaging >&2
 
-echo "trying Horovod with two processes ..." >&2
+echo "testing Horovod with two processes ..." >&2
 PATH=$venv/bin:$PATH "$venv/bin/horovodrun" -np 2 "$python" -c '
 import horovod.tensorflow as hvd, tensorflow as tf
 hvd.init()
 total = float(hvd.allreduce(tf.constant(hvd.rank() + 1.0), op=hvd.Sum))
 assert total == 3.0, f"1 + 2 was reduced to {total}"
 ' >"$cache/selftest.log" 2>&1 ||
-  fail "two processes could not reduce a sum: see $cache/selftest.log; to build anew, remove $cache"
+  fail "two processes could not reduce a sum; see $cache/selftest.log, or delete $cache to rebuild"
 echo "$cache" >"$stamp"
-echo "Horovod $version ($variant) is installed and reduces" >&2
+echo "Horovod $version ($variant) is installed and reduces correctly" >&2

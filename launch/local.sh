@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Trains on this machine: one GPU if there is one, else the CPU.
+# Trains on this machine, on one GPU if there is one, else on the CPU.
 #
 #   launch/local.sh                          trains the recipe quickstart
-#   launch/local.sh --recipe article ARG...  passes its arguments to distcnn.train
-#   GPU=1 launch/local.sh ARG...             takes the second GPU; GPU= (empty) the CPU
-#   launch/local.sh --dry-run ARG...         prints the command and its environment, runs nothing
+#   launch/local.sh --recipe article ARG...  passes the arguments to distcnn.train
+#   GPU=1 launch/local.sh ARG...             uses the second GPU; GPU= (empty) uses the CPU
+#   launch/local.sh --dry-run ARG...         prints the command without running it
 #
-# The first run installs what it needs into .venv. PYTHON names another Python (3.11 or newer).
+# The first run installs distcnn and its dependencies into .venv. PYTHON: the interpreter to create
+# it with, 3.11 or newer (default: python3).
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -24,7 +25,7 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
 else
   extra='' gpu=''
   if [[ -n ${GPU:-} ]]; then
-    echo "error: GPU=$GPU was asked for, but nvidia-smi finds no GPU; unset GPU" >&2
+    echo "error: GPU is $GPU, but nvidia-smi finds no GPU; unset GPU to train on the CPU" >&2
     exit 1
   fi
 fi

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Trains on all GPUs of this machine, one worker a GPU.
+# Trains on all GPUs of this machine, with one worker per GPU.
 #
-#   launch/multi_gpu.sh ARG...                     passes its arguments to distcnn.train
-#   STRATEGY=mirrored launch/multi_gpu.sh ARG...   one process with all GPUs, instead of Horovod's
-#                                                  process a GPU
-#   WORKERS=2 launch/multi_gpu.sh ARG...           so many workers; without a GPU, on the CPU
-#   CUDA_VISIBLE_DEVICES=0,2 launch/multi_gpu.sh   only these GPUs
-#   launch/multi_gpu.sh --dry-run ARG...           prints the command, runs nothing
+#   launch/multi_gpu.sh ARG...                     passes the arguments to distcnn.train
+#   STRATEGY=mirrored launch/multi_gpu.sh ARG...   uses one process with all GPUs instead of one
+#                                                  Horovod process per GPU
+#   WORKERS=2 launch/multi_gpu.sh ARG...           sets the number of workers; without a GPU, they
+#                                                  run on the CPU
+#   CUDA_VISIBLE_DEVICES=0,2 launch/multi_gpu.sh   uses only these GPUs
+#   launch/multi_gpu.sh --dry-run ARG...           prints the command without running it
 #
-# The first run installs what it needs into .venv, Horovod included (about three minutes).
+# The first run installs distcnn, its dependencies and Horovod into .venv (about three minutes).
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -28,11 +29,15 @@ fi
 workers=${WORKERS:-$gpus}
 strategy=${STRATEGY:-horovod}
 if ! [[ $workers =~ ^[1-9][0-9]*$ ]]; then
-  echo "error: there are ${workers} workers: nvidia-smi finds no GPU; WORKERS=2 trains on two CPU workers" >&2
+  if [[ -n ${WORKERS:-} ]]; then
+    echo "error: WORKERS is $workers; expected a number of at least 1" >&2
+  else
+    echo "error: nvidia-smi finds no GPU; WORKERS=2 trains with two workers on the CPU" >&2
+  fi
   exit 1
 fi
 if ((gpus > 0 && workers > gpus)); then
-  echo "error: WORKERS=$workers was asked for, but there are $gpus GPUs" >&2
+  echo "error: WORKERS is $workers; expected at most $gpus, the number of GPUs" >&2
   exit 1
 fi
 

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Trains on several machines over ssh, one worker a slot.
+# Trains on several machines over ssh, with one worker per slot.
 #
-#   launch/multi_node.sh -H host1:4,host2:4 ARG...     passes its arguments to distcnn.train
-#   launch/multi_node.sh --hostfile FILE ARG...        a line `host slots=4` or `host:4` each
-#   STRATEGY=multi_worker launch/multi_node.sh ...     TensorFlow's collectives instead of Horovod's
-#   launch/multi_node.sh --dry-run -H ...              prints the command, runs nothing
+#   launch/multi_node.sh -H host1:4,host2:4 ARG...     passes the arguments to distcnn.train
+#   launch/multi_node.sh --hostfile FILE ARG...        reads lines `host slots=4` or `host:4`
+#   STRATEGY=multi_worker launch/multi_node.sh ...     uses TensorFlow's collectives, not Horovod's
+#   launch/multi_node.sh --dry-run -H ...              prints the command without running it
 #
-# To edit, or to set in the environment:
+# Environment variables:
 #   SSH_PORT=22          port of sshd on the hosts
-#   SSH_KEY=~/.ssh/key   key that lets in
-#   NIC=eth0             network interface that joins the hosts, of the same name on each; by default
-#                        the one by which this host reaches the others
-#   PRIVATE=no           with multi_worker on this host alone: let TensorFlow's server listen on all
-#                        interfaces, instead of giving the run a network of its own (which has only
-#                        loopback, so that nothing can be downloaded) where the system allows that
+#   SSH_KEY=~/.ssh/key   private key for the hosts
+#   NIC=eth0             network interface between the hosts, with the same name on each; default:
+#                        the interface through which this host reaches the others
+#   PRIVATE=no           for multi_worker on this host alone: let TensorFlow's server listen on all
+#                        interfaces; by default, if the system allows it, the run gets a network
+#                        namespace with only loopback, in which it cannot download anything
 #
-# Every host has this project, installed, at the same path (a shared file system, or a copy each,
-# with launch/install_horovod.sh run on it), and lets this one in by ssh without a password.
+# Every host needs this project installed at the same path (on a shared file system, or as a copy on
+# which launch/install_horovod.sh was run), and must accept ssh from this host without a password.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -30,7 +30,7 @@ while (($# > 0)); do
     -H) hosts=${2:-} && shift $(($# > 1)) ;;
     --hostfile)
       if [[ ! -r ${2:-} ]]; then
-        echo "error: the host file ${2:-} cannot be read" >&2
+        echo "error: the host file ${2:-} cannot be read; expected a readable file" >&2
         exit 2
       fi
       hosts=$(sed -E 's/#.*//; s/[[:space:]]+slots=/:/; s/[[:space:]]//g; /^$/d' "$2" | paste -sd,) && shift
@@ -47,7 +47,7 @@ if [[ -z $hosts ]]; then
 fi
 for entry in ${hosts//,/ }; do
   if ! [[ $entry =~ ^[^:]+(:[1-9][0-9]*)?$ ]]; then
-    echo "error: the host $entry cannot be read; expected host:slots" >&2
+    echo "error: the host is $entry; expected host or host:slots" >&2
     exit 2
   fi
   if [[ $entry != *:* ]]; then entry+=:1; fi
@@ -60,7 +60,7 @@ if [[ $strategy != horovod && $strategy != multi_worker ]]; then
   exit 2
 fi
 
-# Left alone, Horovod may choose the loopback interface, which every host has.
+# By default, Horovod may choose the loopback interface, which every host has.
 nic=${NIC:-}
 if [[ -z $nic ]] && command -v ip >/dev/null; then
   for entry in ${hosts//,/ }; do
@@ -70,7 +70,7 @@ if [[ -z $nic ]] && command -v ip >/dev/null; then
   done
 fi
 
-# Horovod's launcher starts the workers of either strategy; it ends all when one fails.
+# Horovod's launcher starts the workers of both strategies; it stops all when one fails.
 command=("$venv/bin/horovodrun" --gloo -np "$workers" -H "$hosts")
 if [[ -n ${SSH_PORT:-} ]]; then command+=(--ssh-port "$SSH_PORT"); fi
 if [[ -n ${SSH_KEY:-} ]]; then command+=(--ssh-identity-file "$SSH_KEY"); fi

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Shows runs in TensorBoard, on this machine only: http://localhost:6006
+# Shows runs in TensorBoard at http://localhost:6006, on this machine only.
 #
-#   launch/tensorboard.sh RUN...       run directories, or folders of them; default: runs
-#   PORT=6007 launch/tensorboard.sh    another port
+#   launch/tensorboard.sh RUN...       shows run directories, or folders of them; default: runs
+#   PORT=6007 launch/tensorboard.sh    uses another port
 #
-# From elsewhere, forward the port: ssh -L 6006:localhost:6006 HOST
+# From another machine, forward the port: ssh -L 6006:localhost:6006 HOST
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -18,10 +18,10 @@ for run in "$@"; do
     exit 2
   fi
   if (($# > 1)) && [[ $run == *[:,]* ]]; then
-    echo "error: $run has a : or a , in its name, so it can only be shown alone" >&2
+    echo "error: $run contains a colon or a comma, so it can only be shown on its own" >&2
     exit 2
   fi
-  # NAME:PATH, named after the whole path, since runs of two folders may share their last name.
+  # NAME:PATH, with the whole path as the name, because runs in two folders may have the same name.
   if [[ $run == /* ]]; then specs+=("$run"); else specs+=("$run:$run"); fi
 done
 "$root/launch/install.sh"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from distcnn.cli.parser import parse_config
+from distcnn.config.lookup import look_up
 from distcnn.data.augment import AUGMENTATIONS
 from distcnn.data.sources import SOURCES
 from distcnn.distribute.strategies import STRATEGIES, Strategy
@@ -58,6 +59,12 @@ def test_a_run_of_nothing_but_additions():
         for line in (trainer.directory.path / "metrics.jsonl").read_text().splitlines()
     ]
     np.testing.assert_allclose(rates, [0.1 * 0.5, 0.1 * 0.25])  # after an epoch and after two
+
+
+@pytest.mark.parametrize("table", [SOURCES, MODELS, OPTIMIZERS, SCHEDULES, AUGMENTATIONS])
+def test_every_entry_of_a_table_can_be_imported(table):
+    for name in table:
+        assert callable(look_up("key", name, table)), name
 
 
 def test_without_the_lines_the_names_are_unknown():

@@ -1,1 +1,1 @@
-"""From a command line to a configuration, and from a result to an exit code."""
+"""Turns command lines into configurations, and results into exit codes."""

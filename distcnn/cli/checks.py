@@ -1,4 +1,4 @@
-"""What could keep a training from working on this machine: findings, each with its fix."""
+"""The doctor's checks: each yields findings about this machine, problems with their fix."""
 
 import os
 import re
@@ -22,11 +22,11 @@ _EXPECTED = {
     "numpy": ((2,), (3,), "pip install 'numpy>=2,<3'"),
     "tensorboard": ((2, 21), (2, 22), "pip install 'tensorboard~=2.21.0'"),
 }
-"""Versions from (inclusive) and to (exclusive), and what mends another one. Keras before 3.15.1
-runs code and follows paths out of a model file that it loads."""
+"""Lowest version (inclusive), highest (exclusive), and the fix. Keras before 3.15.1 can run code
+and follow paths contained in a model file that it loads."""
 
 _MAY_BE_NEWER = {"keras": "3.15.x"}
-"""Packages whose newer versions are likely to work, and what was tried."""
+"""Packages whose newer versions are likely to work, and the versions that were tested."""
 
 _ENOUGH_DISK = 2 * 10**9
 _ENOUGH_SHARED_MEMORY = 256 * 10**6
@@ -34,10 +34,10 @@ _PROBE_SECONDS = 120
 
 
 def check_versions() -> Iterator[Finding]:
-    """Looks at Python and the packages."""
+    """Checks the versions of Python and of the packages."""
     python = ".".join(map(str, sys.version_info[:3]))
     old = sys.version_info < (3, 11)
-    fix = "make .venv anew with PYTHON=python3.11 launch/install.sh" if old else ""
+    fix = "recreate .venv with PYTHON=python3.11 launch/install.sh" if old else ""
     yield Finding("python", "error" if old else "ok", python, fix)
     for name, (low, high, remedy) in _EXPECTED.items():
         try:
@@ -49,11 +49,11 @@ def check_versions() -> Iterator[Finding]:
         if low <= number < high:
             yield Finding(name, "ok", found)
         elif number >= high and name in _MAY_BE_NEWER:
-            tried = f"{found}; tried with {_MAY_BE_NEWER[name]} only"
-            yield Finding(name, "warning", tried, remedy)
+            text = f"{found}; tested with {_MAY_BE_NEWER[name]} only"
+            yield Finding(name, "warning", text, remedy)
         else:
-            wanted = f"{'.'.join(map(str, low))} to below {'.'.join(map(str, high))}"
-            yield Finding(name, "error", f"{found}; expected {wanted}", remedy)
+            expected = f"at least {'.'.join(map(str, low))}, below {'.'.join(map(str, high))}"
+            yield Finding(name, "error", f"{found}; expected {expected}", remedy)
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
         yield Finding(
@@ -62,7 +62,7 @@ def check_versions() -> Iterator[Finding]:
 
 
 def check_hardware() -> Iterator[Finding]:
-    """Looks at devices, and at what precision and XLA would be chosen."""
+    """Checks the devices, and reports the precision and XLA setting that `auto` resolves to."""
     import tensorflow as tf
 
     from distcnn.runtime.precision import find_hardware, resolve_precision
@@ -86,20 +86,20 @@ def check_hardware() -> Iterator[Finding]:
 
 
 def check_cluster(environment: Mapping[str, str], *, ports: bool = True) -> Iterator[Finding]:
-    """Looks at the cluster as the environment describes it, and at its hosts.
+    """Checks the cluster that the environment describes, and its hosts.
 
     Args:
         environment: Environment variables.
-        ports: Whether to try this process's port too, which a running training holds.
+        ports: Whether to try this process's port too; it is in use while a training runs.
     """
     try:
         cluster = find_cluster(environment)
     except ClusterError as error:
-        yield Finding("cluster", "error", str(error), "correct the environment that it names")
+        yield Finding("cluster", "error", str(error), "correct these environment variables")
         return
     text = "this process alone"
     if cluster.size > 1:
-        text = f"rank {cluster.rank} of {cluster.size}, as {cluster.scheme} says"
+        text = f"rank {cluster.rank} of {cluster.size}, according to {cluster.scheme}"
     yield Finding("cluster", "ok", text)
     yield from _check_hosts(cluster)
     if ports:
@@ -116,7 +116,7 @@ def _check_hosts(cluster: Cluster) -> Iterator[Finding]:
 
 
 def _own_port(cluster: Cluster) -> int:
-    """Returns the port that this process will listen at, or 0 if any will do."""
+    """Returns the port that this process will listen on, or 0 if any port will do."""
     if cluster.size == 1 or cluster.hosts is None or cluster.scheme == "horovod":
         return 0
     return int(cluster.worker_addresses(None)[cluster.rank].rpartition(":")[2])
@@ -132,14 +132,14 @@ def _check_port(port: int) -> Iterator[Finding]:
             with socket.create_connection(("127.0.0.1", port), timeout=5):
                 pass
     except OSError as error:
-        fix = "end the process that listens there, or give another --distribute.port"
+        fix = "stop the process that listens on it, or choose another --distribute.port"
         yield Finding("ports", "error", f"port {port} cannot be used: {error.strerror}", fix)
     else:
         yield Finding("ports", "ok", f"connects to itself at 127.0.0.1:{port}")
 
 
 def check_storage() -> Iterator[Finding]:
-    """Looks at the disk of the run directories and of the cache, and at shared memory."""
+    """Checks the disk space for runs and for the cache, and the shared memory."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     for name, folder in (("disk for runs", Path.cwd()), ("disk for the cache", cache)):
         place = next(p for p in (folder, *folder.parents) if p.exists())
@@ -147,9 +147,9 @@ def check_storage() -> Iterator[Finding]:
         text = f"{free / 1e9:.1f} GB free in {place}"
         if not os.access(place, os.W_OK):
             fix = "work in another folder, or set XDG_CACHE_HOME"
-            yield Finding(name, "error", f"{place} cannot be written", fix)
+            yield Finding(name, "error", f"{place} is not writable", fix)
         elif free < _ENOUGH_DISK:
-            yield Finding(name, "warning", text, "free some space")
+            yield Finding(name, "warning", text, "free some disk space")
         else:
             yield Finding(name, "ok", text)
     shared = Path("/dev/shm")
@@ -165,9 +165,9 @@ def check_storage() -> Iterator[Finding]:
 
 
 def check_reduction(strategy: str) -> Iterator[Finding]:
-    """Starts two processes on this host and lets them verify their reduction, over loopback."""
+    """Starts two processes on this host that verify their reduction over loopback."""
     command = [sys.executable, "-m", "distcnn.probe", "--distribute.strategy", strategy]
-    # By TF_CONFIG, which every strategy of several processes understands.
+    # Started through TF_CONFIG, which every strategy with several processes supports.
     processes = [
         subprocess.Popen(
             line,

@@ -1,4 +1,4 @@
-"""Runs a command as a process: its exit code, and one readable line for an error."""
+"""Runs a command as a process, with an exit code, and an error as one readable line."""
 
 import contextlib
 import io
@@ -16,25 +16,25 @@ from distcnn.errors import DistcnnError, PeerLostError, UsageError
 from distcnn.runtime.cluster import Cluster, ClusterError, find_cluster
 
 EXIT_STOPPED = 75
-"""Exit code of a run that a signal stopped after it was saved (EX_TEMPFAIL: try again)."""
+"""Exit code of a run that a signal stopped after saving a checkpoint (EX_TEMPFAIL: retry)."""
 
 _GRACE_SECONDS = 5
-"""How long a process that lost another one waits for that one's message to come first."""
+"""How long a process that lost a peer waits, so that the peer's own message comes first."""
 
 
 def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Runs a command on the process's arguments and exits with its code.
+    """Runs a command on the process's arguments and exits with its exit code.
 
     Args:
-        command: Takes the arguments, returns the exit code (None for 0).
+        command: Takes the arguments and returns the exit code (None for 0).
     """
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names may not be UTF-8
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("distcnn").setLevel(logging.INFO)
     cluster = Cluster()
-    with contextlib.suppress(ClusterError):  # which commands that train together will meet again
+    with contextlib.suppress(ClusterError):  # distributed commands will raise it again
         cluster = find_cluster(os.environ)
     try:
         code = command(arguments) or 0
@@ -50,12 +50,12 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     if cluster.size > 1 and code != 0:
-        os._exit(code)  # at once, so that the others notice and nothing waits for them
+        os._exit(code)  # immediately, so that the other ranks notice
     sys.exit(code)
 
 
 def _report(error: Exception, cluster: Cluster) -> int:
-    """Prints an error as one line and returns the exit code."""
+    """Prints an error on one line and returns its exit code."""
     code, text = 1, describe(error)
     if isinstance(error, DistcnnError):
         code = error.exit_code
@@ -69,15 +69,15 @@ def _report(error: Exception, cluster: Cluster) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """Returns the message of an error as one line."""
+    """Returns the message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def require_at_least_one(options: Any, *names: str) -> None:
-    """Refuses counts below one.
+    """Checks that options are at least 1.
 
     Raises:
-        UsageError: Names the flag.
+        UsageError: If one is less; the message names the option.
     """
     for name in names:
         if options[name] < 1:
@@ -85,6 +85,6 @@ def require_at_least_one(options: Any, *names: str) -> None:
 
 
 def write_json(path: str | None, content: object) -> None:
-    """Writes what a command found to the file of its `--json`, if one was given."""
+    """Writes the results of a command to its `--json` file, if one was given."""
     if path is not None:
         Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The command `distcnn NAME`: finds the command of that name and runs it."""
+"""The program `distcnn`: runs the command named by its first argument."""
 
 import importlib
 import sys
@@ -13,29 +13,32 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("distcnn.evaluate:main", "Evaluates a classifier on labelled images."),
     "predict": ("distcnn.predict:main", "Prints the most probable classes of images."),
     "records": ("distcnn.records:main", "Writes a data set as TFRecord shards."),
-    "benchmark": ("distcnn.benchmark:main", "Measures throughput by number of workers."),
+    "benchmark": (
+        "distcnn.benchmark:main",
+        "Measures throughput by number of workers.",
+    ),
     "doctor": ("distcnn.doctor:main", "Checks whether training would work on this machine."),
-    "probe": ("distcnn.probe:main", "Proves that the processes of a cluster reduce."),
+    "probe": ("distcnn.probe:main", "Checks that the processes of a cluster reduce correctly."),
     "install-horovod": (
         "distcnn.install_horovod:main",
-        "Builds Horovod and installs it into this environment.",
+        "Builds and installs Horovod in this environment.",
     ),
     "launchers": ("distcnn.launchers:main", "Prints the folder of the launch scripts."),
 }
-"""By name: the function that runs the command, as `package.module:function`, and its description.
+"""The commands by name: import path of the function, as `package.module:function`, and description.
 
 The function takes the arguments and returns the exit code (None for 0). Its module is imported only
-when the command is run.
+when the command runs.
 """
 
 
 def main(program: str = "distcnn") -> NoReturn:
-    """Runs the command that the process's first argument names, and exits with its code.
+    """Runs the command named by the process's first argument, and exits with its exit code.
 
-    It becomes `sys.argv[0]` as `PROGRAM NAME`, for the usage lines and the record of the run.
+    `sys.argv[0]` becomes `PROGRAM NAME`, for the usage line and the record of the run.
 
     Args:
-        program: How the user started this.
+        program: The program as the user started it.
     """
     name = sys.argv[1] if len(sys.argv) > 1 else None
     if name is None or name in ("-h", "--help"):
@@ -44,10 +47,10 @@ def main(program: str = "distcnn") -> NoReturn:
     if name == "--version":
         sys.stdout.write(f"distcnn {__version__}\n")
         sys.exit(0)
-    from distcnn.cli.command import run_command  # here, so that the help does not wait for it
+    from distcnn.cli.command import run_command  # imported late to keep --help fast
 
     if program == "distcnn" and not sys.flags.safe_path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for the user's own modules
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for user modules
     sys.argv = [f"{program} {name}", *sys.argv[2:]]
     run_command(lambda arguments: _find(name)(arguments))
 
@@ -86,7 +89,7 @@ def _help(program: str) -> str:
             *lines,
             "",
             f"{program} COMMAND --help shows the arguments of a command, "
-            f"{program} --version the version.",
+            f"{program} --version shows the version.",
             "",
         ]
     )

@@ -1,6 +1,6 @@
-"""Where the launch scripts are."""
+"""Location of the launch scripts."""
 
 from pathlib import Path
 
 LAUNCH_SCRIPTS = (Path(__file__).parent.parent / "launch").resolve()
-"""The folder `launch` of the clone, or its copy in an installed package."""
+"""The folder `launch` of the clone, or its copy in the installed package."""

@@ -1,4 +1,4 @@
-"""From flags, or from Python values, to a checked `Config`."""
+"""Builds a validated `Config` from flags or from Python values."""
 
 import dataclasses
 import json
@@ -34,37 +34,42 @@ NAMED: dict[str, Mapping[str, Any]] = {
     "optimizer.schedule": SCHEDULES,
     "distribute.strategy": STRATEGY_NAMES,
 }
-"""Keys whose value is a name in a table, with the table."""
+"""Keys whose value is a registered name, with the table of these names."""
 
 DEFAULT_RECIPE = "article"
 """Recipe of a command line without `--recipe`."""
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A parser whose errors are `UsageError`s of one line that name the nearest flag."""
+    """Parser that raises one-line `UsageError`s, which suggest the nearest flag."""
 
     def __init__(self, prog: str, description: str) -> None:
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
         by_name = sys.argv[0].startswith("distcnn ")  # set by `distcnn.cli.commands.main`
         usage = sys.argv[0] if by_name else f"python -m {prog}"
         super().__init__(prog=usage, description=description, allow_abbrev=False)
-        self.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+        self.add_argument(
+            "--debug", action="store_true", help="Show the full traceback of an error."
+        )
 
     def add_data_arguments(self, *keys: str) -> None:
-        """Adds flags `--data.KEY` for some keys of the data section."""
+        """Adds the flags `--data.KEY` of the given keys of the data section."""
         others = {field.name for field in dataclasses.fields(DataConfig)} - set(keys)
         self.add_class_arguments(DataConfig, "data", skip=others)
         self.hide_section_flags()
 
     def parse_with_data(self, arguments: Sequence[str]) -> tuple[Any, DataConfig, int]:
-        """Parses a command whose argument `model` may be a run, which then names the data too.
+        """Parses a command line whose argument `model` may be a run; its data is then the default.
 
         Args:
-            arguments: The command line; its `--data.*` flags replace the run's own values, and
-                `--data.name` replaces all of them.
+            arguments: The command line; its `--data.*` flags override the run's values, and
+                `--data.name` discards all of them.
 
         Returns:
-            The flags, the data section, and the seed of the validation split.
+            The options, the data section, and the seed of the validation split.
+
+        Raises:
+            UsageError: If the model belongs to no run, and `--data.name` is missing.
         """
         self.add_data_arguments(*DATA_KEYS_OF_RUN)
         path = Path(self.parse_args(list(arguments)).model)
@@ -75,15 +80,19 @@ class Parser(jsonargparse.ArgumentParser):
             flags = [f"--{k}={_as_flag(v)}" for k, v in settings.items() if f"--{k}" in known]
             if not settings:
                 raise UsageError(
-                    f"{path} belongs to no run, so it does not say which images to use; add "
-                    "--data.name NAME, and --data.dir DIR for your own"
+                    f"{path} belongs to no run, so its images are not known; add --data.name NAME, "
+                    "and --data.dir DIR for your own"
                 )
         options = self.parse_args([*flags, *arguments])
         seed = settings.get("train.seed", Config().train.seed)
         return options, DataConfig(**options.data.as_dict()), seed
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Parses, and checks the keys that name an entry of a table."""
+        """Parses the arguments, and checks the keys whose value is a registered name.
+
+        Raises:
+            UsageError: If a flag or a value is wrong.
+        """
         options = super().parse_args(*args, **kwargs)
         for key, table in NAMED.items():
             if options.get(key) is not None:
@@ -91,10 +100,12 @@ class Parser(jsonargparse.ArgumentParser):
         return options
 
     def hide_section_flags(self) -> None:
-        """Leaves the flags that would read a whole section from a file out of the help."""
+        """Hides the flags that read a whole section from a file in the help, and lists names."""
         for action in self._actions:
             if action.metavar == "CONFIG":
-                short_form = f"Short form: {','.join(AUGMENT_PRESETS)}, or none."
+                short_form = (
+                    f"Enable only these, at usual strength: {', '.join(AUGMENT_PRESETS)}; or none."
+                )
                 is_augment = action.dest == "data.augment"
                 action.help = short_form if is_augment else jsonargparse.SUPPRESS
                 action.metavar = "NAME,NAME"
@@ -102,16 +113,16 @@ class Parser(jsonargparse.ArgumentParser):
                 action.metavar = f"{{{','.join(NAMED[action.dest])}}}"
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raises the error instead of printing the usage."""
+        """Raises a `UsageError` instead of printing the usage."""
         flags = [flag for action in self._actions for flag in action.option_strings]
         raise UsageError(_readable(message, flags))
 
 
 def parse_config(prog: str, description: str, arguments: Sequence[str]) -> Config | None:
-    """Turns the command line of a training run into a configuration; see `parse_run`.
+    """Parses the command line of a training run; see `parse_run`.
 
     Returns:
-        The configuration, or None if `--print-config` asked only to see it.
+        The configuration, or None if `--print-config` only printed it.
     """
     return parse_run(prog, description, arguments, {})[0]
 
@@ -122,18 +133,18 @@ def parse_run(
     arguments: Sequence[str],
     own: Mapping[str, Mapping[str, Any]],
 ) -> tuple[Config | None, dict[str, Any]]:
-    """Turns a command line with the flags of a training run into a configuration.
+    """Parses a command line with the flags of a training run.
 
-    The recipe's values come first, wherever `--recipe` stands on the line; then the other flags.
+    Flags override the recipe's values, even if they come before `--recipe`.
 
     Args:
-        prog: Module that is run.
-        description: First line of the help text.
+        prog: Name of the module that runs.
+        description: Description for the help text.
         arguments: The command line, without the program.
-        own: Further flags of the command: their names, and what `add_argument` takes for each.
+        own: Further flags of the command: their names, and the arguments of `add_argument`.
 
     Returns:
-        The configuration, or None if `--print-config` asked only to see it; and the values of the
+        The configuration, or None if `--print-config` only printed it; and the values of the
         command's own flags by name.
 
     Raises:
@@ -143,7 +154,7 @@ def parse_run(
     for name, settings in own.items():
         parser.add_argument(f"--{name}", **settings)
     parser.add_argument(
-        "--print-config", action="store_true", help="Print the resolved YAML and stop."
+        "--print-config", action="store_true", help="Print the configuration as YAML and exit."
     )
     parser.add_class_arguments(Config)
     parser.hide_section_flags()
@@ -164,7 +175,7 @@ def parse_run(
         config = Config(**parser.instantiate(namespace).as_dict())
         require_supported(config.distribute)
     except UsageError as error:
-        error.on_every_rank = True  # all ranks have the same command line
+        error.on_every_rank = True  # every rank has the same command line
         raise
     if print_config:
         sys.stdout.write(config.to_yaml())
@@ -177,11 +188,8 @@ def load_config(recipe: str = DEFAULT_RECIPE, /, **overrides: Any) -> Config:
 
     Args:
         recipe: Name of a built-in recipe, or path of a YAML file.
-        **overrides: Values that replace the recipe's: a mapping for a section, as in
-            `train={"epochs": 3}`, a value for a key at the top, as in `out="runs/mine"`.
-
-    Returns:
-        The configuration.
+        **overrides: Values that override the recipe's: a mapping for a section, as in
+            `train={"epochs": 3}`, or a value for a top-level key, as in `out="runs/mine"`.
 
     Raises:
         UsageError: If the recipe, a key, a value or a combination is wrong.
@@ -221,7 +229,7 @@ def _as_flag(value: object) -> str:
 
 
 def _expand_augment(arguments: Sequence[str]) -> list[str]:
-    """Replaces `--data.augment flip,crop` by one flag for each key of the section."""
+    """Replaces `--data.augment flip,crop` by one flag per key of the section."""
     expanded: list[str] = []
     rest = iter(arguments)
     for argument in rest:
@@ -235,7 +243,7 @@ def _expand_augment(arguments: Sequence[str]) -> list[str]:
                 known = ", ".join(AUGMENT_PRESETS)
                 hint = nearest(preset, AUGMENT_PRESETS)
                 raise UsageError(
-                    f"data.augment is {preset!r}; expected none or some of {known}{hint}"
+                    f"data.augment is {preset!r}; expected none, or a list of {known}{hint}"
                 )
         expanded.append("--data.augment.extra={}")
         for preset, settings in AUGMENT_PRESETS.items():
@@ -246,7 +254,7 @@ def _expand_augment(arguments: Sequence[str]) -> list[str]:
 
 
 def _readable(message: str, flags: Sequence[str]) -> str:
-    """Turns a parser's message into one line in the terms of the configuration."""
+    """Rewrites a parser's message as one line in terms of the configuration."""
     message = " ".join(message.split())
     unknown = re.search(r"unrecognized arguments: (\S+)", message)
     if unknown:

@@ -1,4 +1,4 @@
-"""Imports TensorFlow without the notices that it prints at every start, whatever its log level."""
+"""Imports TensorFlow without the notices that it prints at every start, at any log level."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ _NOTICES = re.compile(
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow and detects its devices; drops known notices from what it prints."""
+    """Imports TensorFlow and detects its devices; filters known notices out of its output."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _enable_xla_cache()
     sys.stderr.flush()
@@ -36,16 +36,16 @@ def import_tensorflow() -> None:
 
 
 def _enable_xla_cache() -> None:
-    """Makes XLA cache compiled programs in the user's cache folder, for later runs.
+    """Makes XLA keep compiled programs in the user's cache folder, for later runs.
 
-    TensorFlow reads the flag only once, at its start.
+    TensorFlow reads the flag only once, when it starts.
     """
     flags = os.environ.get("TF_XLA_FLAGS", "")
     if "persistent_cache" in flags:
         return
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base, "distcnn", "xla")
-    with contextlib.suppress(OSError):  # without a cache, programs are compiled again
+    with contextlib.suppress(OSError):  # without a cache, XLA compiles again
         folder.mkdir(parents=True, exist_ok=True)
         option = f"--tf_xla_persistent_cache_directory={folder}"
         os.environ["TF_XLA_FLAGS"] = f"{flags} {option}".strip()

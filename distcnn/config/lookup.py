@@ -1,8 +1,8 @@
-"""Choosing something by its name from a plain dict.
+"""Finds objects by name in plain dicts.
 
-Each room keeps a dict of what it offers. A value is the object itself, or its import path as
-`package.module:name`, so that the dict can be read (for `--help`, for a usage error) without
-importing TensorFlow.
+Each package registers its choices in a dict. A value is the object itself, or its import path as
+`package.module:name`, so that `--help` and usage errors can list the names without importing
+TensorFlow.
 """
 
 import importlib
@@ -16,15 +16,15 @@ from distcnn.errors import UsageError
 
 
 def require_known(key: str, name: str, known: Collection[str]) -> None:
-    """Checks a name against those on offer.
+    """Checks that a name is registered.
 
     Args:
         key: Dotted key of the configuration, for the message.
-        name: The name that was given.
-        known: The names on offer.
+        name: The name to check.
+        known: The registered names.
 
     Raises:
-        UsageError: If it is none of them; the message names the nearest.
+        UsageError: If the name is not registered; the message suggests the nearest one.
     """
     if name not in known:
         expected = f"expected one of {', '.join(known)}"
@@ -32,15 +32,15 @@ def require_known(key: str, name: str, known: Collection[str]) -> None:
 
 
 def look_up(key: str, name: str, table: Mapping[str, Any]) -> Any:
-    """Returns what a dict offers under a name, imported if need be.
+    """Returns the object registered under a name, importing it if necessary.
 
     Args:
         key: Dotted key of the configuration, for the message.
-        name: The name that was given.
-        table: From names to objects or import paths.
+        name: The registered name.
+        table: Maps names to objects or import paths.
 
     Raises:
-        UsageError: If the name is not in the dict.
+        UsageError: If the name is not registered.
     """
     require_known(key, name, table)
     entry = table[name]
@@ -48,14 +48,14 @@ def look_up(key: str, name: str, table: Mapping[str, Any]) -> Any:
 
 
 def import_object(path: str, key: str) -> Any:
-    """Imports `package.module:name`; the working directory is searched too.
+    """Imports a callable from an installed module or one in the working directory.
 
     Args:
-        path: The import path.
+        path: Import path, as `package.module:name`.
         key: Dotted key of the configuration, for the message.
 
     Raises:
-        UsageError: If the module or the name does not exist.
+        UsageError: If there is no such module, or it has no callable of that name.
     """
     module_name, _, name = path.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -65,7 +65,7 @@ def import_object(path: str, key: str) -> Any:
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{key} is {path!r}, but there is no module {error.name!r}; expected a module that is "
-            "installed or lies in the working directory"
+            "installed or in the working directory"
         ) from None
     if not callable(getattr(module, name, None)):
         hint = nearest(name, [key for key in vars(module) if not key.startswith("_")])

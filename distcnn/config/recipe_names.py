@@ -1,4 +1,4 @@
-"""The built-in recipes by name, and a mark for configurations that were loaded from one."""
+"""Names of the built-in recipes, and of recipes that were loaded."""
 
 from pathlib import Path
 
@@ -6,10 +6,9 @@ BUILT_IN = Path(__file__).parent / "recipes"
 
 
 class LoadedRecipe(str):
-    """The name of a recipe from which a configuration's values were really loaded.
+    """Name of the recipe that the values of a configuration were loaded from.
 
-    Only the loaders make one. A plain string cannot claim the name of a built-in recipe, see
-    `Config`.
+    Only the loaders create this type; `Config` rejects a plain string that names a built-in recipe.
     """
 
     __slots__ = ()

@@ -1,7 +1,7 @@
-"""What a run is: one frozen, documented dataclass a section, and the combinations that are refused.
+"""The configuration of a run: one frozen dataclass per section, with its validation.
 
-Nothing here imports TensorFlow, so `--help` answers at once. The docstring under each field is the
-text that `--help` shows for its flag.
+Nothing here imports TensorFlow, so that `--help` is instant. The docstring under each field is the
+help text of its flag.
 """
 
 import dataclasses
@@ -35,41 +35,42 @@ def _require_fraction(section: str, instance: object, *names: str) -> None:
 
 
 WHOLE_KEYS = ("model.args", "data.augment.extra")
-"""Keys whose value is a mapping."""
+"""Keys with a mapping as their value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Augmentation of the training images; 0 or false switches a stage off.
+    """Augmentation of the training images; 0 or false disables an augmentation.
 
-    On the command line `--data.augment flip,crop` switches stages on at their usual strengths and
-    all others off, `--data.augment none` switches every stage off.
+    On the command line, `--data.augment flip,crop` enables these two at their usual strengths and
+    disables all others; `--data.augment none` disables all.
     """
 
     flip: bool = False
-    """Mirror each image left to right with probability one half."""
+    """Flip each image horizontally with probability 0.5."""
     crop: int = 0
-    """Pad with zeros by this many pixels a side, then cut a window of the old size at random."""
+    """Pad each side with this many zero pixels, then crop at random to the original size."""
     color: float = 0.0
-    """Jitter brightness, contrast and saturation, each by a factor from [1 - color, 1 + color]."""
+    """Scale brightness, contrast and saturation by random factors from [1 - color, 1 + color]."""
     randaugment: int = 0
-    """RandAugment (Cubuk et al. 2019): this many random operations an image."""
+    """RandAugment (Cubuk et al. 2019): number of random operations per image."""
     randaugment_magnitude: float = 0.5
-    """Strength of RandAugment's operations, from 0 to 1."""
+    """Strength of the RandAugment operations, from 0 to 1."""
     cutout: int = 0
-    """Cutout (DeVries and Taylor 2017): grey out one square of this side, in pixels."""
+    """Cutout (DeVries and Taylor 2017): grey out one square with sides of this many pixels."""
     mixup: float = 0.0
-    """mixup (Zhang et al. 2018): alpha of the Beta distribution of the mixing weight."""
+    """mixup (Zhang et al. 2018): blend pairs of images with weights from Beta(mixup, mixup)."""
     cutmix: float = 0.0
-    """CutMix (Yun et al. 2019): alpha of the Beta distribution of the area that is replaced."""
+    """CutMix (Yun et al. 2019): replace a box in each image by that of another one; the fraction of
+    the area that is kept is drawn from Beta(cutmix, cutmix)."""
     label_smoothing: float = 0.0
-    """Fraction of the target that is spread evenly over all classes (Szegedy et al. 2016)."""
+    """Fraction of the target spread evenly over all classes (Szegedy et al. 2016)."""
     extra: dict[str, float] = field(default_factory=dict)
-    """Strengths of further augmentations by name, which are applied last: your own as
-    package.module:function (images, labels, strength, random)."""
+    """Further augmentations, applied last, as a mapping from names to strengths. Name your own as
+    package.module:function; it is called with (images, labels, strength, random)."""
 
     def __post_init__(self) -> None:
-        """Refuses values that no augmentation could use."""
+        """Validates the strengths."""
         names = ("crop", "color", "randaugment", "cutout", "mixup", "cutmix")
         _require_at_least("data.augment", self, 0, *names)
         _require_fraction("data.augment", self, "label_smoothing")
@@ -90,40 +91,41 @@ AUGMENT_PRESETS: dict[str, dict[str, Any]] = {
     "cutmix": {"cutmix": 1.0},
     "label_smoothing": {"label_smoothing": 0.1},
 }
-"""The usual strength of each augmentation, for the short form `--data.augment NAME,NAME`."""
+"""Usual strength of each augmentation, for the short form `--data.augment NAME,NAME`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Images: where they come from and how they are fed."""
+    """Data set and input pipeline."""
 
     name: str = "cifar10"
-    """Data set. digits needs no download; folder and tfrecord are your own images in data.dir."""
+    """Data set. digits needs no download; folder and tfrecord read your images from data.dir."""
     dir: str | None = None
-    """Folder of the data set. folder: DIR/train/<class>/*.jpg, DIR/test/<class>/*.jpg.
-    tfrecord: shards as `distcnn.records` writes them. cifar: batches or archive (optional)."""
+    """Folder of the data set. folder: DIR/train/<class>/*.jpg and DIR/test/<class>/*.jpg.
+    tfrecord: shards written by `distcnn.records`. cifar10, cifar100: the batches or the
+    archive. Default: download them."""
     image_size: int | None = None
-    """Side in pixels to which images are resized (stretched). Default: the model's own input, else
-    32 for digits and folder, else the stored size."""
+    """Resize images to squares with sides of this many pixels, without keeping the aspect ratio.
+    Default: the model's fixed input size, else 32 for digits and folder, else the stored size."""
     pixels: Literal["unit", "signed", "byte"] = "unit"
-    """Range of the pixels that the model sees: unit [0, 1], signed [-1, 1], byte [0, 255]."""
+    """Range of the pixel values fed to the model: unit [0, 1], signed [-1, 1] or byte [0, 255]."""
     validation: Literal["split", "test", "none"] = "split"
-    """Validate on a stratified split of the training images (or the set's own val images), on the
-    test images, or not at all."""
+    """Images to validate on. split: the data set's own val images, else a stratified split of the
+    training images. test: the test images. none: no validation."""
     validation_split: float = 0.1
-    """Share of the training images that validation=split holds out, the same in every class."""
+    """Fraction of the training images of every class that data.validation=split holds out."""
     cache: Literal["auto", "memory", "disk", "none"] = "auto"
-    """Where decoded images are kept: in memory, in a file under the user's cache folder, or nowhere
-    (decoded anew every epoch). auto takes the first that fits."""
+    """Where to cache decoded images: in memory, in a file in the user's cache folder, or nowhere,
+    which decodes them in every epoch. auto: the first of these with enough space."""
     on_error: Literal["fail", "skip"] = "fail"
-    """What to do with images that cannot be decoded: stop and name them, or leave them out."""
+    """What to do with images that cannot be decoded: stop and name them, or skip them."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Augmentation of the training images."""
+    """Augmentation of the training images; 0 or false disables an augmentation."""
     synthetic_examples: int = 10_000
-    """Number of training images of the synthetic set (32x32x3, 10 classes), for benchmarks."""
+    """Training images of the data set synthetic (32x32x3, 10 classes), which is for benchmarks."""
 
     def __post_init__(self) -> None:
-        """Refuses values and pairs that cannot be fed."""
+        """Validates the values and their combinations."""
         _require_at_least("data", self, 1, "image_size", "synthetic_examples")
         _require_fraction("data", self, "validation_split")
         _require(
@@ -143,21 +145,22 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The classifier."""
+    """Classifier."""
 
     name: str = "article"
-    """Built-in model. article: the CIFAR-10 CNN of 2,264,458 parameters. compact: a residual CNN of
-    about a million, for short runs."""
+    """Built-in model. article: the CIFAR-10 CNN with 2,264,458 parameters. compact: a residual CNN
+    with about a million, for short runs."""
     factory: str | None = None
-    """Your own model, as package.module:function. It is called with those of `input_shape`,
-    `num_classes` and model.args that it takes, and returns a keras.Model."""
+    """Your own model, as package.module:function; replaces model.name. The function is called with
+    model.args, and with `input_shape` and `num_classes` if it accepts them; it returns a
+    keras.Model."""
     args: dict[str, Any] = field(default_factory=dict)
-    """Further keyword arguments of the model function."""
+    """Keyword arguments of the model function, as a mapping."""
     output: Literal["auto", "probabilities", "logits"] = "auto"
-    """What the model returns. auto: probabilities if its last activation is softmax."""
+    """What the model outputs. auto: probabilities if it ends in softmax, else logits."""
 
     def __post_init__(self) -> None:
-        """Refuses a factory that cannot name a function."""
+        """Validates the form of the factory."""
         pattern = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
         _require(
             self.factory is None or re.fullmatch(pattern, self.factory) is not None,
@@ -167,36 +170,38 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long and in which batches."""
+    """Training length, batch sizes and execution."""
 
     epochs: int = 25
     """Passes over the training images."""
     batch_size: int = 64
-    """Images per worker and forward pass."""
+    """Images per worker and forward pass; the global batch grows with the number of workers."""
     global_batch_size: int | None = None
-    """Images per step over all workers; replaces train.batch_size, and so keeps the result the same
-    whatever the number of workers."""
+    """Images per step over all workers; replaces train.batch_size, and makes the result independent
+    of the number of workers. Default: derived from train.batch_size."""
     accumulation_steps: int = 1
-    """Forward passes of each worker for one step; their gradients are added up, then reduced."""
+    """Forward passes per worker and step; their gradients are summed before they are reduced."""
     eval_batch_size: int = 512
-    """Images per step in evaluation and prediction; does not change any result."""
+    """Images per step of evaluation and prediction; does not affect the results."""
     test_flip: bool = False
-    """Average the outputs for each image and its mirror image whenever images are classified:
-    validation, test, evaluate and predict; takes twice as long."""
+    """Average the outputs for each image and its mirror image in validation, test, evaluate and
+    predict; takes twice as long."""
     fast_path: Literal["auto", "on", "off"] = "auto"
     """Compute the model in fewer passes over memory: fused normalisation, cheap random bits for
-    dropout, fused optimizer updates. auto: on, unless XLA compiles the step, which fuses itself."""
+    dropout, fused optimizer updates. auto: off if XLA compiles the step, since XLA fuses by
+    itself; else on."""
     steps_per_execution: int = 1
-    """Training steps per call into TensorFlow; more saves Python time for small models."""
+    """Training steps per call into TensorFlow; more than 1 saves Python overhead in small
+    models."""
     seed: int = 21
-    """Seed of the initial weights, the data order, augmentation and dropout."""
+    """Seed of the initial weights, the order of the images, augmentation and dropout."""
     early_stopping: int = 0
-    """Stop after this many epochs without a better validation loss; 0 never stops early."""
+    """Stop after this many epochs without a lower validation loss; 0 disables early stopping."""
     callbacks: list[str] = field(default_factory=list)
-    """Your own Keras callbacks, each as package.module:name, called without arguments."""
+    """Your own Keras callbacks, each as package.module:name, created without arguments."""
 
     def __post_init__(self) -> None:
-        """Refuses sizes that are not positive."""
+        """Validates the sizes and counts."""
         sizes = (
             "epochs",
             "batch_size",
@@ -210,42 +215,44 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The optimizer and its learning rate."""
+    """Optimizer and learning rate."""
 
     name: str = "adam"
-    """Adam, AdamW (decoupled weight decay), SGD with Nesterov momentum; for large batches LARS (You
-    et al. 2017) and LAMB (You et al. 2020)."""
+    """Optimizer. adamw: Adam with decoupled weight decay. sgd: with Nesterov momentum. lars (You et
+    al. 2017), lamb (You et al. 2020): for large batches."""
     lr: float = 1e-3
-    """Base learning rate, for a global batch of optimizer.base_batch_size."""
+    """Base learning rate, for a global batch of optimizer.base_batch_size images."""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
-    """Scale the rate by global batch / base batch (linear, Goyal et al. 2017) or by its root."""
+    """Scale the learning rate by global batch / base batch (linear, Goyal et al. 2017) or by the
+    square root of this ratio (sqrt)."""
     base_batch_size: int = 64
-    """Global batch for which optimizer.lr is meant."""
+    """Global batch size that optimizer.lr was tuned for."""
     schedule: str = "constant"
-    """Course of the rate after the warm-up: cosine falls to final_lr_factor; one_cycle rises to the
-    base rate over the first 30 % and falls again; step multiplies by step_factor."""
+    """Learning rate after the warm-up. cosine: decays to final_lr_factor. one_cycle: rises over
+    the first 30 % of the run, then decays like cosine. step: multiplied by step_factor at each of
+    step_epochs."""
     warmup_epochs: float = 0.0
-    """Epochs over which the rate rises linearly to the scaled rate: from the base rate if that is
-    lower (Goyal et al. 2017), else from zero."""
+    """Epochs of linear warm-up to the scaled learning rate, from the base rate if that is lower
+    (Goyal et al. 2017), else from zero."""
     step_epochs: list[float] = field(default_factory=list)
-    """Epochs at which schedule=step lowers the rate."""
+    """Epochs after which schedule=step lowers the learning rate."""
     step_factor: float = 0.1
-    """Factor by which schedule=step lowers the rate."""
+    """Factor on the learning rate at each of step_epochs."""
     final_lr_factor: float = 0.0
-    """Share of the scaled rate at which cosine and one_cycle end."""
+    """Final learning rate of cosine and one_cycle, as a fraction of the scaled rate."""
     momentum: float = 0.9
-    """Momentum of sgd (Nesterov) and lars."""
+    """Momentum of sgd and lars; 0 disables it."""
     weight_decay: float = 0.0
-    """Weight decay of adamw and sgd (decoupled), lars and lamb; not on biases or normalisation
-    weights."""
+    """Weight decay of adamw, sgd (both decoupled), lars and lamb; biases and normalisation weights
+    are excluded."""
     clip_norm: float = 0.0
-    """Clip the gradients to this global norm; 0 switches clipping off."""
+    """Clip the gradients to this global norm; 0 disables clipping."""
     ema: float = 0.0
-    """Decay per step of an exponential moving average of the weights, which is what is then
-    evaluated and saved; 0 switches it off."""
+    """Decay per step of an exponential moving average of the weights, which is evaluated and saved
+    in place of the weights; 0 disables it."""
 
     def __post_init__(self) -> None:
-        """Refuses rates and pairs that cannot train."""
+        """Validates the values and their combinations."""
         _require(self.lr > 0, f"optimizer.lr is {self.lr}; expected a value above 0")
         names = ("warmup_epochs", "final_lr_factor", "weight_decay", "clip_norm", "step_factor")
         _require_at_least("optimizer", self, 0, *names)
@@ -254,7 +261,7 @@ class OptimizerConfig:
         _require(
             (self.schedule == "step") == bool(self.step_epochs),
             f"optimizer.schedule is {self.schedule} with step_epochs {self.step_epochs}; the "
-            "schedule step needs --optimizer.step_epochs, and no other schedule takes it",
+            "schedule step needs --optimizer.step_epochs, and no other schedule accepts it",
         )
         _require(
             self.weight_decay == 0 or self.name != "adam",
@@ -262,33 +269,33 @@ class OptimizerConfig:
         )
         _require(
             self.schedule != "one_cycle" or self.warmup_epochs == 0,
-            "optimizer.schedule one_cycle has a warm-up of its own; drop --optimizer.warmup_epochs",
+            "optimizer.schedule one_cycle has its own warm-up; drop --optimizer.warmup_epochs",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistributeConfig:
-    """Over which devices the run is spread."""
+    """Devices and processes of the run."""
 
     strategy: str = "auto"
-    """one_device: the first GPU, or the CPU. mirrored: all GPUs of this process. multi_worker: all
-    GPUs of several processes, by TensorFlow's collectives. horovod: one GPU a process. auto: the
-    one that fits the processes that were started and the GPUs that are there."""
+    """one_device: the first GPU, else the CPU. mirrored: all GPUs of this process. multi_worker:
+    all GPUs of several processes, over TensorFlow's collectives. horovod: one GPU per process.
+    auto: the one that fits the processes that were started and the available GPUs."""
     devices: int | None = None
-    """Devices of each process for mirrored and multi_worker: so many of its GPUs, or, for mirrored
-    on a machine without, so many logical CPU devices. Default: all GPUs, or one CPU."""
+    """Number of devices per process for mirrored and multi_worker: GPUs, or, for mirrored on a
+    machine without a GPU, logical CPU devices. Default: all GPUs, else one CPU."""
     sync_batchnorm: bool = False
-    """Normalise over the images of all workers instead of each worker's own."""
+    """Let batch normalisation use the statistics of all workers instead of each worker's own."""
     compression: Literal["none", "fp16"] = "none"
-    """Send gradients as float16 (horovod), which goes without shared memory."""
+    """fp16: send gradients as float16. Only for horovod; turns shared memory off."""
     shared_memory: Literal["auto", "off"] = "auto"
-    """Reduce through memory that processes share instead of Horovod's sockets. auto: for up to 4
+    """Reduce gradients through shared memory instead of Horovod's sockets. auto: for up to 4
     processes of horovod, all on the CPUs of one Linux host, without compression."""
     port: int | None = None
-    """First port of the run, where the launcher gives none. Default: derived from the job."""
+    """First port of the run, if the launcher sets none. Default: derived from the job."""
 
     def __post_init__(self) -> None:
-        """Refuses values that no backend can use."""
+        """Validates the number of devices and the port."""
         _require_at_least("distribute", self, 1, "devices", "port")
         _require(
             self.port is None or self.port < 65_000,
@@ -298,58 +305,59 @@ class DistributeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """Number formats, compilation and threads."""
+    """Precision, XLA and threads."""
 
     policy: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
-    """Type of the computation; variables stay float32. auto: what this hardware does fastest."""
+    """Keras dtype policy; variables stay float32. auto: the fastest on this hardware."""
     xla: Literal["auto", "on", "off"] = "auto"
-    """Compile the step with XLA. auto: on for GPUs, off for CPUs, where it is many times slower."""
+    """Compile the training step with XLA. auto: on for GPUs, off for CPUs, where it is many times
+    slower."""
     tf32: bool = True
-    """Let float32 products on recent GPUs use TensorFloat-32."""
+    """Allow TensorFloat-32 in float32 matrix products and convolutions on recent GPUs."""
     deterministic: bool = False
-    """Use only deterministic kernels: bit-equal repeats on GPUs, at some cost of speed."""
+    """Use only deterministic kernels: repeated runs on GPUs are bit-identical, but slower."""
     threads: int | None = None
-    """Threads within one operation. Default: one a core."""
+    """Threads per operation. Default: one per core."""
 
     def __post_init__(self) -> None:
-        """Refuses a thread count that is not positive."""
+        """Validates the number of threads."""
         _require_at_least("precision", self, 1, "threads")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Saving and going on."""
+    """Checkpoints and resuming."""
 
     resume: str = "auto"
-    """auto goes on from the newest checkpoint in the run directory, never starts anew, a PATH (a
-    run directory or a checkpoint) starts a new run from that state."""
+    """auto: resume from the newest checkpoint in the run directory. never: start a new run. PATH, a
+    run directory or a checkpoint: start a new run from its state."""
     every_epochs: int = 1
     """Epochs between checkpoints."""
     keep: int = 2
-    """How many of the newest checkpoints to keep, besides the best one."""
+    """Number of recent checkpoints to keep, besides the best one."""
 
     def __post_init__(self) -> None:
-        """Refuses counts that are not positive."""
+        """Validates the counts."""
         _require_at_least("checkpoint", self, 1, "every_epochs", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """What is shown and recorded while training."""
+    """Metrics, TensorBoard and progress display."""
 
     every_steps: int = 50
-    """Steps between rows of metrics.jsonl and points in TensorBoard."""
+    """Steps between rows of metrics.jsonl and between points in TensorBoard."""
     tensorboard: bool = True
-    """Write TensorBoard's event files."""
+    """Write event files for TensorBoard."""
     images: bool = True
-    """Show images in TensorBoard: a training batch, filters, feature maps, mistakes."""
+    """Write images for TensorBoard: a training batch, filters, feature maps and mistakes."""
     profile: str | None = None
-    """Steps to profile for TensorBoard, as FIRST,LAST."""
+    """Steps to profile for TensorBoard, as FIRST,LAST. Default: no profile."""
     progress: Literal["auto", "live", "lines", "none"] = "auto"
-    """Live bar, plain lines, or nothing; auto: live on a terminal, else lines."""
+    """Progress display: a live bar, plain lines, or none. auto: live on a terminal, else lines."""
 
     def __post_init__(self) -> None:
-        """Refuses an interval or a profile range that is empty."""
+        """Validates the interval and the range of profiled steps."""
         _require_at_least("logging", self, 1, "every_steps")
         if self.profile is not None:
             match = re.fullmatch(r"(\d+),(\d+)", self.profile)
@@ -361,31 +369,31 @@ class LoggingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run."""
+    """Configuration of a run."""
 
     recipe: str = "custom"
-    """Recipe that the other keys start from: a built-in name or a YAML file."""
+    """Recipe to start from, a built-in name or a YAML file; the other flags override its values."""
     out: str | None = None
     """Run directory. Default: runs/RECIPE, or the next free runs/RECIPE-N."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Images: where they come from and how they are fed."""
+    """Data set and input pipeline."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The classifier."""
+    """Classifier."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """How long and in which batches."""
+    """Training length, batch sizes and execution."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """The optimizer and its learning rate."""
+    """Optimizer and learning rate."""
     distribute: DistributeConfig = field(default_factory=DistributeConfig)
-    """Over which devices the run is spread."""
+    """Devices and processes of the run."""
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
-    """Number formats, compilation and threads."""
+    """Precision, XLA and threads."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Saving and going on."""
+    """Checkpoints and resuming."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    """What is shown and recorded while training."""
+    """Metrics, TensorBoard and progress display."""
 
     def __post_init__(self) -> None:
-        """Refuses combinations across sections, and a label that is not true."""
+        """Validates combinations across sections, and that a built-in recipe was really loaded."""
         _require(
             isinstance(self.recipe, LoadedRecipe) or self.recipe not in recipe_names(),
             f"recipe is {self.recipe!r}, but Config(...) does not load a recipe; use "
@@ -397,10 +405,10 @@ class Config:
         )
         _require(
             self.logging.profile is None or self.logging.tensorboard,
-            "logging.profile is for TensorBoard; drop --logging.tensorboard false",
+            "logging.profile needs TensorBoard; drop --logging.tensorboard false",
         )
 
     def to_yaml(self) -> str:
-        """Returns the configuration as YAML that `--recipe FILE.yaml` reads again."""
+        """Returns the configuration as YAML that `--recipe FILE.yaml` can load."""
         values = dataclasses.asdict(self) | {"recipe": str(self.recipe)}
         return yaml.safe_dump(values, sort_keys=False)

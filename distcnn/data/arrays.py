@@ -1,4 +1,4 @@
-"""Splits of decoded images, held in memory or in a memory-mapped file."""
+"""Splits of decoded images, held in memory or in a file."""
 
 from collections.abc import Callable
 from typing import Self
@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from typing_extensions import override
 
+from distcnn.data.image_file import ImageFile
 from distcnn.data.resize import resize_images
 from distcnn.data.split import Shape, Split
 
@@ -29,10 +30,10 @@ class _MemoryReader:
         return tf.gather(self._tensor, rows)
 
 
-class _MemmapReader:
-    """Reads rows of a memory-mapped file; only the requested rows are loaded."""
+class _FileReader:
+    """Reads rows of a file; only the requested rows are loaded."""
 
-    def __init__(self, images: np.memmap) -> None:
+    def __init__(self, images: np.memmap | ImageFile) -> None:
         self._images = images
 
     def __call__(self, rows: tf.Tensor) -> tf.Tensor:
@@ -49,8 +50,9 @@ class ArraySplit(Split):
     Subsets share the array of the original split and store only row numbers.
 
     Args:
-        images: uint8 array of shape `(n, height, width, channels)`. A `np.memmap` is never loaded
-            as a whole; any other array becomes one tensor in main memory at the first `gather`.
+        images: uint8 array of shape `(n, height, width, channels)`. An `ImageFile` and a
+            `np.memmap` are never loaded as a whole; any other array becomes one tensor in main
+            memory at the first `gather`.
         labels: Integer array of shape `(n,)`, class indices.
 
     Raises:
@@ -59,7 +61,7 @@ class ArraySplit(Split):
 
     image_shape: Shape
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, images: np.ndarray | ImageFile, labels: np.ndarray) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"Received images {images.dtype} {images.shape}, labels {labels.shape}. "
@@ -71,7 +73,9 @@ class ArraySplit(Split):
         with tf.device("CPU:0"):
             self._rows = tf.range(len(labels), dtype=tf.int64)
         self._read: Callable[[tf.Tensor], tf.Tensor] = (
-            _MemmapReader(images) if isinstance(images, np.memmap) else _MemoryReader(images)
+            _FileReader(images)
+            if isinstance(images, np.memmap | ImageFile)
+            else _MemoryReader(images)
         )
 
     @override

@@ -1,13 +1,13 @@
-"""Random variation of training images: pure functions of whole batches, made for a `tf.data` graph.
+"""Augmentation of training images: pure functions of whole batches, for use in a `tf.data` graph.
 
-Every random number is a function of (seed, step, position in the global batch): however the batch
-is split over workers, and wherever a run is resumed, an image is varied in the same way. To keep
-that exact to the bit, sums over pixels are taken in integers and no stage depends on its shard's
-size.
+Every random number is a function of (seed, step, position in the global batch), so an image is
+augmented in the same way however the batch is split over workers and wherever the run is resumed.
+For bit-identical results, sums over pixels are integer sums, and no augmentation depends on the
+size of the shard.
 
-The layers of Keras 3 are not used: they draw one row for each image of the batch they are called
-with, so a shard's draws would depend on its size; RandAugment draws one operation for the whole
-batch and ignores the seed it is given, and the format of the explicit transformations is private.
+The layers of Keras 3 are not suitable: they draw one row per image of the batch that they receive,
+so a shard's draws would depend on its size; RandAugment draws one operation for the whole batch and
+ignores its seed; and the format of explicit transformations is private.
 """
 
 import enum
@@ -23,11 +23,11 @@ from distcnn.config.lookup import import_object, look_up
 from distcnn.data import randaugment as ra
 
 GREY = 128
-"""Value of the pixels that cutout removes."""
+"""Pixel value that cutout fills its square with."""
 
 
 class Stream(enum.IntEnum):
-    """Number of the stream of random numbers that each stage draws from."""
+    """Random number stream of each augmentation."""
 
     FLIP = 0
     CROP = 1
@@ -42,16 +42,16 @@ class Stream(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Randomness:
-    """Random numbers of one shard of one global batch.
+    """Random numbers for one shard of a global batch.
 
-    The numbers are drawn for the global batch and then cut to the shard, so shards agree without
-    communication. A stream is one of `Stream`, or the name of an augmentation that is not built in.
+    The numbers are drawn for the whole global batch and sliced to the shard, so that shards agree
+    without communication. A stream is a member of `Stream`, or the name of a custom augmentation.
 
     Attributes:
         seed: Integer tensor of shape `(2,)` that identifies the batch: run seed and global step.
-        offset: Integer scalar, position in the global batch of the shard's first image.
-        count: Integer scalar, images in this shard.
-        total: Integer scalar, images in the global batch.
+        offset: Integer scalar, position of the shard's first image in the global batch.
+        count: Integer scalar, number of images in this shard.
+        total: Integer scalar, number of images in the global batch.
     """
 
     seed: Any
@@ -73,7 +73,7 @@ class Randomness:
     def beta(self, stream: int | str, alpha: float) -> tf.Tensor:
         """Draws from Beta(alpha, alpha): float32 tensor of shape `(count,)`."""
         first, second = tf.unstack(self.gamma(stream, 2, alpha), axis=1)
-        # For a tiny alpha both may underflow to 0; the limit is then 0 or 1, alike by symmetry.
+        # For a tiny alpha, both may underflow to 0. The limit is 0 or 1, with equal probability.
         return tf.math.divide_no_nan(first, first + second)
 
     def scalar(self, stream: int | str) -> tf.Tensor:
@@ -81,10 +81,10 @@ class Randomness:
         return tf.random.stateless_uniform([], seed=self._fold(stream))
 
     def partner(self) -> tf.Tensor:
-        """Returns who is mixed with whom: int32 indices into the shard, shape `(count,)`.
+        """Returns each image's partner for mixing: int32 indices into the shard, shape `(count,)`.
 
-        The partner of global position p is p XOR 1. Where that lies outside the shard (an odd
-        batch's last image, shards that begin or end between the two), an image is its own partner.
+        The partner of global position p is p XOR 1. If that is outside the shard (the last image of
+        an odd batch, or a pair divided between two shards), the image is its own partner.
         """
         local = tf.range(tf.cast(self.count, tf.int32))
         offset = tf.cast(self.offset, tf.int32)
@@ -107,23 +107,23 @@ class Randomness:
 def augment(
     images: tf.Tensor, labels: tf.Tensor, config: AugmentConfig, random: Randomness
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Applies the augmentations that are switched on.
+    """Applies the enabled augmentations.
 
-    The order is flip, crop, colour, RandAugment, cutout, then mixup or CutMix (if both are on, one
-    of them for the whole global batch, half and half), then label smoothing, then those of
-    `config.extra`.
+    The order is flip, crop, colour, RandAugment, cutout, then mixup or CutMix (if both are enabled,
+    one of them for the whole global batch, with equal probability), label smoothing, and finally
+    those of `config.extra`.
 
     Args:
         images: uint8 or float32 tensor of shape `(count, height, width, 1 or 3)`, from 0 to 255.
         labels: float32 tensor of shape `(count, classes)`, rows that sum to 1.
         config: The augmentations and their strengths.
-        random: The random numbers of this shard.
+        random: Random numbers of this shard.
 
     Returns:
-        Images of the same shape and dtype (float32 if mixup is on), and labels of the same shape.
+        Images of the same shape and dtype (float32 with mixup), and labels of the same shape.
 
     Raises:
-        UsageError: If `config.extra` names an augmentation that does not exist.
+        UsageError: If `config.extra` names an unknown augmentation.
     """
     for name, strength in _strengths(config).items():
         if strength:
@@ -137,7 +137,7 @@ def augment(
 
 
 def _strengths(config: AugmentConfig) -> dict[str, Any]:
-    """Returns the strength of every augmentation by name, in the order of application."""
+    """Returns the strengths of all augmentations by name, in the order they are applied."""
     mixing: dict[str, Any] = {"mixup": config.mixup, "cutmix": config.cutmix}
     if all(mixing.values()):
         mixing = {"mixup_or_cutmix": (config.mixup, config.cutmix)}
@@ -155,21 +155,21 @@ def _strengths(config: AugmentConfig) -> dict[str, Any]:
 
 
 def flip(images: tf.Tensor, random: Randomness) -> tf.Tensor:
-    """Mirrors each image left to right with probability one half."""
+    """Flips each image horizontally with probability 0.5."""
     height, width, channels = images.shape[1:]
-    everyone = tf.range(tf.shape(images)[0])
-    chosen = tf.boolean_mask(everyone, random.uniform(Stream.FLIP, 1)[:, 0] < 0.5)
-    # Of rank 3, as TensorFlow has a fast reversal of rows for it.
+    positions = tf.range(tf.shape(images)[0])
+    chosen = tf.boolean_mask(positions, random.uniform(Stream.FLIP, 1)[:, 0] < 0.5)
+    # With rank 3, because TensorFlow reverses its rows fast.
     rows = tf.reshape(tf.gather(images, chosen), [-1, width, channels])
     mirrored = tf.reshape(tf.reverse(rows, [1]), [-1, height, width, channels])
-    # Of two images for one place, the stitch takes the later.
-    return tf.dynamic_stitch([everyone, chosen], [images, mirrored])
+    # Where two images have the same index, the stitch uses the later one.
+    return tf.dynamic_stitch([positions, chosen], [images, mirrored])
 
 
 def pad_and_crop(images: tf.Tensor, padding: int, random: Randomness) -> tf.Tensor:
-    """Pads `padding` pixels of zeros on every side, then cuts a random window of the old size.
+    """Pads every side with `padding` zero pixels, then crops at random to the original size.
 
-    The window's offset is uniform over the `(2 padding + 1)^2` possible ones, per image.
+    The offset of each image's window is uniform over the `(2 padding + 1)^2` possible ones.
     """
     count, (height, width, channels) = tf.shape(images)[0], images.shape[1:]
     draws = random.uniform(Stream.CROP, 2)
@@ -177,26 +177,26 @@ def pad_and_crop(images: tf.Tensor, padding: int, random: Randomness) -> tf.Tens
     beside = padding * channels
     row = width * channels + 2 * beside
     above, below = padding * row, padding * row + 2 * beside
-    # Two paddings of rank 2 take a quarter of the time of one of rank 4.
+    # Padding twice with rank 2 takes a quarter of the time of padding once with rank 4.
     rows = tf.pad(tf.reshape(images, [-1, width * channels]), [[0, 0], [beside, beside]])
     padded = tf.pad(tf.reshape(rows, [-1, height * row]), [[0, 0], [above, below]])
-    # From a window's first pixel on, its rows are copied as one piece, 4 times as fast as pixels
-    # are gathered: out of the tensor in serialised form, which ends with its elements in order.
+    # Each window is copied as one substring of the serialised tensor, whose last bytes are its
+    # elements in order. This is 4 times as fast as gathering pixels.
     data, size = tf.io.serialize_tensor(padded), images.dtype.size
     first = tf.strings.length(data) + tf.range(-count, 0) * (above + height * row + below) * size
     start = first + corner[:, 0] * (row * size) + corner[:, 1] * (channels * size)
     pieces = tf.strings.substr(data, start, tf.fill([count], height * row * size))
     windows = tf.reshape(tf.io.decode_raw(pieces, images.dtype), [-1, row])
-    # What lies beside the window came along.
+    # The substrings also contain the pixels beside the window.
     return tf.reshape(windows[:, : width * channels], [-1, height, width, channels])
 
 
 def color_jitter(images: tf.Tensor, strength: float, random: Randomness) -> tf.Tensor:
-    """Changes brightness, contrast and saturation of each image.
+    """Scales brightness, contrast and saturation of each image at random.
 
-    The factors are uniform in `[max(0, 1 - strength), 1 + strength]`. Contrast moves pixels from
-    the image's mean grey, saturation from the pixel's own grey; as all three are linear they are
-    one step, clipped to [0, 255] once at its end.
+    The factors are uniform in `[max(0, 1 - strength), 1 + strength]`. Contrast scales the distance
+    from the image's mean grey, saturation that from the pixel's own grey. All three are linear, so
+    they are applied together, with one clipping to [0, 255] at the end.
     """
     lowest = max(0.0, 1 - strength)
     draws = random.uniform(Stream.COLOR, 3) * (1 + strength - lowest) + lowest
@@ -216,9 +216,10 @@ def randaugment(
 
     Args:
         images: uint8 or float32 tensor of shape `(count, height, width, 1 or 3)`, from 0 to 255.
-        operations: Rounds; in each, every image gets one of `randaugment.OPERATIONS` at random.
+        operations: Number of rounds, each of which applies a random one of
+            `randaugment.OPERATIONS` to every image.
         magnitude: Strength from 0 to 1, the paper's M / 10; the sign is random.
-        random: The random numbers of this shard.
+        random: Random numbers of this shard.
 
     Returns:
         Images of the same shape and dtype.
@@ -234,7 +235,7 @@ def randaugment(
 def cutout(images: tf.Tensor, side: int, random: Randomness) -> tf.Tensor:
     """Greys out one square of `side` pixels (DeVries and Taylor 2017, arXiv:1708.04552).
 
-    Its centre is a uniformly random pixel; what lies outside the image is cut off.
+    Its centre is a uniformly random pixel; the part outside the image is cut off.
     """
     size = tf.shape(images)[1:3]
     centre = tf.cast(random.uniform(Stream.CUTOUT, 2) * tf.cast(size, tf.float32), tf.int32)
@@ -248,28 +249,29 @@ def mixup(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Blends each image and label with its partner's (Zhang et al. 2018, arXiv:1710.09412).
 
-    The weight `lambda ~ Beta(alpha, alpha)` of the image itself is drawn for each image of its own,
-    so the two partners differ. For pairs see `Randomness.partner`.
+    Each image draws its own weight `lambda ~ Beta(alpha, alpha)`, so that the two partners differ.
+    See `Randomness.partner` for the pairs.
 
     Returns:
         float32 images and labels.
     """
     partner = random.partner()
     weight = random.beta(Stream.MIXUP, alpha)
-    own, other = tf.cast(images, tf.float32), tf.cast(tf.gather(images, partner), tf.float32)
-    mixed = other + weight[:, None, None, None] * (own - other)
+    pixels = tf.cast(images, tf.float32)
+    other = tf.cast(tf.gather(images, partner), tf.float32)
+    mixed = other + weight[:, None, None, None] * (pixels - other)
     return mixed, _mix_labels(labels, partner, weight)
 
 
 def cutmix(
     images: tf.Tensor, labels: tf.Tensor, alpha: float, random: Randomness
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Pastes a box of its partner into each image (Yun et al. 2019, arXiv:1905.04899).
+    """Pastes a box from its partner into each image (Yun et al. 2019, arXiv:1905.04899).
 
-    The box has the image's proportions and the share `1 - lambda` of its area, `lambda ~
-    Beta(alpha, alpha)`, rounded down to whole pixels, around a uniformly random pixel; every image
-    has a box of its own. Labels are weighted by the pixels that are left after the box is cut off
-    at the border. For pairs see `Randomness.partner`.
+    Each image draws its own box, centred on a uniformly random pixel. The box has the image's
+    aspect ratio and the fraction `1 - lambda` of its area, `lambda ~ Beta(alpha, alpha)`; its sides
+    are rounded down to whole pixels. Labels are weighted by the pixels actually replaced, after
+    the box is clipped at the border. See `Randomness.partner` for the pairs.
 
     Returns:
         Images of the same dtype, and labels.
@@ -289,23 +291,23 @@ def cutmix(
 
 
 def smooth_labels(labels: tf.Tensor, smoothing: float) -> tf.Tensor:
-    """Spreads the share `smoothing` evenly over all classes (Szegedy et al. 2016, section 7)."""
+    """Spreads the fraction `smoothing` over all classes (Szegedy et al. 2016, section 7)."""
     return labels * (1 - smoothing) + smoothing / labels.shape[-1]
 
 
 def mixup_or_cutmix(
     images: tf.Tensor, labels: tf.Tensor, alphas: tuple[float, float], random: Randomness
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Applies mixup or CutMix, each with probability one half, to the whole global batch."""
+    """Applies mixup or CutMix to the whole global batch, each with probability 0.5."""
 
-    def boxed() -> tuple[tf.Tensor, tf.Tensor]:
+    def apply_cutmix() -> tuple[tf.Tensor, tf.Tensor]:
         mixed, weighted = cutmix(images, labels, alphas[1], random)
         return tf.cast(mixed, tf.float32), weighted
 
     mixed, weighted = tf.cond(
         random.scalar(Stream.MIXUP_OR_CUTMIX) < 0.5,
         lambda: mixup(images, labels, alphas[0], random),
-        boxed,
+        apply_cutmix,
     )
     return tf.ensure_shape(mixed, images.shape), tf.ensure_shape(weighted, labels.shape)
 
@@ -318,7 +320,7 @@ def _mix_labels(labels: tf.Tensor, partner: tf.Tensor, weight: tf.Tensor) -> tf.
 def _paste(images: tf.Tensor, patch: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
     """Replaces the pixels from `begin` to `end` (row and column, `(count, 2)`) by those of `patch`.
 
-    Columns and channels are one axis here: a mask without broadcasting is twice as fast.
+    Columns and channels are merged into one axis: a mask without broadcasting is twice as fast.
     """
     count, height, width, channels = tf.unstack(tf.shape(images))
     rows, columns = tf.range(height), tf.repeat(tf.range(width), channels)
@@ -331,7 +333,7 @@ def _paste(images: tf.Tensor, patch: tf.Tensor, begin: tf.Tensor, end: tf.Tensor
 
 
 Augmentation = Callable[[tf.Tensor, tf.Tensor, Any, Randomness], tuple[tf.Tensor, tf.Tensor]]
-"""From images, labels, strength and random numbers to images and labels of the same shapes."""
+"""Maps images, labels, strength and random numbers to images and labels of the same shapes."""
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "flip": lambda images, labels, _, random: (flip(images, random), labels),
@@ -353,5 +355,5 @@ AUGMENTATIONS: dict[str, Augmentation] = {
         smooth_labels(labels, smoothing),
     ),
 }
-"""The augmentations by name. To add one, write its function and add a line here; its strength is
-then `--data.augment.extra '{"NAME": STRENGTH}'`."""
+"""The augmentations by name. To add one, write its function and register it here; then enable it
+with `--data.augment.extra '{"NAME": STRENGTH}'`."""

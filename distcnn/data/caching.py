@@ -2,10 +2,11 @@
 
 import contextlib
 import hashlib
-import json
 import logging
+import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,17 +14,25 @@ import numpy as np
 
 from distcnn.config import DataConfig
 from distcnn.data.arrays import ArraySplit
+from distcnn.data.cache_verdict import Verdict, read_verdict, write_verdict
 from distcnn.data.encoded import EncodedSplit
+from distcnn.data.image_file import ImageFile, write_images
 from distcnn.data.split import Shape, Split
 from distcnn.data.verify import decode_all, explain
 from distcnn.errors import DataError
 from distcnn.runtime.files import locked, replacing
 from distcnn.runtime.free_space import available_memory, writable_disk
+from distcnn.runtime.watched_file import DamagedFileError
 
 _DECODING_VERSION = "1"  # increase it when the same file would decode to different pixels
 _MEMORY_FRACTION = 0.25
 _DISK_FRACTION = 0.5
+_LARGE_BYTES = 1e9
 _MAX_EXAMPLES = 3
+_REMEDY = (
+    "start the run again, which decodes the images anew; if this comes back, check the disk, or "
+    "use --data.cache memory or none"
+)
 _logger = logging.getLogger("distcnn")
 
 
@@ -57,8 +66,8 @@ def load(split: Split, image_shape: Shape, config: DataConfig, processes: int = 
         bad = decode_all(resized, images.__setitem__)
         loaded = ArraySplit(images, resized.labels)
     elif location == "disk":
-        images, bad = _decode_to_disk(resized)
-        loaded = ArraySplit(images, resized.labels)
+        stored, bad = _decode_to_disk(resized)
+        loaded = ArraySplit(stored, resized.labels)
     else:
         bad = _verify_once(resized)
     return _drop_bad(bad, resized, loaded, config.on_error) if bad else loaded
@@ -87,15 +96,6 @@ def _cache_key(split: EncodedSplit) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read_verdict(path: Path) -> list[int] | None:
-    return json.loads(path.read_text())["bad"] if path.exists() else None
-
-
-def _write_verdict(path: Path, bad: list[int]) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps({"bad": bad}))
-
-
 @contextlib.contextmanager
 def _reporting_write_errors(folder: Path, size: int) -> Iterator[None]:
     try:
@@ -107,44 +107,100 @@ def _reporting_write_errors(folder: Path, size: int) -> Iterator[None]:
         ) from error
 
 
-def _decode_to_disk(split: EncodedSplit) -> tuple[np.ndarray, list[int]]:
+def _decode_to_disk(split: EncodedSplit) -> tuple[ImageFile, list[int]]:
     assert split.image_shape is not None
-    folder = cache_folder()
-    key = _cache_key(split)
-    array_path, verdict_path = folder / f"{key}.npy", folder / f"{key}.json"
     shape = (len(split), *split.image_shape)
-    with _reporting_write_errors(folder, int(np.prod(shape))):
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f"{key}.lock"):
-            bad = _read_verdict(verdict_path)
-            if bad is None or not array_path.exists():
-                with replacing(array_path) as partial:
-                    bad = _decode_to_file(split, partial, shape)
-                _write_verdict(verdict_path, bad)
-        return np.load(array_path, mmap_mode="r"), bad
+    cache = _DiskCache(cache_folder(), _cache_key(split), shape)
+    with _reporting_write_errors(cache.folder, math.prod(shape)):
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        with locked(cache.lock, shared=True):  # so that processes verify side by side
+            found = cache.identity()
+            try:
+                return cache.open()
+            except FileNotFoundError:
+                damage = None
+            except DamagedFileError as error:
+                damage = error
+        with locked(cache.lock):
+            if cache.identity() == found:  # else another process has just decoded them
+                if damage is not None:
+                    _logger.warning("%s %s; decoding the images again", damage.path, damage.damage)
+                cache.write(split)
+        with locked(cache.lock, shared=True):
+            return cache.open()
 
 
-def _decode_to_file(split: EncodedSplit, path: Path, shape: tuple[int, ...]) -> list[int]:
-    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    # Allocates the blocks now: on a full disk, writing to a hole in the map kills the process.
-    with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    bad = decode_all(split, images.__setitem__)
-    images.flush()
-    return bad
+@dataclass(frozen=True)
+class _DiskCache:
+    """The files of one cache: the decoded images and the verdict on them."""
+
+    folder: Path
+    key: str
+    shape: tuple[int, ...]
+
+    @property
+    def images(self) -> Path:
+        return self.folder / f"{self.key}.npy"
+
+    @property
+    def verdict(self) -> Path:
+        return self.folder / f"{self.key}.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / f"{self.key}.lock"
+
+    def identity(self) -> list[tuple[int, int] | None]:
+        """Returns what changes when a file is written anew."""
+        states = [path.stat() if path.exists() else None for path in (self.images, self.verdict)]
+        return [(state.st_ino, state.st_mtime_ns) if state else None for state in states]
+
+    def open(self) -> tuple[ImageFile, list[int]]:
+        """Opens and verifies the images.
+
+        Raises:
+            FileNotFoundError: There are none.
+            DamagedFileError: A file is not what was written.
+        """
+        size = self.images.stat().st_size
+        try:
+            verdict = read_verdict(self.verdict, self.key, self.shape[0])
+            if verdict is None or verdict.checksums is None:
+                raise DamagedFileError(self.images, "has no checksums", _REMEDY)
+            if size > _LARGE_BYTES:
+                _logger.info("Verifying %.1f GB of decoded images in %s", size / 1e9, self.images)
+            return ImageFile(self.images, self.shape, verdict.checksums, _REMEDY), verdict.bad
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            path = Path(error.filename or self.images)
+            raise DamagedFileError(path, f"cannot be read: {error.strerror}", _REMEDY) from error
+
+    def write(self, split: EncodedSplit) -> None:
+        bad: list[int] = []
+        with replacing(self.images) as partial:
+            checksums = write_images(
+                partial, self.shape, lambda store: bad.extend(decode_all(split, store))
+            )
+        write_verdict(self.verdict, Verdict(self.key, bad, checksums))
 
 
 def _verify_once(split: EncodedSplit) -> list[int]:
     folder = cache_folder()
     key = _cache_key(split)
+    path = folder / f"{key}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f"{key}.lock"):
-            bad = _read_verdict(folder / f"{key}.json")
-            if bad is None:
-                bad = decode_all(split)
-                _write_verdict(folder / f"{key}.json", bad)
-            return bad
+            try:
+                verdict = read_verdict(path, key, len(split))
+            except DamagedFileError as error:
+                _logger.warning("%s %s; decoding the images again", path, error.damage)
+                verdict = None
+            if verdict is None:
+                verdict = Verdict(key, decode_all(split), None)
+                write_verdict(path, verdict)
+            return verdict.bad
     except OSError as error:
         _logger.warning("cannot record in %s which images are bad: %s", folder, error)
         return decode_all(split)

@@ -12,7 +12,7 @@ import numpy as np
 
 from distcnn.config import DataConfig
 from distcnn.data.arrays import ArraySplit
-from distcnn.data.cifar_batches import read_binary_batch, read_python_batch
+from distcnn.data.cifar_batches import MAX_BATCH_BYTES, read_binary_batch, read_python_batch
 from distcnn.data.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES
 from distcnn.data.download import download
 from distcnn.data.split import Source
@@ -203,6 +203,8 @@ def _download(cifar: Cifar) -> tuple[Layout, Path]:
 
 def _read_folder(layout: Layout, folder: Path) -> Mapping[str, bytes]:
     try:
+        for name in layout.train + layout.test:
+            _require_bounded(folder / name, (folder / name).stat().st_size)
         return {name: (folder / name).read_bytes() for name in layout.train + layout.test}
     except OSError as error:
         raise DataError(
@@ -226,6 +228,7 @@ def _read_archive(layout: Layout, path: Path) -> Mapping[str, bytes]:
             for member in archive:
                 file = archive.extractfile(member) if member.name in wanted else None
                 if file is not None:
+                    _require_bounded(path / member.name, member.size)
                     batches[wanted[member.name]] = file.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} cannot be unpacked: {error}; download it again") from error
@@ -233,6 +236,13 @@ def _read_archive(layout: Layout, path: Path) -> Mapping[str, bytes]:
     if missing:
         raise DataError(f"{path} lacks the batches {', '.join(missing)}; download it again")
     return batches
+
+
+def _require_bounded(path: Path, size: int) -> None:
+    if size > MAX_BATCH_BYTES:
+        raise DataError(
+            f"{path} has {size} bytes; expected at most {MAX_BATCH_BYTES}; download it again"
+        )
 
 
 def _parse(

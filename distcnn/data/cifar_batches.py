@@ -1,32 +1,19 @@
 """Parses CIFAR batches, pickled or binary, without trusting their content."""
 
-import io
-import pickle
-from typing import Any
-
 import numpy as np
 
+from distcnn.data.batch_pickle import MAX_PIXELS, PickledArray, read_batch_pickle
+
 _PIXELS = 3 * 32 * 32
-# All that the official batches refer to: the building blocks of a pickled NumPy array.
-_ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-}
 
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no batch needs")
-        return _ALLOWED[module, name]
+MAX_BATCH_BYTES = 2 * MAX_PIXELS + (32 << 20)
+"""The most bytes of a batch in any format: pixels pickled as text, with labels and file names."""
 
 
 def read_python_batch(content: bytes, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Parses a batch of the Python version, a pickled dictionary.
 
-    No code in the pickle runs: it can only build dictionaries, lists, numbers, strings and arrays.
+    Nothing that the pickle names is called; see `batch_pickle`.
 
     Args:
         content: Bytes of the file.
@@ -39,21 +26,23 @@ def read_python_batch(content: bytes, label_bytes: int) -> tuple[np.ndarray, np.
         ValueError: The content is not a valid batch.
     """
     try:
-        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle may raise anything
+        batch = read_batch_pickle(content)
+    except ValueError as error:
         raise ValueError(f"the pickle was rejected: {error}") from error
     key = b"labels" if label_bytes == 1 else b"fine_labels"
-    if not isinstance(batch, dict) or not {b"data", key} <= set(batch):
+    if not {b"data", key} <= set(batch):
         raise ValueError(f"expected a dictionary with data and {key.decode()}")
     data = batch[b"data"]
-    is_data = isinstance(data, np.ndarray) and data.dtype == np.uint8
-    if not is_data or data.ndim != 2 or data.shape[1] != _PIXELS:
-        shape = getattr(data, "shape", type(data).__name__)
-        raise ValueError(f"its data is {shape}; expected uint8 of shape (n, {_PIXELS})")
+    if not isinstance(data, PickledArray):
+        raise ValueError(
+            f"its data is {type(data).__name__}; expected uint8 of shape (n, {_PIXELS})"
+        )
+    if data.shape is None or len(data.shape) != 2 or data.shape[1] != _PIXELS:
+        raise ValueError(f"its data is {data.shape}; expected uint8 of shape (n, {_PIXELS})")
     labels = batch[key]
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise ValueError(f"its {key.decode()} are not a list of integers")
-    return _to_images(data), np.array(labels, np.int64)
+    return _to_images(data.load()), np.array(labels, np.int64)
 
 
 def read_binary_batch(content: bytes, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:

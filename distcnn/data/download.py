@@ -13,6 +13,7 @@ from distcnn.runtime.files import file_digest, locked, replacing
 
 _TIMEOUT_SECONDS = 30.0
 _CHUNK_BYTES = 1 << 20
+_MAX_BYTES = 1 << 30  # several times as much as an archive of CIFAR has
 _logger = logging.getLogger("distcnn")
 
 
@@ -60,8 +61,9 @@ def _fetch(url: str, path: Path, partial: Path) -> str:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
             raise _download_error(url, path, getattr(error, "reason", error)) from error
-        length = response.headers["Content-Length"]
-        total = int(length) if length else None
+        length = response.headers["Content-Length"] or ""
+        total = int(length) if length.isdecimal() and len(length) < 20 else None
+        received = 0
         with response, progress_bar(path.name, total, delay=0, is_bytes=True) as advance:
             while True:
                 try:
@@ -72,6 +74,10 @@ def _fetch(url: str, path: Path, partial: Path) -> str:
                     ) from error
                 if not chunk:
                     break
+                received += len(chunk)
+                if max(received, total or 0) > _MAX_BYTES:
+                    size = f"it has {max(received, total or 0)} bytes or more"
+                    raise _download_error(url, path, f"{size}; expected at most {_MAX_BYTES}")
                 file.write(chunk)
                 digest.update(chunk)
                 advance(len(chunk))

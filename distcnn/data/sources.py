@@ -1,4 +1,4 @@
-"""The data sets by name. To add one, write the function that opens it and add a line here."""
+"""The data sets by name. To add one, write a function that opens it and register it here."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +16,17 @@ SOURCES: dict[str, Any] = {
     "tfrecord": "distcnn.data.tfrecord:open_tfrecord",
     "synthetic": "distcnn.data.synthetic:open_synthetic",
 }
-"""Functions that take a `DataConfig` and return a `Source`, or their import paths."""
+"""Functions from a `DataConfig` to a `Source`, or their import paths."""
 
 
 def open_source(config: DataConfig) -> "Source":
     """Opens the data set `config.name`.
 
-    Args:
-        config: The data section of a run.
-
     Returns:
         The source; images are read on demand, labels are int64.
 
     Raises:
-        UsageError: If there is no such data set.
+        UsageError: If there is no data set of that name.
         DataError: If the data is missing or damaged.
     """
     source: Source = look_up("data.name", config.name, SOURCES)(config)

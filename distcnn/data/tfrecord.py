@@ -1,10 +1,7 @@
 """Images in sharded TFRecord files, with random access by offset."""
 
 import hashlib
-import json
 import os
-import weakref
-import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,38 +15,53 @@ from distcnn.config import DataConfig
 from distcnn.data import tfrecord_format as layout
 from distcnn.data.encoded import EncodedSplit
 from distcnn.data.split import Shape, Source
+from distcnn.data.tfrecord_index import REMEDY, read_index, read_offsets
 from distcnn.errors import DataError
-from distcnn.runtime.files import file_digest
-
-_REMEDY = "copy it again or rewrite the records with distcnn.records"
+from distcnn.runtime.watched_file import WatchedFile
 
 
 class _Shards:
-    """Open shards for random reads from any thread; closed with the last split that uses them."""
+    """Verified shards, open for random reads from any thread.
+
+    Raises:
+        DataError: A shard is missing or was changed.
+    """
 
     def __init__(self, entries: list[dict[str, Any]], folder: Path) -> None:
         self.entries = entries
         self.paths = [folder / entry["file"] for entry in entries]
-        self._descriptors = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self.paths]
-        # Not at exit, when a reading thread may still be running.
-        weakref.finalize(self, _close, self._descriptors).atexit = False
+        # Threads work in parallel here, as hashlib releases the GIL.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            self._files = list(pool.map(_open_shard, entries, self.paths))
 
     def read(self, shards: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Returns the payloads as an object array of bytes."""
         payloads = np.empty(len(shards), dtype=object)
         for position, (shard, offset, length) in enumerate(
-            zip(shards, offsets, lengths, strict=True)
+            zip(shards.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
         ):
-            payload = os.pread(self._descriptors[shard], length, offset)
-            if len(payload) != length:
-                raise ValueError(f"{self.paths[shard]} ends within the record at byte {offset}")
-            payloads[position] = payload
+            payloads[position] = self._files[shard].read(length, offset)
+        for shard in set(shards.tolist()):
+            self._files[shard].verify()
         return payloads
 
 
-def _close(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
+def _open_shard(entry: dict[str, Any], path: Path) -> WatchedFile:
+    def find_damage(descriptor: int) -> str | None:
+        size = os.fstat(descriptor).st_size
+        if size != entry["bytes"]:
+            return f"has {size} bytes; expected {entry['bytes']}"
+        with open(descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != entry["sha256"]:
+            return f"was changed: its sha256 is {digest}, expected {entry['sha256']}"
+        return None
+
+    try:
+        return WatchedFile(path, find_damage, REMEDY)
+    except FileNotFoundError as error:
+        raise DataError(f"the shard {path} is missing; {REMEDY}") from error
 
 
 class RecordSplit(EncodedSplit):
@@ -114,23 +126,8 @@ def open_tfrecord(config: DataConfig) -> Source:
     """
     assert config.dir is not None
     folder = Path(config.dir)
-    index_path = folder / layout.INDEX
-    if not index_path.is_file():
-        raise DataError(
-            f"data.dir {folder} contains no {layout.INDEX}; expected a folder written by "
-            "distcnn.records"
-        )
-    try:
-        index = json.loads(index_path.read_text())
-        version = index["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{index_path} is not an index of records; {_REMEDY}") from error
-    if version != layout.VERSION:
-        raise DataError(
-            f"{index_path} has format version {version}; expected {layout.VERSION}; {_REMEDY}"
-        )
+    index = read_index(folder)
     splits = index["splits"]
-    _verify(folder, [file for split in splits.values() for file in _files(split)])
     shape = tuple(index["image_shape"]) if index["image_shape"] else None
     opened = {
         name: _open_split(folder, split, len(index["classes"]), shape)
@@ -146,47 +143,8 @@ def open_tfrecord(config: DataConfig) -> Source:
     )
 
 
-def _files(split: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*split["shards"], split["offsets"]]
-
-
-def _verify(folder: Path, entries: list[dict[str, Any]]) -> None:
-    for entry in entries:
-        path = folder / entry["file"]
-        if not path.is_file():
-            raise DataError(f"the shard {path} is missing; {_REMEDY}")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise DataError(
-                f"the shard {path} has {size} bytes; expected {entry['bytes']}; {_REMEDY}"
-            )
-    # Threads work in parallel here, as hashlib releases the GIL.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = pool.map(lambda entry: file_digest(folder / entry["file"]), entries)
-        for entry, digest in zip(entries, digests, strict=True):
-            if digest != entry["sha256"]:
-                raise DataError(
-                    f"the shard {folder / entry['file']} was changed: its sha256 is {digest}, "
-                    f"expected {entry['sha256']}; {_REMEDY}"
-                )
-
-
 def _open_split(
     folder: Path, split: dict[str, Any], classes: int, shape: Shape | None
 ) -> RecordSplit:
-    path = folder / split["offsets"]["file"]
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name].astype(np.int64) for name in layout.ARRAYS}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not an offsets file ({error}); {_REMEDY}") from error
-    labels = arrays["label"]
-    if labels.min() < 0 or labels.max() >= classes:
-        raise DataError(
-            f"{path} holds labels from {labels.min()} to {labels.max()}; expected 0 to "
-            f"{classes - 1}; {_REMEDY}"
-        )
-    counts = np.bincount(arrays["shard"], minlength=len(split["shards"])).tolist()
-    if counts != [entry["records"] for entry in split["shards"]]:
-        raise DataError(f"{path} does not match the records in {layout.INDEX}; {_REMEDY}")
+    arrays = read_offsets(folder, split, classes)
     return RecordSplit(_Shards(split["shards"], folder), arrays, shape)

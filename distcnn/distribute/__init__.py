@@ -1,1 +1,1 @@
-"""Spreading a run over devices: everything that differs between strategies, and nowhere else."""
+"""Spreads a run over devices; only this package knows how strategies differ."""

@@ -1,7 +1,7 @@
-"""What a backend is: how replicas of the model share a step, and processes share values.
+"""The interface of a backend: reductions between replicas, and values passed between processes.
 
-A *replica* is one copy of the model on one device; a *process* holds one or more of them. What
-differs between backends is behind this class, and nowhere else.
+A *replica* is one copy of the model on one device; a *process* holds one or more replicas. Every
+difference between backends is hidden behind this class.
 """
 
 import abc
@@ -17,19 +17,19 @@ from distcnn.errors import DistcnnError, PeerLostError
 
 
 class ChiefError(DistcnnError):
-    """What only rank 0 does went wrong; every rank learns of it."""
+    """Work that only rank 0 does has failed; raised on every rank."""
 
     on_every_rank = True
 
 
 class Backend(abc.ABC):
-    """One way to train on several devices; this base is the way of a single one.
+    """One way to train on several devices; the defaults of this base class suit a single device.
 
     Attributes:
         name: Name of the strategy in the configuration.
-        rank: Number of this process.
+        rank: Rank of this process.
         size: Number of processes.
-        local_replicas: Replicas in this process.
+        local_replicas: Number of replicas in this process.
     """
 
     name: str
@@ -39,68 +39,68 @@ class Backend(abc.ABC):
 
     @property
     def replicas(self) -> int:
-        """Replicas of the whole run."""
+        """Number of replicas in the whole run."""
         return self.size * self.local_replicas
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process alone prints and writes."""
+        """Whether this is rank 0, the only process that prints and writes."""
         return self.rank == 0
 
     @property
     def local_replica_ids(self) -> range:
-        """Numbers of this process's replicas."""
+        """Ids of this process's replicas."""
         first = self.rank * self.local_replicas
         return range(first, first + self.local_replicas)
 
     @property
     def transport(self) -> str:
-        """What carries gradients from replica to replica."""
+        """What carries gradients between replicas."""
         return "TensorFlow" if self.replicas > 1 else "nothing"
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context in which the model and its optimizer are built."""
         return contextlib.nullcontext()
 
-    def disable_reduction(self, optimizer: Any) -> None:  # noqa: B027 (most have nothing to do)
-        """Prepares an optimizer for gradients that are reduced already."""
+    def disable_reduction(self, optimizer: Any) -> None:  # noqa: B027 (most need no action)
+        """Prepares an optimizer for gradients that are already reduced."""
 
     def iterate(self, dataset: tf.data.Dataset) -> Any:
-        """Returns an iterator over a data set, whose elements are for each own replica in turn."""
+        """Returns an iterator whose elements go to this process's replicas in turn."""
         return iter(dataset)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Calls a function once in each own replica; works inside a `tf.function`.
+        """Calls a function once on each replica of this process; works inside a `tf.function`.
 
         Args:
-            function: What a replica does; returns a tensor.
-            *arguments: What `next` of `iterate` gave, or plain tensors.
+            function: The work of one replica; returns a tensor.
+            *arguments: An element of `iterate`'s iterator, or plain tensors.
 
         Returns:
-            What each own replica returned.
+            The result of each replica of this process.
         """
         return [function(*arguments)]
 
     def replica_id(self) -> Any:
-        """Returns, inside `run`, the number of the replica among all: an int or int32 scalar."""
+        """Returns, inside `run`, the replica's id in the whole run: an int or int32 scalar."""
         return self.rank
 
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
-        """Adds up tensors over all replicas, inside `run`; differentiable.
+        """Sums tensors over all replicas, inside `run`; differentiable.
 
         Args:
-            tensors: The same number of tensors, of the same shapes and types, in every replica.
-            compressible: How many of the first tensors may travel compressed, if the configuration
-                says so.
+            tensors: The same number of tensors, of the same shapes and types, on every replica.
+            compressible: How many of the first tensors may be sent compressed, if the configuration
+                asks for it.
 
         Returns:
-            The sums, the same in every replica.
+            The sums, the same on every replica.
         """
         return list(tensors)
 
     @abc.abstractmethod
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Adds up an array over all processes, between steps.
+        """Sums an array over all processes, between steps.
 
         Args:
             values: float64 array of any shape, the same shape in every process.
@@ -110,7 +110,7 @@ class Backend(abc.ABC):
         """
 
     def gather(self, values: np.ndarray) -> np.ndarray:
-        """Collects an array from every process: float64 of shape `(size, *values.shape)`."""
+        """Gathers an array from every process: float64 of shape `(size, *values.shape)`."""
         rows = np.zeros((self.size, *values.shape))
         rows[self.rank] = values
         return self.sum(rows)
@@ -120,7 +120,7 @@ class Backend(abc.ABC):
         return self.sum(values if self.is_chief else np.zeros(values.shape))
 
     def broadcast_object(self, content: Any) -> Any:
-        """Returns what the chief passes, a value that JSON can hold, in every process."""
+        """Returns the chief's value, which JSON must be able to represent, in every process."""
         if self.size == 1:
             return content
         text = np.frombuffer(json.dumps(content).encode() if self.is_chief else b"", np.uint8)
@@ -129,16 +129,16 @@ class Backend(abc.ABC):
         return json.loads(self.broadcast(padded).astype(np.uint8).tobytes())
 
     def run_on_chief(self, function: Callable[[], Any]) -> Any:
-        """Calls a function in the chief alone, while the others wait.
+        """Calls a function on the chief alone, while the other processes wait.
 
         Args:
-            function: Returns a value that JSON can hold.
+            function: Returns a value that JSON can represent.
 
         Returns:
-            What it returned, in every process.
+            The function's result, in every process.
 
         Raises:
-            DistcnnError: In every process, if it raised one.
+            DistcnnError: In every process, if the function raised one.
         """
         if self.size == 1:
             return function()
@@ -156,24 +156,24 @@ class Backend(abc.ABC):
         return outcome["result"]
 
     def barrier(self) -> None:
-        """Waits until every process is here."""
+        """Waits until every process has arrived."""
         self.sum(np.zeros(1))
 
-    def close(self) -> None:  # noqa: B027 (most have nothing to do)
-        """Takes leave of the other processes, so that none takes the end of this one for a loss."""
+    def close(self) -> None:  # noqa: B027 (most need no action)
+        """Disconnects from the other processes, so that they do not take an exit for a crash."""
 
     def local_values(self, variable: Any) -> list[np.ndarray]:
-        """Returns a variable's value in each own replica."""
+        """Returns a variable's value on each replica of this process."""
         return [np.asarray(variable)]
 
     def lost_peer(self, error: BaseException) -> str | None:
-        """Returns which process is gone, if that is all that an error says, else None."""
+        """Returns which process was lost, if that is all an error says, else None."""
         return None
 
 
 @contextlib.contextmanager
 def reporting_lost_peers(backend: Backend) -> Iterator[None]:
-    """Turns the errors by which a backend notices a lost process into `PeerLostError`."""
+    """Raises `PeerLostError` in place of the errors by which a backend notices a lost process."""
     try:
         yield
     except Exception as error:
@@ -181,6 +181,6 @@ def reporting_lost_peers(backend: Backend) -> Iterator[None]:
         if peer is None:
             raise
         raise PeerLostError(
-            f"the connection to {peer} was lost, which has the cause in its own output, unless it "
-            "was killed (kill -9, out of memory)"
+            f"the connection to {peer} was lost; its own output shows the cause, unless it was "
+            "killed (kill -9, out of memory)"
         ) from error

@@ -1,4 +1,4 @@
-"""Guard rails: proof that the backend reduces, and that all replicas hold the same state."""
+"""Guard rails: checks that the backend reduces, and that all replicas hold the same state."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,53 +14,51 @@ _CHUNK_ELEMENTS = 2**22
 
 
 class ReplicaMismatchError(DistcnnError):
-    """Replicas that should hold the same do not; every rank finds this."""
+    """Replicas that should hold the same values do not; every rank detects it."""
 
     on_every_rank = True
 
 
 def verify_reduction(backend: Backend) -> None:
-    """Reduces values that differ in every replica, in the way a step does, and checks the sum.
+    """Reduces values that differ on every replica, the way a step does, and checks the sums.
 
     Raises:
-        ReplicaMismatchError: If the sum is wrong in a replica of this process.
+        ReplicaMismatchError: If a sum is wrong in this process, or another process reports one.
     """
     replicas = backend.replicas
 
     @tf.function
     def reduce() -> list[tf.Tensor]:
         def in_replica() -> tf.Tensor:
-            own = tf.cast(backend.replica_id(), tf.float32) + 1.0
-            values = [tf.fill([3], own), tf.fill([2, 2], own * own)]
+            number = tf.cast(backend.replica_id(), tf.float32) + 1.0
+            values = [tf.fill([3], number), tf.fill([2, 2], number * number)]
             return tf.concat([tf.reshape(v, [-1]) for v in backend.reduce_sum(values)], 0)
 
         return backend.run(in_replica)
 
-    first, second = (
-        replicas * (replicas + 1) / 2,
-        replicas * (replicas + 1) * (2 * replicas + 1) / 6,
-    )
-    expected = np.array([first] * 3 + [second] * 4)
+    sum_of_numbers = replicas * (replicas + 1) / 2
+    sum_of_squares = replicas * (replicas + 1) * (2 * replicas + 1) / 6
+    expected = np.array([sum_of_numbers] * 3 + [sum_of_squares] * 4)
     received = [np.asarray(values) for values in reduce()]
-    between = backend.sum(np.array([backend.rank + 1.0]))[0]
-    wrong = sum(not np.allclose(values, expected) for values in received)
-    wrong += between != backend.size * (backend.size + 1) / 2
-    if backend.sum(np.array([float(wrong)]))[0] or wrong:
+    sum_of_processes = backend.sum(np.array([backend.rank + 1.0]))[0]
+    failures = sum(not np.allclose(values, expected) for values in received)
+    failures += sum_of_processes != backend.size * (backend.size + 1) / 2
+    if backend.sum(np.array([float(failures)]))[0] or failures:
         raise ReplicaMismatchError(
-            f"the strategy {backend.name} does not reduce: {replicas} replicas added up "
-            f"{expected.tolist()} to {received[0].tolist()}; training would drift apart. "
-            "python -m distcnn.doctor looks for the cause"
+            f"the strategy {backend.name} does not reduce: the sum over {replicas} replicas is "
+            f"{received[0].tolist()}, expected {expected.tolist()}, so the replicas would drift "
+            "apart; run python -m distcnn.doctor to find the cause"
         )
 
 
 def average_across_replicas(backend: Backend, variables: Sequence[Any]) -> None:
-    """Replaces variables that each replica keeps for itself by their mean over all replicas.
+    """Replaces variables that each replica updates by itself by their mean over all replicas.
 
-    Such are the moving statistics of batch normalisation. Values that are the same everywhere stay
-    as they are to the bit.
+    The moving statistics of batch normalisation are such variables. Values that are the same on all
+    replicas stay bit-identical.
 
     Args:
-        backend: The backend.
+        backend: Reduces over the replicas.
         variables: Float variables.
     """
     if backend.replicas == 1 or not variables:
@@ -78,7 +76,7 @@ def average_across_replicas(backend: Backend, variables: Sequence[Any]) -> None:
 
 
 def broadcast_variables(backend: Backend, variables: Sequence[Any]) -> None:
-    """Gives every replica the chief's values."""
+    """Copies the chief's values to every replica."""
     if backend.replicas == 1:
         return
     for chunk in _chunks(variables):
@@ -91,10 +89,10 @@ def broadcast_variables(backend: Backend, variables: Sequence[Any]) -> None:
 def require_identical_state(
     backend: Backend, groups: Mapping[str, Sequence[Any]], step: int
 ) -> None:
-    """Compares a hash of every variable in all replicas.
+    """Compares a hash of every variable between all replicas.
 
     Args:
-        backend: The backend.
+        backend: Gathers the hashes.
         groups: Variables by the name of their group.
         step: Global step, for the message.
 
@@ -113,44 +111,44 @@ def require_identical_state(
     if not differs.any():
         return
     first = int(np.flatnonzero(differs)[0])
-    odd = np.flatnonzero(rows[:, first] != rows[0, first]).tolist()
+    differing = np.flatnonzero(rows[:, first] != rows[0, first]).tolist()
     kind = "ranks" if backend.local_replicas == 1 else "replicas"
     raise ReplicaMismatchError(
-        f"after step {step} the {kind} 0 and {', '.join(map(str, odd))} hold different values of "
-        f"{names[first]} (and {int(differs.sum()) - 1} more variables of {len(names)}); the run "
-        "stopped, its last checkpoint is from before. Look for what one rank does and others do "
-        "not: a callback, random numbers outside Keras, other data"
+        f"after step {step}, {kind} 0 and {', '.join(map(str, differing))} hold different values "
+        f"of {names[first]} (and {int(differs.sum()) - 1} more of {len(names)} variables); the run "
+        "stopped, and its last checkpoint is from before. Look for something that only some ranks "
+        "do: a callback, random numbers drawn outside Keras, other data"
     )
 
 
 def is_identical_everywhere(backend: Backend, variables: Sequence[Any]) -> bool:
-    """Tells whether every variable is the same to the bit in all replicas."""
+    """Returns whether every variable is bit-identical on all replicas."""
     rows = _digests(backend, variables)
     return bool((rows == rows[0]).all())
 
 
 def require_identical_settings(backend: Backend, contents: Mapping[str, Any]) -> None:
-    """Compares what every process believes about the run.
+    """Compares the settings of the run between all processes.
 
     Raises:
-        ReplicaMismatchError: Names what differs, and the ranks.
+        ReplicaMismatchError: Names the first setting that differs, and the ranks.
     """
     if backend.size == 1:
         return
     own = np.array([_digest(np.frombuffer(str(v).encode(), np.uint8)) for v in contents.values()])
     rows = backend.gather(own)
     for column, (name, value) in enumerate(contents.items()):
-        odd = np.flatnonzero(rows[:, column] != rows[0, column]).tolist()
-        if odd:
+        differing = np.flatnonzero(rows[:, column] != rows[0, column]).tolist()
+        if differing:
             raise ReplicaMismatchError(
-                f"the ranks 0 and {', '.join(map(str, odd))} differ in {name} (rank "
+                f"ranks 0 and {', '.join(map(str, differing))} differ in {name} (rank "
                 f"{backend.rank} has {value}); start every rank with the same command, code "
                 "and data"
             )
 
 
 def _chunks(variables: Sequence[Any]) -> Iterator[list[Any]]:
-    """Divides variables into parts that take little memory as float64."""
+    """Divides variables into chunks that need little memory as float64."""
     chunk: list[Any] = []
     for variable in variables:
         chunk.append(variable)
@@ -162,10 +160,10 @@ def _chunks(variables: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 def _digests(backend: Backend, variables: Sequence[Any]) -> np.ndarray:
-    """Returns a digest of every variable in every replica, of shape `(replicas, variables)`."""
+    """Returns a digest of every variable on every replica, of shape `(replicas, variables)`."""
     columns = [[_digest(value) for value in backend.local_values(v)] for v in variables]
     count = max((len(column) for column in columns), default=1)
-    # A variable that the replicas of a process share stands for each of them.
+    # A variable that the replicas of a process share counts once for each of them.
     own = np.array([column * (count // len(column)) for column in columns]).T
     return backend.gather(own).reshape(-1, len(columns))
 

@@ -1,4 +1,4 @@
-"""Joining a run: this process's place in the cluster, its devices, and the backend they form."""
+"""Joins a run: finds this process's place in the cluster and its devices, builds the backend."""
 
 import logging
 import os
@@ -26,14 +26,14 @@ log = logging.getLogger("distcnn")
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process as a member of a run; see `join_run`.
+    """This process as a member of a run; created by `join_run`.
 
     Attributes:
         cluster: The processes of the run, and which of them this one is.
         hardware: GPU and CPU of this process.
         precision: Number formats and compilation, resolved for that hardware.
-        backend: The devices that the run is spread over; its reduction has been verified.
-        strategy_reason: Why this strategy.
+        backend: Runs the strategy; its reduction has been verified.
+        strategy_reason: Why this strategy was chosen.
     """
 
     cluster: Cluster
@@ -46,18 +46,18 @@ class DistributedContext:
 def join_run(
     config: Config, cluster: Cluster | None = None, *, cores_are_bound: bool = False
 ) -> DistributedContext:
-    """Takes this process's part of the host and joins the other processes of the run.
+    """Claims this process's devices and joins the other processes of the run.
 
-    Every process of a run calls it, before anything else initialises TensorFlow's devices. From
-    then on only rank 0 logs.
+    Every process of a run calls this before anything else initialises TensorFlow's devices.
+    Afterwards ranks other than 0 log nothing but errors.
 
     Args:
-        config: The run.
-        cluster: The processes of the run; by default as the environment describes them.
-        cores_are_bound: Whether this process is bound to its cores already.
+        config: The configuration of the run.
+        cluster: The processes of the run; read from the environment by default.
+        cores_are_bound: Whether this process is already bound to its cores.
 
     Raises:
-        DistcnnError: If the devices cannot be used as asked for, or do not reduce.
+        DistcnnError: If the devices cannot be used as configured, or do not reduce.
     """
     cluster = cluster or find_cluster(os.environ)
     threads = None if cores_are_bound else bind_cores(cluster)
@@ -83,8 +83,8 @@ def join_run(
 def _warn_of_public_port(strategy: str) -> None:
     if any(name != "lo" for _, name in socket.if_nameindex()):
         log.warning(
-            "warning: TensorFlow's server for %s listens on all network interfaces; horovod and "
-            "mirrored stay on this machine, and docs/troubleshooting.md explains how %s can",
+            "warning: TensorFlow's server for %s listens on all network interfaces; use horovod or "
+            "mirrored, or see docs/troubleshooting.md for how to keep %s on this machine",
             strategy,
             strategy,
         )

@@ -1,4 +1,4 @@
-"""Gives each process of a host its own GPU, or its share of the cores."""
+"""Assigns each process of a host its own GPUs, or its own CPU cores."""
 
 import os
 from typing import Literal
@@ -8,16 +8,16 @@ from distcnn.runtime.cluster import Cluster
 
 
 def bind_cores(cluster: Cluster) -> int | None:
-    """Binds this process to its share of the host's cores, before TensorFlow's threads start.
+    """Binds this process to its part of the host's cores, before TensorFlow starts its threads.
 
-    Processes that a launcher has bound already (Slurm, Open MPI) keep what they have.
+    Processes that a launcher (Slurm, Open MPI) has already bound keep their cores.
 
     Args:
-        cluster: Where this process stands.
+        cluster: The processes of the run, and which of them this one is.
 
     Returns:
-        Threads that TensorFlow should use where that is not what it would do by itself: 1 if there
-        are more processes than cores, else None.
+        The number of threads that TensorFlow should use instead of its default: 1 if there are more
+        processes than cores, else None.
     """
     if cluster.local_size == 1:
         return None
@@ -35,15 +35,16 @@ def bind_cores(cluster: Cluster) -> int | None:
 def gpus_of_process(
     cluster: Cluster, devices_per_process: Literal["one", "all"], gpus: int
 ) -> list[int] | None:
-    """Returns which GPUs this process uses, or None for all that it sees.
+    """Returns the indices of the GPUs that this process uses, or None for all that it sees.
 
     Args:
         cluster: The processes of the run, and which of them this one is.
-        devices_per_process: `one`, or `all` of its part of the host's.
-        gpus: GPUs that it sees. A single one may be its own, as Slurm can show each task.
+        devices_per_process: `one`, or `all` GPUs in this process's part of the host.
+        gpus: Number of GPUs that this process sees. A single one may be its own: Slurm can show
+            each task only its own GPU.
 
     Raises:
-        UsageError: If processes would share GPUs, which NCCL refuses.
+        UsageError: If processes would share a GPU, which NCCL refuses.
     """
     if gpus == 0 or (cluster.local_size == 1 and devices_per_process == "all"):
         return None
@@ -52,8 +53,8 @@ def gpus_of_process(
     per_process = gpus // cluster.local_size
     if per_process == 0:
         raise UsageError(
-            f"there are {cluster.local_size} processes on this host, but {gpus} GPUs; start one "
-            "process a GPU, or set CUDA_VISIBLE_DEVICES= for the CPU"
+            f"there are {cluster.local_size} processes on this host, but only {gpus} GPUs; start "
+            "one process per GPU, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
     if devices_per_process == "one":
         return [cluster.local_rank]

@@ -1,7 +1,7 @@
-"""Horovod: a process a device, gradients reduced by grouped, fused allreduce or shared memory.
+"""Horovod: one process per device; gradients go through grouped, fused allreduce or shared memory.
 
-Horovod's Keras wrapper runs under Keras 3 and silently does not reduce, so only its operations are
-used. They stand outside XLA, which cannot compile them.
+Horovod's Keras wrapper runs under Keras 3 but silently does not reduce, so only its operations are
+used. They run outside XLA, which cannot compile them.
 """
 
 import logging
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.rendezvous import Rendezvous
@@ -23,33 +24,34 @@ from distcnn.runtime.cluster import Cluster
 log = logging.getLogger("distcnn")
 
 _WIRE_TYPES = {tf.bfloat16: tf.float32}
-"""Types that Horovod does not have, and those in which they travel."""
+"""Types that Horovod does not support, and the types they are sent as."""
 
-_GATHERED_PROCESSES = 4
-"""Up to so many processes each reads what all the others have; a gather of halves then moves no
-more bytes than a ring of float32."""
+_MAX_GATHERING_PROCESSES = 4
+"""Up to this many processes gather each other's tensors and sum them locally; gathering 16-bit
+floats then moves no more bytes than a ring allreduce in float32."""
 
-_SMALL = 4096
-"""Elements up to which tensors travel together."""
+_SMALL_ELEMENTS = 4096
+"""Tensors of up to this many elements are concatenated before they are sent."""
 
-_PATIENCE_SECONDS = 30
-"""How long Horovod waits for a process that stands still, unless it is told otherwise."""
+_TIMEOUT_SECONDS = 30
+"""How long Horovod waits for an unresponsive process by default."""
 
 _IDLE_CYCLE_MS = "10"
-"""How often Horovod looks for work where the steps do not need it: each look costs time."""
+"""Interval at which Horovod polls for work while the steps do not use it: polling costs time."""
 
 
 class Horovod(Backend):
-    """One replica a process.
+    """One replica per process.
 
     Args:
-        cluster: Where this process stands.
-        compression: Whether gradients travel as float16.
-        port: First port of the run, where Horovod's own launcher does not say.
+        cluster: The processes of the run, and which of them this one is.
+        compression: `fp16` to send gradients as float16.
+        port: First port of the run, or None to derive it from the job; used unless Horovod's own
+            launcher started the processes.
         shared_memory: Whether steps may be reduced through memory that the processes share.
 
     Raises:
-        DistcnnError: If Horovod is missing, or the processes do not find each other.
+        DistcnnError: If Horovod is missing, or the processes cannot connect.
     """
 
     name = "horovod"
@@ -66,108 +68,113 @@ class Horovod(Backend):
         self._rendezvous = Rendezvous(cluster, port)
         environment = self._rendezvous.open()
         self._compression = compression
-        few = 1 < cluster.size <= _GATHERED_PROCESSES and compression == "none"
-        self._gathers = few and not tf.config.get_visible_devices("GPU")
-        near = self._gathers and cluster.one_host and hasattr(os, "memfd_create")
-        wanted = shared_memory and near
-        if wanted:
+        few_processes = 1 < cluster.size <= _MAX_GATHERING_PROCESSES and compression == "none"
+        self._may_gather = few_processes and not tf.config.get_visible_devices("GPU")
+        can_share_memory = self._may_gather and cluster.one_host and hasattr(os, "memfd_create")
+        use_shared_memory = shared_memory and can_share_memory
+        if use_shared_memory:
             os.environ.setdefault("HOROVOD_CYCLE_TIME", _IDLE_CYCLE_MS)
-        os.environ.update(environment)  # the only way to tell Horovod
+        os.environ.update(environment)  # the only way to configure Horovod
         try:
             self._hvd.init()
         except Exception as error:
             raise DistcnnError(
-                f"rank {cluster.rank} cannot join the others by Horovod: {error}"
+                f"rank {cluster.rank} cannot connect to the other ranks through Horovod: {error}"
             ) from error
-        found = (self._hvd.rank(), self._hvd.size())
-        if found != (cluster.rank, cluster.size):
+        started_as = (self._hvd.rank(), self._hvd.size())
+        if started_as != (cluster.rank, cluster.size):
             raise DistcnnError(
-                f"{cluster.scheme} says that this is rank {cluster.rank} of {cluster.size}, but "
-                f"Horovod started as {found[0]} of {found[1]}; was it built for this launcher? "
-                "distcnn install-horovod --mpi serves mpirun"
+                f"{cluster.scheme} reports rank {cluster.rank} of {cluster.size}, but Horovod "
+                f"started as rank {started_as[0]} of {started_as[1]}; was it built for this "
+                "launcher? For mpirun, run distcnn install-horovod --mpi"
             )
-        self.rank, self.size = found
+        self.rank, self.size = started_as
         with reporting_lost_peers(self):
-            self._shared_memory = self._join_shared_memory(wanted) if self.size > 1 else None
+            self._shared_memory = (
+                self._join_shared_memory(use_shared_memory) if self.size > 1 else None
+            )
 
     @property
+    @override
     def transport(self) -> str:
-        """See `Backend.transport`."""
         return "shared memory" if self._shared_memory else "Horovod"
 
-    def _join_shared_memory(self, wanted: bool) -> SharedMemoryGroup | None:
-        """Connects with the other processes of the host; all of them or none."""
-        if not self._all(wanted):  # where settings differ, they are compared later
+    def _join_shared_memory(self, use_shared_memory: bool) -> SharedMemoryGroup | None:
+        """Connects to the other processes of the host; either all of them connect, or none."""
+        if not self._all_agree(use_shared_memory):  # different settings are reported later
             return None
-        token = self.broadcast_object(secrets.token_hex(16))
-        found = None
+        run_id = self.broadcast_object(secrets.token_hex(16))
+        group = None
         try:
-            patience = float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", _PATIENCE_SECONDS))
-            found = SharedMemoryGroup(self.rank, self.size, token, self.barrier, patience)
+            timeout = float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", _TIMEOUT_SECONDS))
+            group = SharedMemoryGroup(self.rank, self.size, run_id, self.barrier, timeout)
         except (OSError, ValueError) as error:
             reason = str(error)
-        if self._all(found is not None):
-            return found
-        if found is not None:
-            found.close()
-            reason = "another rank could not"
+        if self._all_agree(group is not None):
+            return group
+        if group is not None:
+            group.close()
+            reason = "another rank failed to connect"
         if self.is_chief:
-            log.warning("warning: the processes of this host share no memory: %s", reason)
+            log.warning(
+                "warning: gradients go through Horovod, since shared memory cannot be used: %s",
+                reason,
+            )
         return None
 
-    def _all(self, agrees: bool) -> bool:
-        return bool(self.sum(np.array([float(agrees)]))[0] == self.size)
+    def _all_agree(self, vote: bool) -> bool:
+        return bool(self.sum(np.array([float(vote)]))[0] == self.size)
 
+    @override
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
-        """See `Backend.reduce_sum`."""
-        as_computed = [_as_computed(tensor) for tensor in tensors]
+        uncast = [_undo_upcast(tensor) for tensor in tensors]
         if self._shared_memory and all(t.shape.is_fully_defined() for t in tensors):
-            return self._sum_by_shared_memory(as_computed, [t.dtype for t in tensors])
-        if self._gathers and any(t.dtype.size == 2 for t in as_computed):
-            sums = _add_up(self._gather_bits(as_computed))
+            return self._sum_through_shared_memory(uncast, [t.dtype for t in tensors])
+        if self._may_gather and any(t.dtype.size == 2 for t in uncast):
+            sums = _sum_over_processes(self._gather_bits(uncast))
             return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
         return self._allreduce(tensors, compressible)
 
-    def _sum_by_shared_memory(
-        self, tensors: list[tf.Tensor], kinds: Sequence[tf.DType]
+    def _sum_through_shared_memory(
+        self, tensors: list[tf.Tensor], dtypes: Sequence[tf.DType]
     ) -> list[tf.Tensor]:
         group = self._shared_memory
         assert group is not None
 
         @tf.custom_gradient
-        def shared(*own: tf.Tensor) -> Any:
+        def reduce(*own: tf.Tensor) -> Any:
             packed, unpack = _pack(own)
-            sums = unpack(_add_up(group.gather(packed)))
+            sums = unpack(_sum_over_processes(group.gather(packed)))
 
             def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
-                back = self.reduce_sum(upstream)
-                return [tf.cast(g, t.dtype) for g, t in zip(back, own, strict=True)]
+                reduced = self.reduce_sum(upstream)
+                return [tf.cast(g, t.dtype) for g, t in zip(reduced, own, strict=True)]
 
-            return [tf.cast(total, kind) for total, kind in zip(sums, kinds, strict=True)], gradient
+            return [tf.cast(total, d) for total, d in zip(sums, dtypes, strict=True)], gradient
 
-        return list(shared(*tensors))
+        return list(reduce(*tensors))
 
     def _gather_bits(self, tensors: list[tf.Tensor]) -> list[list[tf.Tensor]]:
-        """Carries the bits of every process to every other; returns the tensors of each.
+        """Sends the tensors of every process to every other as bits; returns those of each process.
 
-        Horovod cannot add up bfloat16, but its bits are fewer bytes than a ring of float32 moves.
+        Horovod cannot sum bfloat16, but gathering it moves no more bytes than a ring in float32.
         """
         bits = [tf.reshape(tf.bitcast(tensor, tf.uint16), [-1]) for tensor in tensors]
-        found = []
+        by_tensor = []
         for tensor, gathered in zip(tensors, self._hvd.grouped_allgather(bits), strict=True):
             width = [2] if tensor.dtype.size == 4 else []
             shape = [self.size, *tensor.shape, *width]
-            found.append(tf.unstack(tf.bitcast(tf.reshape(gathered, shape), tensor.dtype)))
-        return [list(parts) for parts in zip(*found, strict=True)]
+            by_tensor.append(tf.unstack(tf.bitcast(tf.reshape(gathered, shape), tensor.dtype)))
+        return [list(parts) for parts in zip(*by_tensor, strict=True)]
 
     def _allreduce(self, tensors: Sequence[tf.Tensor], compressible: int) -> list[tf.Tensor]:
         wire = [self._to_wire(tensor, index < compressible) for index, tensor in enumerate(tensors)]
         sums = list(wire)
-        for dtype in dict.fromkeys(tensor.dtype for tensor in wire):  # a group has one type
-            places = [place for place, tensor in enumerate(wire) if tensor.dtype == dtype]
-            group = self._hvd.grouped_allreduce([wire[p] for p in places], op=self._hvd.Sum)
-            for place, total in zip(places, group, strict=True):
-                sums[place] = total
+        for dtype in dict.fromkeys(tensor.dtype for tensor in wire):  # a group needs a single type
+            indices = [index for index, tensor in enumerate(wire) if tensor.dtype == dtype]
+            group = self._hvd.grouped_allreduce([wire[i] for i in indices], op=self._hvd.Sum)
+            for index, total in zip(indices, group, strict=True):
+                sums[index] = total
         return [tf.cast(total, tensor.dtype) for total, tensor in zip(sums, tensors, strict=True)]
 
     def _to_wire(self, tensor: tf.Tensor, compressible: bool) -> tf.Tensor:
@@ -175,27 +182,27 @@ class Horovod(Backend):
         target = tf.float16 if compressed else _WIRE_TYPES.get(tensor.dtype, tensor.dtype)
         return tf.cast(tensor, target)
 
+    @override
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """See `Backend.sum`."""
         tensor = tf.constant(values, tf.float64)
         return self._hvd.allreduce(tensor, op=self._hvd.Sum, name="distcnn.sum").numpy()
 
+    @override
     def broadcast(self, values: np.ndarray) -> np.ndarray:
-        """See `Backend.broadcast`."""
         tensor = tf.constant(values, tf.float64)
         return self._hvd.broadcast(tensor, root_rank=0, name="distcnn.broadcast").numpy()
 
+    @override
     def close(self) -> None:
-        """See `Backend.close`."""
         if self._shared_memory:
             self._shared_memory.close()
         self._hvd.shutdown()
 
+    @override
     def lost_peer(self, error: BaseException) -> str | None:
-        """See `Backend.lost_peer`."""
         from horovod.common.exceptions import HorovodInternalError
 
-        # Shapes that differ, NCCL and memory are errors of this rank, whose text it must show.
+        # Mismatched shapes, NCCL failures and lack of memory are errors of this rank, to be shown.
         signs = ("has been shut down", "Connection", "connection", "timed out", "Broken pipe")
         kinds = (HorovodInternalError, tf.errors.UnknownError, tf.errors.AbortedError)
         if not isinstance(error, kinds) or not any(sign in str(error) for sign in signs):
@@ -207,14 +214,14 @@ class Horovod(Backend):
 def _pack(
     tensors: Sequence[tf.Tensor],
 ) -> tuple[list[tf.Tensor], Callable[[list[tf.Tensor]], list[tf.Tensor]]]:
-    """Joins small tensors of one type, each of which would cost a few operations of its own.
+    """Concatenates small tensors of the same type, to save the operations that each one costs.
 
     Returns:
-        The large tensors and the joined ones, and what takes such a list apart again.
+        The large tensors and the concatenated ones, and a function that unpacks such a list.
     """
     groups: dict[tuple[str, int | None], list[int]] = {}
     for index, tensor in enumerate(tensors):
-        alone = None if tensor.shape.num_elements() <= _SMALL else index
+        alone = None if tensor.shape.num_elements() <= _SMALL_ELEMENTS else index
         groups.setdefault((tensor.dtype.name, alone), []).append(index)
     packed = [
         tf.concat([tf.reshape(tensors[index], [-1]) for index in group], 0)
@@ -224,28 +231,28 @@ def _pack(
     ]
 
     def unpack(totals: list[tf.Tensor]) -> list[tf.Tensor]:
-        found = dict.fromkeys(range(len(tensors)))
+        unpacked = dict.fromkeys(range(len(tensors)))
         for group, total in zip(groups.values(), totals, strict=True):
             sizes = [tensors[index].shape.num_elements() for index in group]
             parts = tf.split(total, sizes) if len(group) > 1 else [total]
             for index, part in zip(group, parts, strict=True):
-                found[index] = tf.reshape(part, tensors[index].shape)
-        return list(found.values())
+                unpacked[index] = tf.reshape(part, tensors[index].shape)
+        return list(unpacked.values())
 
     return packed, unpack
 
 
-def _add_up(parts: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
-    """Adds up the tensors of all processes in order, halves in float32."""
+def _sum_over_processes(gathered: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
+    """Sums the tensors of all processes in rank order, 16-bit types in float32."""
     sums = []
-    for own in zip(*parts, strict=True):
-        wide = tf.float32 if own[0].dtype.size == 2 else own[0].dtype
-        sums.append(tf.add_n([tf.cast(part, wide) for part in own]))
+    for parts in zip(*gathered, strict=True):
+        sum_dtype = tf.float32 if parts[0].dtype.size == 2 else parts[0].dtype
+        sums.append(tf.add_n([tf.cast(part, sum_dtype) for part in parts]))
     return sums
 
 
-def _as_computed(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns the bfloat16 tensor that a float32 one is a mere copy of, else the tensor."""
+def _undo_upcast(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns the bfloat16 tensor that a float32 tensor was cast from, else the tensor itself."""
     if tf.executing_eagerly() or tensor.dtype != tf.float32 or tensor.op.type != "Cast":
         return tensor
     origin = tensor.op.inputs[0]
@@ -267,7 +274,7 @@ def import_horovod() -> Any:
         ) from error
     except Exception as error:
         raise DistcnnError(
-            f"Horovod does not fit TensorFlow {tf.__version__} ({type(error).__name__}); run "
-            "distcnn install-horovod, which builds it anew"
+            f"Horovod does not work with TensorFlow {tf.__version__} ({type(error).__name__}); run "
+            "distcnn install-horovod to rebuild it"
         ) from error
     return hvd

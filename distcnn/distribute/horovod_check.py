@@ -1,4 +1,4 @@
-"""What the doctor checks about Horovod."""
+"""The doctor's checks of Horovod."""
 
 import importlib.util
 import json
@@ -18,16 +18,16 @@ def check_horovod() -> Iterator[Finding]:
         yield Finding(
             "horovod",
             "warning",
-            "not installed; several processes would train by multi_worker",
+            "not installed; several processes would use multi_worker",
             "distcnn install-horovod",
         )
         return
     file = Path(spec.submodule_search_locations[0]) / "metadata.json"
     built_for = json.loads(file.read_text()).get("tensorflow") if file.exists() else None
-    present = metadata.version("tensorflow")
-    if built_for != present:
-        text = f"built for TensorFlow {built_for}, but {present} is installed"
-        yield Finding("horovod", "error", text, "distcnn install-horovod builds it anew")
+    installed = metadata.version("tensorflow")
+    if built_for != installed:
+        text = f"built for TensorFlow {built_for}, but {installed} is installed"
+        yield Finding("horovod", "error", text, "distcnn install-horovod rebuilds it")
         return
     from distcnn.distribute.horovod import import_horovod
 
@@ -42,6 +42,6 @@ def check_horovod() -> Iterator[Finding]:
     )
     if count_nvidia_gpus() and not parts["NCCL"]:
         fix = "distcnn install-horovod --cuda"
-        yield Finding("horovod", "warning", f"{text}; GPUs would reduce over the host", fix)
+        yield Finding("horovod", "warning", f"{text}; GPUs would reduce through the host", fix)
     else:
         yield Finding("horovod", "ok", text)

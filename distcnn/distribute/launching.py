@@ -1,4 +1,4 @@
-"""Starting the processes of a run on this host: their command lines and environments."""
+"""The command lines and environments that start the processes of a run on this host."""
 
 import json
 import os
@@ -13,27 +13,30 @@ Process = tuple[list[str], dict[str, str]]
 """A command line and its environment."""
 
 Launcher = Callable[[int, Sequence[str], Mapping[str, str]], list[Process]]
-"""From the number of replicas, a command line and an environment to the processes to start."""
+"""Maps a number of replicas, a command line and an environment to the processes to start."""
 
-_PLACED_BY = ("HOROVOD_", "OMPI_", "PMI", "SLURM_", "JOB_COMPLETION", "DISTCNN_HOSTS", "TF_CONFIG")
+_CLUSTER_VARIABLES = (
+    *("HOROVOD_", "OMPI_", "PMI", "SLURM_", "JOB_COMPLETION", "DISTCNN_HOSTS", "TF_CONFIG"),
+)
+"""How the names of variables begin that give a process its place in a cluster."""
 
 
 def unplaced_environment() -> dict[str, str]:
-    """Returns this process's environment without what a launcher said of its place in a cluster."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(_PLACED_BY)}
+    """Returns this process's environment without the variables that place it in a cluster."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(_CLUSTER_VARIABLES)}
 
 
 def one_process(
     replicas: int, command: Sequence[str], environment: Mapping[str, str]
 ) -> list[Process]:
-    """Starts a single process, which holds all replicas."""
+    """Returns a single process, which holds all replicas."""
     return [(list(command), dict(environment))]
 
 
 def horovodrun(
     replicas: int, command: Sequence[str], environment: Mapping[str, str]
 ) -> list[Process]:
-    """Starts Horovod's launcher, which starts a process a replica.
+    """Returns the process of Horovod's launcher, which starts one process per replica.
 
     Raises:
         UsageError: If the launcher is not installed.
@@ -41,7 +44,7 @@ def horovodrun(
     launcher = Path(sys.executable).parent / "horovodrun"
     if not launcher.exists():
         raise UsageError(
-            f"there is no {launcher}; run distcnn install-horovod, or choose "
+            f"{launcher} does not exist; run distcnn install-horovod, or use "
             "--distribute.strategy multi_worker or mirrored"
         )
     line = [str(launcher), "--gloo", "-np", str(replicas), *command]
@@ -51,7 +54,7 @@ def horovodrun(
 def tf_config(
     replicas: int, command: Sequence[str], environment: Mapping[str, str]
 ) -> list[Process]:
-    """Starts a process a replica, each told its place by `TF_CONFIG`, over loopback."""
+    """Returns one process per replica, connected over loopback; `TF_CONFIG` gives each its rank."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(replicas)]
     processes = []
     for rank in range(replicas):
@@ -62,12 +65,12 @@ def tf_config(
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports that are free on the loopback interface now."""
+    """Returns ports that are currently free on the loopback interface."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
     finally:
-        for each in sockets:
-            each.close()
+        for listener in sockets:
+            listener.close()

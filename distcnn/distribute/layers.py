@@ -1,4 +1,4 @@
-"""What replicas do to a model's layers: other dropout in each, batch statistics over all."""
+"""Adapts a model's layers to replicas: different dropout on each, batch statistics over all."""
 
 import threading
 from collections.abc import Callable
@@ -16,31 +16,31 @@ from distcnn.runtime.keras_internals import (
 )
 
 _SPREAD = 0x9E3779B1
-"""An odd number near 2**32 / the golden ratio: multiples of it are spread over all seeds."""
+"""An odd number near 2**32 / the golden ratio, whose multiples are spread over all seeds."""
 
 
 def decorrelate_seeds(model: keras.Model, backend: Backend) -> None:
-    """Makes every replica draw other random numbers from seeds whose state is the same everywhere.
+    """Makes every replica draw different random numbers, though all hold the same seed state.
 
-    The number of the replica is folded into each seed as it is drawn; replica 0 draws what a single
-    one would.
+    The replica's id is folded into each seed as it is drawn; replica 0 draws what a single replica
+    would.
 
     Args:
         model: Built model; its seed generators are changed in place.
-        backend: Tells the number of the replica.
+        backend: Provides the replica's id.
     """
     if backend.replicas == 1:
         return
     for layer in all_layers(model):
         for generator in seed_generators(layer):
-            generator.next = _folded(generator.next, backend)
+            generator.next = _fold_in_replica_id(generator.next, backend)
 
 
-def _folded(draw: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
+def _fold_in_replica_id(draw: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     def next_seed(ordered: bool = True) -> tf.Tensor:
         seed = tf.convert_to_tensor(draw(ordered))
-        number = tf.cast(backend.replica_id(), seed.dtype)
-        return seed + number * tf.constant([_SPREAD, 0], seed.dtype)
+        replica_id = tf.cast(backend.replica_id(), seed.dtype)
+        return seed + replica_id * tf.constant([_SPREAD, 0], seed.dtype)
 
     return next_seed
 
@@ -53,13 +53,14 @@ class SynchronisedBatchNorm:
 
     Args:
         model: Built model; its layers are changed in place.
-        backend: Adds up over the replicas.
-        every_layer: Synchronise all layers, not only those built with `synchronized=True`.
+        backend: Sums over the replicas.
+        every_layer: Whether to synchronise all layers, not only those built with
+            `synchronized=True`.
     """
 
     def __init__(self, model: keras.Model, backend: Backend, *, every_layer: bool) -> None:
         # The replicas of one process are traced in threads that take turns at every reduction.
-        self._own = threading.local()
+        self._of_replica = threading.local()
         self._backend = backend
         self.layers = [
             layer
@@ -71,14 +72,17 @@ class SynchronisedBatchNorm:
         for layer in self.layers:
             replace_batch_moments(layer, self._moments_of(layer, backend))
 
-    def count_images(self, counts: tf.Tensor) -> None:
-        """Says whether this replica's images count (1), or only stand in for an empty share (0)."""
-        self._own.counts = counts
-
     @property
     def counts(self) -> tf.Tensor:
-        """What `count_images` was told for this replica."""
-        return self._own.counts
+        """1 if this replica's images count, 0 if they only stand in for an empty shard; a scalar.
+
+        The training step sets it on each replica before the model is called.
+        """
+        return self._of_replica.counts
+
+    @counts.setter
+    def counts(self, counts: tf.Tensor) -> None:
+        self._of_replica.counts = counts
 
     def add_up(self, sums: tf.Tensor) -> tf.Tensor:
         """Returns the sum of a tensor over all replicas."""
@@ -88,18 +92,18 @@ class SynchronisedBatchNorm:
         self, layer: keras.layers.BatchNormalization, backend: Backend
     ) -> Callable[[tf.Tensor, Any], tuple[tf.Tensor, tf.Tensor]]:
         def moments(inputs: tf.Tensor, mask: Any) -> tuple[tf.Tensor, tf.Tensor]:
-            """Returns mean and variance of shape `(channels,)`, from one reduction.
+            """Returns mean and variance of shape `(channels,)`, from a single reduction.
 
-            The sums are taken around the moving mean, which all replicas share, so that little is
-            lost where the variance is small against the mean.
+            The sums are taken around the moving mean, which is the same on all replicas, so that
+            little precision is lost if the variance is small compared with the mean.
             """
             axes = normalised_axes(layer)
             channels = [inputs.shape[layer.axis]]
-            around = tf.stop_gradient(tf.cast(layer.moving_mean.value, inputs.dtype))
+            centre = tf.stop_gradient(tf.cast(layer.moving_mean.value, inputs.dtype))
             shape = [1] * len(inputs.shape)
             shape[layer.axis] = channels[0]
-            centred = inputs - tf.reshape(around, shape)
-            weight = tf.cast(self._own.counts, inputs.dtype)
+            centred = inputs - tf.reshape(centre, shape)
+            weight = tf.cast(self.counts, inputs.dtype)
             images = tf.cast(tf.size(inputs), inputs.dtype) / channels[0] * weight
             sums = tf.concat(
                 [
@@ -110,9 +114,9 @@ class SynchronisedBatchNorm:
                 axis=0,
             )
             total = backend.reduce_sum([sums])[0]
-            first, second, count = tf.split(total, [channels[0], channels[0], 1])
-            mean = first / count
-            variance = tf.maximum(second / count - tf.square(mean), 0.0)
-            return mean + around, variance
+            total_sum, total_square, count = tf.split(total, [channels[0], channels[0], 1])
+            mean = total_sum / count
+            variance = tf.maximum(total_square / count - tf.square(mean), 0.0)
+            return mean + centre, variance
 
         return moments

@@ -1,7 +1,7 @@
-"""How Horovod's processes find each other where its own launcher did not start them.
+"""How Horovod's processes find each other if its own launcher did not start them.
 
-Horovod's Gloo wants a small HTTP store that every process can reach. `horovodrun` runs one; under
-Slurm, Kubernetes, Open MPI or TF_CONFIG the chief runs it here, on the one address that is needed.
+Horovod's Gloo needs a small HTTP store that every process can reach. `horovodrun` runs one; under
+Slurm, Kubernetes, Open MPI or TF_CONFIG the chief runs it here, listening on one address only.
 """
 
 import functools
@@ -19,20 +19,20 @@ from distcnn.runtime.horovod_internals import start_rendezvous_server
 
 _T = TypeVar("_T")
 
-_PATIENCE_SECONDS = 300
-"""How long the first process waits for the last one. Once they begin to connect, Horovod gives them
-30 s, too few where one starts much later."""
+_TIMEOUT_SECONDS = 300
+"""How long the first process waits for the last one. Horovod itself allows 30 s once processes
+begin to connect, which is too short if one starts much later."""
 
 
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Reaches the other hosts without a proxy."""
+_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens URLs on the other hosts without a proxy."""
 
 
 class Rendezvous:
-    """The store of one run.
+    """The store through which the processes of one run find each other.
 
     Args:
-        cluster: Where this process stands.
+        cluster: The processes of the run, and which of them this one is.
         port: First port of the run, or None to derive it from the job.
     """
 
@@ -42,21 +42,22 @@ class Rendezvous:
         self._server: Any = None
 
     def open(self) -> dict[str, str]:
-        """Starts the store if this is the chief, waits for it otherwise.
+        """Starts the store if this is the chief, then waits until all processes have registered.
 
         Returns:
-            The environment variables that Horovod reads; none if its launcher set them, or MPI
-            serves instead.
+            The environment variables that Horovod reads; empty if there is one process, if
+            Horovod's launcher has set them, or if MPI is used instead.
 
         Raises:
-            DistcnnError: If the hosts are unknown, or the store cannot be opened or reached.
+            DistcnnError: If the hosts are unknown, the store cannot be opened or reached, or a rank
+                does not register.
         """
         if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ or _started_by_mpi(self._cluster):
             return {}
         cluster = self._cluster
         if cluster.size == 1:
             return {}
-        address, port = self._where()
+        address, port = self._store_address()
         if cluster.is_chief:
             self._serve(address, port)
         _wait_for_all(f"http://{address}:{port}/started", cluster)
@@ -77,22 +78,22 @@ class Rendezvous:
             "HOROVOD_GLOO_IFACE": _interface_towards(address, port, cluster),
         }
 
-    def _where(self) -> tuple[str, int]:
-        """Returns the store's address: beside the chief's own port, which multi_worker may use."""
+    def _store_address(self) -> tuple[str, int]:
+        """Returns the store's address and port, one that multi_worker does not use."""
         chief = self._cluster.worker_addresses(self._port)[0]
         host, _, port = chief.rpartition(":")
-        return _address_of(host), int(port) + self._cluster.size
+        return _resolve(host), int(port) + self._cluster.size
 
     def _serve(self, address: str, port: int) -> None:
         from horovod.runner.common.util.hosts import SlotInfo
 
         cluster = self._cluster
         hosts = cluster.hosts or ()
-        plan = []
+        slots = []
         for rank, host in enumerate(hosts):
             local_rank = hosts[:rank].count(host)
             cross = _hosts_with(hosts, local_rank)
-            plan.append(
+            slots.append(
                 SlotInfo(
                     hostname=host,
                     rank=rank,
@@ -104,16 +105,16 @@ class Rendezvous:
                 )
             )
         try:
-            self._server = start_rendezvous_server(address, port, plan)
+            self._server = start_rendezvous_server(address, port, slots)
         except OSError as error:
             raise DistcnnError(
-                f"rank 0 cannot listen at {address}:{port}: {error.strerror}; give another "
+                f"rank 0 cannot listen at {address}:{port}: {error.strerror}; choose another "
                 "--distribute.port"
             ) from None
 
 
 def _hosts_with(hosts: Sequence[str], local_rank: int) -> list[str]:
-    """Returns the hosts that have a process of some local rank: Horovod's cross communicator."""
+    """Returns the hosts that have a process of the local rank: Horovod's cross communicator."""
     return [host for host in dict.fromkeys(hosts) if hosts.count(host) > local_rank]
 
 
@@ -123,52 +124,52 @@ def _started_by_mpi(cluster: Cluster) -> bool:
     return cluster.scheme in ("openmpi", "pmi") and bool(mpi_built())
 
 
-def _address_of(host: str) -> str:
-    """Looks a host up, which in Kubernetes has a name only once it is there."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    return _patiently(
+def _resolve(host: str) -> str:
+    """Returns the IP address of a host; in Kubernetes its name resolves only once it runs."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    return _retry(
         lambda: socket.gethostbyname(host),
         deadline,
-        f"the host {host} of rank 0 cannot be found; correct the host list, /etc/hosts or DNS",
+        f"the host {host} of rank 0 cannot be resolved; correct the host list, /etc/hosts or DNS",
     )
 
 
 def _wait_for_all(url: str, cluster: Cluster) -> None:
-    """Reports this process at the store, then waits until every other one is there."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    where = f"at {url.split('/')[2]}; did it start, and is the port open between the hosts?"
-    own = urllib.request.Request(f"{url}/{cluster.rank}", data=b"1", method="PUT")
-    _patiently(lambda: _ask(own), deadline, f"rank 0 did not answer {where}")
+    """Registers this process at the store, then waits until all others have registered."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    hint = f"at {url.split('/')[2]}; did it start, and is the port open between the hosts?"
+    register = urllib.request.Request(f"{url}/{cluster.rank}", data=b"1", method="PUT")
+    _retry(lambda: _send(register), deadline, f"rank 0 did not answer {hint}")
     for rank in range(cluster.size):
-        other = urllib.request.Request(f"{url}/{rank}")
-        _patiently(functools.partial(_ask, other), deadline, f"rank {rank} did not come {where}")
+        query = urllib.request.Request(f"{url}/{rank}")
+        _retry(functools.partial(_send, query), deadline, f"rank {rank} did not register {hint}")
 
 
-def _ask(request: urllib.request.Request) -> None:
+def _send(request: urllib.request.Request) -> None:
     try:
-        _DIRECT.open(request, timeout=5).close()
-    except urllib.error.HTTPError as error:  # which is a response, and holds its connection
+        _NO_PROXY.open(request, timeout=5).close()
+    except urllib.error.HTTPError as error:  # also a response, which keeps its connection open
         error.close()
         raise
 
 
-def _patiently(attempt: Callable[[], _T], deadline: float, complaint: str) -> _T:
-    """Tries again until it works.
+def _retry(attempt: Callable[[], _T], deadline: float, message: str) -> _T:
+    """Repeats an attempt until it succeeds.
 
     Raises:
-        DistcnnError: The complaint, with the last cause, when the deadline has passed.
+        DistcnnError: With the message and the last cause, once the deadline has passed.
     """
     while True:
         try:
             return attempt()
         except OSError as error:
             if time.monotonic() > deadline:
-                raise DistcnnError(f"{complaint} ({error})") from None
+                raise DistcnnError(f"{message} ({error})") from None
             time.sleep(0.2)
 
 
 def _interface_towards(address: str, port: int, cluster: Cluster) -> str:
-    """Returns the network interface from which the other hosts are reached."""
+    """Returns the network interface that leads to the other hosts."""
     import psutil
 
     own = address
@@ -180,6 +181,6 @@ def _interface_towards(address: str, port: int, cluster: Cluster) -> str:
         if any(entry.address == own for entry in addresses):
             return name
     raise DistcnnError(
-        f"no network interface of this host has the address {own}, under which the other hosts "
-        "know it; correct the hosts file or the host list"
+        f"no network interface of this host has {own}, the address by which the other hosts know "
+        "it; correct the hosts file or the host list"
     )

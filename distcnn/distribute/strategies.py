@@ -1,8 +1,8 @@
 """The table of distribution strategies, and everything that depends on the strategy.
 
-To add one, write its backend (see `distcnn.distribute.base.Backend`) and add a line to
+To add one, write its backend (see `distcnn.distribute.base.Backend`) and add an entry to
 `STRATEGIES`. Nothing outside this module compares the name of a strategy with a string, and nothing
-here imports TensorFlow until a backend is built.
+here imports TensorFlow before a backend is built.
 """
 
 import importlib.util
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What `auto` depends on.
+class Resources:
+    """The resources by which `auto` chooses a strategy.
 
     Attributes:
         cluster: The processes that were started.
-        devices: Devices that this process would use: as asked for, else the GPUs it sees.
-        gpus: GPUs that this process sees.
+        devices: Number of devices that this process would use: as configured, or all GPUs it sees.
+        gpus: Number of GPUs that this process sees.
         has_horovod: Whether Horovod is installed.
     """
 
@@ -40,11 +40,11 @@ class Surroundings:
 
     @property
     def started(self) -> str:
-        """Who started the processes, for messages."""
+        """What started how many processes, for messages."""
         return f"{self.cluster.scheme} started {self.cluster.size} processes"
 
 
-def _never(surroundings: Surroundings) -> str | None:
+def _never_chosen(resources: Resources) -> str | None:
     return None
 
 
@@ -58,16 +58,16 @@ class Strategy:
 
     Attributes:
         build: Builds the backend; the first thing that may initialise TensorFlow's devices.
-        devices_per_process: `one`, or `all` that this process sees (its part of them, if several
+        devices_per_process: `one`, or `all` that the process sees (its part of them if several
             processes share the host).
-        joins_processes: Whether several processes train one model. If not, several devices belong
-            to one process.
-        max_devices: Most devices of a process, or None.
-        more_devices: What to do to train on more devices than that.
-        fits: Returns why `auto` chooses this strategy, or None if it does not.
-        launch: Returns the command line and environment of each process that has to be started on
-            this host for a number of replicas.
-        check: Yields what the doctor finds about the software the strategy needs.
+        joins_processes: Whether several processes can train one model. If not, one process holds
+            all devices.
+        max_devices: Largest number of devices per process, or None for no limit.
+        more_devices: What to do to train on more devices than that; ends an error message.
+        auto_reason: Returns why `auto` chooses this strategy, or None if it does not.
+        launch: Returns the command line and environment of each process to start on this host for a
+            number of replicas.
+        check: Yields the doctor's findings about the software that the strategy needs.
         can_compress: Whether gradients can be sent in half precision.
         has_shared_memory: Whether processes of one host may reduce through shared memory.
         listens_publicly: Whether it opens a port on all network interfaces.
@@ -78,7 +78,7 @@ class Strategy:
     joins_processes: bool
     max_devices: int | None = None
     more_devices: str = ""
-    fits: Callable[[Surroundings], str | None] = _never
+    auto_reason: Callable[[Resources], str | None] = _never_chosen
     launch: launching.Launcher = launching.one_process
     check: Callable[[], Iterator[Finding]] = _no_checks
     can_compress: bool = False
@@ -126,25 +126,28 @@ def _check_horovod() -> Iterator[Finding]:
     return check_horovod()
 
 
-def _horovod_fits(where: Surroundings) -> str | None:
-    # A TF_CONFIG describes a cluster of TensorFlow's own.
-    if where.cluster.size == 1 or where.cluster.scheme == "tf_config":
+def _reason_for_horovod(resources: Resources) -> str | None:
+    # TF_CONFIG describes a cluster for TensorFlow's own strategies.
+    if resources.cluster.size == 1 or resources.cluster.scheme == "tf_config":
         return None
-    if not where.has_horovod and where.cluster.scheme == "horovod":
-        raise ClusterError(f"{where.started}, but Horovod is not installed in this environment")
-    return where.started if where.has_horovod else None
+    if not resources.has_horovod and resources.cluster.scheme == "horovod":
+        raise ClusterError(
+            f"{resources.started}, but Horovod is not installed in this environment; run "
+            "distcnn install-horovod"
+        )
+    return resources.started if resources.has_horovod else None
 
 
-def _multi_worker_fits(where: Surroundings) -> str | None:
-    return where.started if where.cluster.size > 1 else None
+def _reason_for_multi_worker(resources: Resources) -> str | None:
+    return resources.started if resources.cluster.size > 1 else None
 
 
-def _mirrored_fits(where: Surroundings) -> str | None:
-    return f"there are {where.devices} devices" if where.devices > 1 else None
+def _reason_for_mirrored(resources: Resources) -> str | None:
+    return f"there are {resources.devices} devices" if resources.devices > 1 else None
 
 
-def _one_device_fits(where: Surroundings) -> str | None:
-    return "there is one device" if where.gpus else "there is no GPU"
+def _reason_for_one_device(resources: Resources) -> str | None:
+    return "there is one device" if resources.gpus else "there is no GPU"
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -153,9 +156,9 @@ STRATEGIES: dict[str, Strategy] = {
         devices_per_process="one",
         joins_processes=True,
         max_devices=1,
-        more_devices="Horovod has one device a process; start more processes, as by "
+        more_devices="horovod uses one device per process; start more processes, for example with "
         "horovodrun -np N",
-        fits=_horovod_fits,
+        auto_reason=_reason_for_horovod,
         launch=launching.horovodrun,
         check=_check_horovod,
         can_compress=True,
@@ -165,7 +168,7 @@ STRATEGIES: dict[str, Strategy] = {
         build=_build_multi_worker,
         devices_per_process="all",
         joins_processes=True,
-        fits=_multi_worker_fits,
+        auto_reason=_reason_for_multi_worker,
         launch=launching.tf_config,
         listens_publicly=True,
     ),
@@ -173,21 +176,21 @@ STRATEGIES: dict[str, Strategy] = {
         build=_build_mirrored,
         devices_per_process="all",
         joins_processes=False,
-        fits=_mirrored_fits,
+        auto_reason=_reason_for_mirrored,
     ),
     "one_device": Strategy(
         build=_build_one_device,
         devices_per_process="one",
         joins_processes=False,
         max_devices=1,
-        more_devices="distribute.strategy one_device has one; use mirrored",
-        fits=_one_device_fits,
+        more_devices="distribute.strategy one_device uses a single one; use mirrored",
+        auto_reason=_reason_for_one_device,
     ),
 }
 """The strategies by their name in the configuration, in the order in which `auto` tries them."""
 
 AUTO = "auto"
-"""Stands for the first strategy of the table that fits."""
+"""The name that stands for the first suitable strategy of the table."""
 
 STRATEGY_NAMES: Mapping[str, object] = ChainMap({AUTO: None}, STRATEGIES)  # type: ignore[arg-type]
 """What `distribute.strategy` may be."""
@@ -197,10 +200,10 @@ def strategy_of(name: str) -> Strategy:
     """Returns a strategy by its name.
 
     Raises:
-        UsageError: If there is none of that name.
+        UsageError: If there is no strategy of that name.
     """
-    found: Strategy = look_up("distribute.strategy", name, STRATEGIES)
-    return found
+    strategy: Strategy = look_up("distribute.strategy", name, STRATEGIES)
+    return strategy
 
 
 def has_shared_memory(name: str) -> bool:
@@ -209,15 +212,15 @@ def has_shared_memory(name: str) -> bool:
 
 
 def default_strategy(workers: int) -> str:
-    """Returns the first strategy of the table for one worker, or for several."""
+    """Returns the name of the first strategy of the table for one worker, or for several."""
     return next(n for n, s in STRATEGIES.items() if s.trains_several == (workers > 1))
 
 
 def require_supported(config: DistributeConfig) -> None:
-    """Checks the distribute section against what its strategy can do.
+    """Checks that the strategy supports the other settings of its section.
 
     Raises:
-        UsageError: If the strategy is unknown, or cannot do what other keys ask for.
+        UsageError: If the strategy is unknown, or does not support a setting.
     """
     require_known("distribute.strategy", config.strategy, STRATEGY_NAMES)
     if config.strategy == AUTO:
@@ -236,34 +239,35 @@ def require_supported(config: DistributeConfig) -> None:
 def choose_strategy(
     config: DistributeConfig, cluster: Cluster, *, gpus: int, has_horovod: bool | None = None
 ) -> tuple[str, str]:
-    """Resolves the strategy `auto`, and refuses one that cannot serve the processes started.
+    """Resolves the strategy `auto`; rejects a strategy that cannot join the started processes.
 
     Args:
         config: The distribute section of a run.
         cluster: The processes that were started, and which of them this one is.
-        gpus: GPUs that this process sees.
-        has_horovod: Whether Horovod is installed; looked up by default.
+        gpus: Number of GPUs that this process sees.
+        has_horovod: Whether Horovod is installed; detected by default.
 
     Returns:
-        The name of the strategy, and the reason.
+        The name of the strategy, and the reason for it.
 
     Raises:
-        UsageError: If the strategy asked for cannot train together what was started.
+        UsageError: If the configured strategy cannot train one model in the started processes.
+        ClusterError: If Horovod started the processes, but is not installed here.
     """
     require_supported(config)
     if has_horovod is None:
         has_horovod = importlib.util.find_spec("horovod") is not None
-    where = Surroundings(cluster, config.devices or gpus, gpus, has_horovod)
+    resources = Resources(cluster, config.devices or gpus, gpus, has_horovod)
     if config.strategy != AUTO:
         if cluster.size > 1 and not STRATEGIES[config.strategy].joins_processes:
             able = " or ".join(n for n, other in STRATEGIES.items() if other.joins_processes)
             raise UsageError(
-                f"distribute.strategy is {config.strategy}, but {where.started}, which would train "
-                f"{cluster.size} separate models; use {able}"
+                f"distribute.strategy is {config.strategy}, but {resources.started}, which would "
+                f"train {cluster.size} separate models; use {able}"
             )
         return config.strategy, "asked for"
     for name, strategy in STRATEGIES.items():
-        reason = strategy.fits(where)
+        reason = strategy.auto_reason(resources)
         if reason is not None:
             return name, reason
-    raise AssertionError("the last strategy of the table fits a single process")
+    raise AssertionError("the last strategy of the table must accept a single process")

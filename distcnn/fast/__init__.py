@@ -1,4 +1,4 @@
-"""The fast path: the user's model, computed in fewer passes over memory."""
+"""The fast path: runs the user's model in its fast form, with fewer passes over memory."""
 
 from distcnn.fast.rewrite import fast_model
 

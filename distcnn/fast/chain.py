@@ -1,4 +1,4 @@
-"""A chain of layers as one layer, which does the same in fewer passes over memory."""
+"""A layer that computes a chain of layers in fewer passes over memory."""
 
 import enum
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
+from typing_extensions import override
 
 from distcnn.fast.operations import (
     Replicas,
@@ -19,7 +20,7 @@ from distcnn.fast.operations import (
 
 
 class Kind(enum.Enum):
-    """What a stage of a chain does."""
+    """Operation of a stage of a chain."""
 
     LINEAR = enum.auto()
     BIAS = enum.auto()
@@ -32,33 +33,33 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: what it does, and the layer whose settings and variables it takes."""
+    """One operation of a chain, and the layer whose settings and variables it uses."""
 
     kind: Kind
     layer: keras.layers.Layer
 
 
 def stages_of(layer: keras.layers.Layer) -> list[Stage] | None:
-    """Takes a layer apart.
+    """Splits a layer into stages.
 
     Returns:
-        Its stages in order, or None for a layer that the fast path leaves alone: any that is not
-        exactly one of Keras' own known ones, as a subclass may do something else.
+        The stages in order, or None if the fast path does not support the layer. Only Keras' own
+        layers are supported; a subclass may compute something else.
     """
-    taken = _taken_apart(layer)
-    if taken is None or layer.activity_regularizer is not None:
+    stages = _split(layer)
+    if stages is None or layer.activity_regularizer is not None:
         return None
-    known = layer.compute_dtype in ("float32", "bfloat16", "float16")
-    return taken if known and layer.variable_dtype == "float32" else None
+    supported = layer.compute_dtype in ("float32", "bfloat16", "float16")
+    return stages if supported and layer.variable_dtype == "float32" else None
 
 
-def _taken_apart(layer: keras.layers.Layer) -> list[Stage] | None:
+def _split(layer: keras.layers.Layer) -> list[Stage] | None:
     kind = type(layer)
     if kind in (keras.layers.Conv2D, keras.layers.Dense):
-        known = not layer.lora_enabled and layer.quantization_mode is None
+        supported = not layer.lora_enabled and layer.quantization_mode is None
         if kind is keras.layers.Conv2D:
-            known = known and layer.data_format == "channels_last"
-        if not known:
+            supported = supported and layer.data_format == "channels_last"
+        if not supported:
             return None
         bias = [Stage(Kind.BIAS, layer)] if layer.use_bias else []
         return [Stage(Kind.LINEAR, layer), *bias, *_activation(layer)]
@@ -86,10 +87,10 @@ def _activation(layer: keras.layers.Layer) -> list[Stage]:
 
 
 def pool_early(stages: Sequence[Stage]) -> list[Stage]:
-    """Moves max pooling in front of bias and relu, which then have a fraction of the elements.
+    """Moves max pooling in front of bias and relu, which then process fewer elements.
 
-    Both are monotone in each channel, also as they are rounded, so the largest element of a window
-    stays the largest, and the outputs are equal to the bit.
+    Both are monotone within a channel, even after rounding, so the maximum of a window remains its
+    maximum and the outputs are bit-identical.
     """
     ordered: list[Stage] = []
     for stage in stages:
@@ -102,22 +103,22 @@ def pool_early(stages: Sequence[Stage]) -> list[Stage]:
 
 
 class Synchronised(Replicas, Protocol):
-    """Which layers normalise over the images of all replicas, and how they add up."""
+    """The replicas, and the layers that normalise over the images of all of them."""
 
     layers: list[keras.layers.Layer]
 
 
 class Chain(keras.layers.Layer):
-    """Does what its layers do one after the other; the variables are theirs.
+    """Computes a sequence of layers on their own variables.
 
-    Dropout draws other random numbers than Keras' (the same distribution, from the same seed
-    generators). In training, relu, dropout and batch normalisation that follow each other are
-    fused: dropout's scale s = 1 / (1 - rate) is never multiplied in, since normalising s r with
-    epsilon is normalising r with epsilon / s^2.
+    Dropout uses the same distribution and seed generators as Keras', but draws different random
+    numbers. In training, consecutive relu, dropout and batch normalisation are fused: dropout's
+    scale s = 1 / (1 - rate) is never multiplied in, because normalising s r with epsilon equals
+    normalising r with epsilon / s^2.
 
     Args:
-        layers: Built layers of one compute dtype, each known to `stages_of`.
-        synchronised: Which batch normalisation is over all replicas, or None.
+        layers: Built layers with the same compute dtype, all supported by `stages_of`.
+        synchronised: The layers that normalise over all replicas, or None.
     """
 
     def __init__(
@@ -129,8 +130,8 @@ class Chain(keras.layers.Layer):
         self._synchronised = synchronised
         self.built = True
 
+    @override
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Computes the outputs; see `keras.layers.Layer.call`."""
         outputs = inputs
         stages = [s for s in self._stages if training or s.kind is not Kind.DROPOUT]
         while stages:
@@ -146,15 +147,15 @@ class Chain(keras.layers.Layer):
     def _drop(
         self, inputs: tf.Tensor, stages: Sequence[Stage], relu: bool
     ) -> tuple[tf.Tensor, int]:
-        """Dropout with what stands around it; returns how many stages that is."""
+        """Computes dropout, fused with its neighbours; returns also the number of stages used."""
         dropout = stages[relu].layer
         seed = tf.convert_to_tensor(dropout.seed_generator.next())
         mask = keep_mask(seed, dropout.rate, inputs)
         kept = masked_relu(inputs, mask) if relu else inputs * mask
         scale = 1 / (1 - dropout.rate)
-        after = stages[relu + 1 : relu + 2]
-        if after and after[0].kind is Kind.NORM and after[0].layer.trainable:
-            return self._normalise(kept, after[0].layer, scale), relu + 2
+        following = stages[relu + 1 : relu + 2]
+        if following and following[0].kind is Kind.NORM and following[0].layer.trainable:
+            return self._normalise(kept, following[0].layer, scale), relu + 2
         return kept * tf.cast(scale, kept.dtype), relu + 1
 
     def _plain(self, inputs: tf.Tensor, stage: Stage, training: bool) -> tf.Tensor:
@@ -181,13 +182,13 @@ class Chain(keras.layers.Layer):
     def _normalise(
         self, inputs: tf.Tensor, layer: keras.layers.Layer, scale: float = 1.0
     ) -> tf.Tensor:
-        """Normalises `scale * inputs` in training, and moves the layer's moving statistics."""
+        """Normalises `scale * inputs` in training, and updates the layer's moving statistics."""
         gamma, beta = _affine(layer, inputs.shape[-1])
         epsilon = layer.epsilon / scale**2
         if self._synchronised is not None and layer in self._synchronised.layers:
-            around = _variable(layer.moving_mean) / scale
+            origin = _variable(layer.moving_mean) / scale
             outputs, mean, variance = normalise_across(
-                inputs, gamma, beta, epsilon, around, self._synchronised
+                inputs, gamma, beta, epsilon, origin, self._synchronised
             )
         else:
             outputs, mean, variance = normalise_batch(inputs, gamma, beta, epsilon)
@@ -199,8 +200,8 @@ class Chain(keras.layers.Layer):
             moving.assign(kept + tf.stop_gradient(value) * (1 - layer.momentum))
         return tf.ensure_shape(outputs, inputs.shape)
 
+    @override
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """Returns the shape that the layers give, one after the other."""
         shape = input_shape
         for layer in self.chained:
             shape = layer.compute_output_shape(shape)
@@ -214,5 +215,5 @@ def _affine(layer: keras.layers.Layer, channels: int) -> tuple[tf.Tensor, tf.Ten
 
 
 def _variable(variable: Any) -> tf.Tensor:
-    """Reads a variable in its own type, not that of the computation."""
+    """Reads a variable in its own dtype, without autocasting to the compute dtype."""
     return tf.convert_to_tensor(variable.value)

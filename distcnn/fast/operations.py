@@ -1,7 +1,7 @@
-"""What the fast path computes with: pure tensor functions, each equal to Keras' plain form.
+"""Operations of the fast path: pure tensor functions, each equal to Keras' plain form.
 
-They read and write large tensors as seldom as they can; on a CPU that, next to the convolutions,
-is what a step costs.
+They make as few passes over large tensors as possible; on a CPU, those passes cost the most after
+the convolutions.
 """
 
 from typing import Any, Protocol
@@ -11,26 +11,26 @@ import tensorflow as tf
 _LEVELS = 256
 
 _MULTIPLIERS = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F)
-"""Odd numbers without a pattern."""
+"""Odd numbers with irregular bit patterns."""
 
 
 def keep_mask(seed: tf.Tensor, rate: float, like: tf.Tensor) -> tf.Tensor:
-    """Draws which elements dropout keeps, by comparing 8 random bits for each.
+    """Draws a dropout mask from 8 random bits per element.
 
-    The share that is kept is a multiple of 1 / 256, drawn anew each time from the two next to
+    The fraction kept is a multiple of 1 / 256, drawn in each call from the two nearest to
     `1 - rate`, so that its mean is exact.
 
     Args:
         seed: Integer tensor of shape `(2,)`.
-        rate: Share to drop, in (0, 1).
-        like: Tensor whose shape and dtype the mask has.
+        rate: Fraction to drop, in (0, 1).
+        like: Tensor with the shape and dtype of the mask.
 
     Returns:
-        Tensor of ones (kept) and zeros.
+        Tensor of ones (kept) and zeros (dropped).
     """
     size = tf.size(like)
     per_word = 4 * len(_MULTIPLIERS)
-    # The first word decides between the two shares, the others are 16 elements each.
+    # The first word chooses between the two fractions; each of the others covers 16 elements.
     words = tf.random.stateless_uniform(
         [(size + per_word - 1) // per_word + 1], seed, None, None, tf.uint32
     )
@@ -39,18 +39,18 @@ def keep_mask(seed: tf.Tensor, rate: float, like: tf.Tensor) -> tf.Tensor:
     draws = tf.reshape(tf.bitcast(_spread(words[1:]), tf.uint8), [-1])
     if (like.shape[1:].num_elements() or 1) % per_word:
         draws = draws[:size]
-    # Compared with share - 1, as 256 is no uint8; at least one element in 256 is always kept.
+    # Compared with kept_levels - 1, because 256 is not a uint8; at least 1 in 256 is always kept.
     most = tf.cast(tf.maximum(kept_levels - 1, 0), tf.uint8)
     return tf.cast(tf.reshape(draws, tf.shape(like)) <= most, like.dtype)
 
 
 def _spread(words: tf.Tensor) -> tf.Tensor:
-    """Makes four words of each, by multiplicative hashing (Knuth, volume 3, section 6.4).
+    """Expands each word to four, by multiplicative hashing (Knuth, volume 3, section 6.4).
 
-    Drawing random words is what costs most in dropout. 16 decisions are at most 16 bits of
-    information, half of what a word has, so one is enough for them if it is spread well. A
-    product's low bits depend on nothing but the word's low bits, so higher ones are mixed in, by a
-    shift that does not lay one byte upon another.
+    Drawing random words is the most expensive part of dropout. 16 decisions carry at most 16 bits
+    of information, half a word, so one word is enough for them if its bits are spread well. The low
+    bits of a product depend only on the low bits of the word, so higher bits are mixed in, with a
+    shift that is not a multiple of a byte.
 
     Args:
         words: uint32 tensor of shape `(count,)`.
@@ -70,8 +70,8 @@ def _shifted(words: tf.Tensor, bits: int) -> tf.Tensor:
 def masked_relu(inputs: tf.Tensor, mask: tf.Tensor) -> Any:
     """Returns `relu(inputs) * mask` for a mask of ones and zeros.
 
-    What comes out tells all that the gradient needs: it is positive where the input was and the
-    mask is one. So neither input nor mask is kept.
+    The gradient needs only the outputs, which are positive exactly where the input is positive and
+    the mask is one. Neither the inputs nor the mask are kept in memory.
     """
     outputs = tf.nn.relu(inputs) * mask
     outputs = tf.ensure_shape(outputs, inputs.shape)
@@ -85,17 +85,17 @@ def masked_relu(inputs: tf.Tensor, mask: tf.Tensor) -> Any:
 def normalise_batch(
     inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Batch normalisation in training, in one operation (Ioffe and Szegedy 2015, algorithm 1).
+    """Normalises a batch in training, in one operation (Ioffe and Szegedy 2015, algorithm 1).
 
     Args:
-        inputs: Tensor of rank 2 or 4, channels last, of a half or float32 type.
+        inputs: Tensor of rank 2 or 4, channels last; float16, bfloat16 or float32.
         gamma: float32 scale of shape `(channels,)`.
         beta: float32 offset of shape `(channels,)`.
         epsilon: Added to the variance.
 
     Returns:
-        Outputs of the type of the inputs; mean and (population) variance, float32 of shape
-        `(channels,)`, whatever that type is.
+        Outputs with the dtype of the inputs; mean and population variance, always float32, of shape
+        `(channels,)`.
     """
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=_as_images(inputs),
@@ -106,7 +106,7 @@ def normalise_batch(
         epsilon=epsilon,
         is_training=True,
     )
-    # The operation divides by count - 1; Keras' moving variance is of the population.
+    # The operation divides by count - 1, but Keras' moving variance is the population variance.
     count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
     population = variance * (tf.maximum(count - 1, 1) / count)
     return tf.reshape(outputs, tf.shape(inputs)), mean, population
@@ -117,37 +117,37 @@ def normalise_across(
     gamma: tf.Tensor,
     beta: tf.Tensor,
     epsilon: float,
-    around: tf.Tensor,
+    origin: tf.Tensor,
     replicas: "Replicas",
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Batch normalisation in training over the images of all replicas.
+    """Normalises a batch in training over the images of all replicas.
 
-    Each replica adds what it finds to the sums, and normalises by what all of them found; and so
-    on the way back. The sums are taken around a value that all replicas share, so that little is
-    lost where the variance is small against the mean.
+    The replicas sum their statistics and all normalise by the result; the backward pass sums the
+    gradients in the same way. The statistics are taken relative to an origin that all replicas
+    share, which limits cancellation where the variance is small compared with the mean.
 
     Args:
-        inputs: As for `normalise_batch`, as are `gamma`, `beta` and `epsilon`.
-        gamma: Scale.
-        beta: Offset.
+        inputs: See `normalise_batch`.
+        gamma: See `normalise_batch`.
+        beta: See `normalise_batch`.
         epsilon: Added to the variance.
-        around: float32 tensor of shape `(channels,)`, near the mean.
-        replicas: Adds up over the replicas.
+        origin: float32 tensor of shape `(channels,)`, close to the mean, equal on all replicas.
+        replicas: Sums tensors over the replicas.
 
     Returns:
-        As `normalise_batch` does.
+        The same as `normalise_batch`, with the statistics of all replicas.
     """
     counts = replicas.counts
     size = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32) * counts
     _, own_mean, own_variance = normalise_batch(inputs, gamma, beta, epsilon)
-    shift = own_mean - around
+    shift = own_mean - origin
     first, second = size * shift, size * (own_variance + tf.square(shift))
     channels = inputs.shape[-1]
     total = replicas.add_up(tf.concat([first, second, tf.reshape(size, [1])], 0))
     first, second, images = tf.split(tf.stop_gradient(total), [channels, channels, 1])
     mean = first / images
     variance = tf.maximum(second / images - tf.square(mean), 0.0)
-    mean += around
+    mean += origin
 
     @tf.custom_gradient
     def normalised(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> Any:
@@ -166,7 +166,7 @@ def normalise_across(
             )
             both = replicas.add_up(tf.concat([to_scale, to_offset], 0))
             all_scale, all_offset = tf.split(both, 2)
-            # What the images do to mean and variance: the derivative of algorithm 1 in the paper.
+            # The gradient through mean and variance: the derivative of the paper's algorithm 1.
             factor = -scale * tf.math.rsqrt(variance + epsilon) / images * counts
             by_statistics = normalise_by(
                 x, factor * all_scale, factor * all_offset, mean, variance, epsilon
@@ -179,11 +179,11 @@ def normalise_across(
 
 
 class Replicas(Protocol):
-    """What normalising over replicas asks of them."""
+    """Communication between the replicas, as needed to normalise over all of them."""
 
     @property
     def counts(self) -> tf.Tensor:
-        """1.0 if this replica's images count, 0.0 if they only stand in for an empty share."""
+        """1.0 if this replica's images count, 0.0 if they only fill an empty shard."""
 
     def add_up(self, sums: tf.Tensor) -> tf.Tensor:
         """Returns the sum of a tensor over all replicas."""
@@ -197,10 +197,10 @@ def normalise_by(
     variance: tf.Tensor,
     epsilon: float,
 ) -> tf.Tensor:
-    """Batch normalisation by given statistics, in one operation.
+    """Normalises a batch by given statistics, in one operation.
 
     Args:
-        inputs: As for `normalise_batch`.
+        inputs: See `normalise_batch`.
         gamma: float32 scale of shape `(channels,)`.
         beta: float32 offset of shape `(channels,)`.
         mean: float32 mean of shape `(channels,)`.
@@ -208,7 +208,7 @@ def normalise_by(
         epsilon: Added to the variance.
 
     Returns:
-        Outputs of the type of the inputs.
+        Outputs with the dtype of the inputs.
     """
     outputs = tf.raw_ops.FusedBatchNormV3(
         x=_as_images(inputs),

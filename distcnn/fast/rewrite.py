@@ -1,29 +1,30 @@
-"""From the user's model to an equal one that takes less time, on the very same variables."""
+"""Rewrites the user's model into its fast form, which shares its variables."""
 
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+from typing_extensions import override
 
 from distcnn.fast.chain import Chain, Synchronised, stages_of
 from distcnn.runtime.keras_internals import calls_in_order, functional_graph, output_structure
 
 
 def fast_model(model: keras.Model, synchronised: Synchronised | None = None) -> keras.Model:
-    """Returns a model that computes what `model` does, in fewer passes over memory.
+    """Returns a model that computes the same as `model` in fewer passes over memory.
 
-    Chains of Keras' own convolutions, dense layers, activations, max pooling, dropout and batch
-    normalisation become one layer each; all other layers are called as they are. The result is for
-    computing only: the model to save, summarise and export is the user's, which stays untouched.
+    Each chain of Keras' own convolutions, dense layers, activations, max pooling, dropout and batch
+    normalisation becomes one layer; all other layers are called unchanged. The fast form is for
+    computing only: save, summarise and export the user's model, which is not modified.
 
     Args:
         model: Built Sequential or functional model; nested ones are rewritten too. Any other model
-            cannot be seen into, and is returned itself.
-        synchronised: Which batch normalisation is over all replicas, or None.
+            has no graph to rewrite, and is returned unchanged.
+        synchronised: The layers that normalise over all replicas, or None.
 
     Returns:
-        A model whose variables are those of `model`.
+        A model with the variables of `model`.
     """
     return _rewritten(model, synchronised, {})
 
@@ -41,7 +42,7 @@ def _rewritten(
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of the rewritten model: of what, on which tensors, giving which."""
+    """One call of an operation in the rewritten model."""
 
     operation: Any
     arguments: Any
@@ -49,11 +50,11 @@ class _Call:
 
 
 class FastModel(keras.Model):
-    """A functional model's graph with some of its chains of layers replaced.
+    """A functional model with chains of its layers replaced.
 
     Args:
         graph: The functional model.
-        calls: What is called instead of its layers, in order.
+        calls: The calls that replace those of its layers, in order.
     """
 
     def __init__(self, graph: keras.Model, calls: list[_Call]) -> None:
@@ -64,14 +65,14 @@ class FastModel(keras.Model):
         self.parts = [c.operation for c in calls if isinstance(c.operation, keras.layers.Layer)]
         self.built = True
 
+    @override
     def call(self, inputs: Any, training: bool = False, mask: Any = None) -> Any:
-        """Computes the outputs; see `keras.Model.call`. Images have no mask."""
         values = dict(zip(self._graph_inputs, keras.tree.flatten(inputs), strict=True))
         for each in self._calls:
             arguments, keywords = each.arguments.fill_in(values)
-            if isinstance(each.operation, Chain):  # whose layers were given nothing else
+            if isinstance(each.operation, Chain):  # its layers have no other keyword arguments
                 keywords = {"training": training}
-            elif "training" in keywords:  # as functional models do
+            elif "training" in keywords:  # replaced as in Keras' functional models
                 keywords["training"] = training
             outputs = keras.tree.flatten(each.operation(*arguments, **keywords))
             values.update(zip(map(id, each.outputs), outputs, strict=True))
@@ -79,7 +80,7 @@ class FastModel(keras.Model):
 
 
 class _Program:
-    """Divides the graph of one model into chains and single calls."""
+    """Splits the graph of one model into chains and single calls."""
 
     def __init__(
         self, graph: keras.Model, synchronised: Synchronised | None, done: dict[int, Any]
@@ -109,7 +110,7 @@ class _Program:
         return calls
 
     def _chain_from(self, node: Any) -> list[Any]:
-        """Returns the nodes that begin here and follow each other with no other use between."""
+        """Returns the longest chain from this node whose intermediate tensors have no other use."""
         chain: list[Any] = []
         following: Any = node
         while following is not None and self._fits(following, chain):

@@ -1,1 +1,1 @@
-"""Classifiers: the built-in ones by name, and the user's own."""
+"""Classifiers: the built-in models, and models from the user's own code."""

@@ -9,14 +9,14 @@ def article(
 ) -> keras.Sequential:
     """Builds the article's network: four convolutions and two dense layers.
 
-    Every stage is convolution or dense, relu, (max pooling,) dropout, batch normalisation; the
-    dense kernels are kept within a norm of 3 (Srivastava et al. 2014). For 32x32x3 images and 10
-    classes it has 2,264,458 parameters, 2,263,114 of them trainable.
+    Each stage is a convolution or dense layer, relu, optional max pooling, dropout and batch
+    normalisation. The dense kernels have a maximum norm of 3 (Srivastava et al. 2014). For 32x32x3
+    images and 10 classes, the network has 2,264,458 parameters, of which 2,263,114 are trainable.
 
     Args:
         input_shape: `(height, width, channels)`; height and width are halved twice.
-        num_classes: Width of the softmax.
-        dropout: Share of the activations that each dropout layer drops.
+        num_classes: Number of outputs.
+        dropout: Fraction of the activations that each dropout layer drops.
 
     Returns:
         An uncompiled model with a float32 softmax of shape `(batch, num_classes)`.

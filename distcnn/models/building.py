@@ -1,4 +1,4 @@
-"""From the configuration to an uncompiled classifier."""
+"""Builds an uncompiled classifier from the configuration."""
 
 import inspect
 import json
@@ -21,20 +21,20 @@ log = logging.getLogger("distcnn")
 def build_model(
     config: ModelConfig, input_shape: tuple[int, int, int], num_classes: int
 ) -> keras.Model:
-    """Builds the classifier that the configuration names.
+    """Builds the configured classifier.
 
     Args:
-        config: Names a built-in model, or the function that returns the user's own.
-        input_shape: `(height, width, channels)` of the images on offer. A user's function need not
-            take it; the images are then resized to the input that its model has.
-        num_classes: Number of classes of the data.
+        config: The built-in model, or the function that returns the user's own.
+        input_shape: `(height, width, channels)` of the data set's images. A user's function may
+            omit this parameter; the images are then resized to the input of its model.
+        num_classes: Number of classes in the data set.
 
     Returns:
-        A built model with an input of rank 4 and an output of shape `(batch, num_classes)`.
+        A built model with a rank-4 input and an output of shape `(batch, num_classes)`.
 
     Raises:
-        UsageError: If the function cannot be found or does not take `config.args`.
-        DistcnnError: If what it returns is not such a model.
+        UsageError: If the function cannot be found or does not accept `config.args`.
+        DistcnnError: If the function does not return such a model.
     """
     name = config.factory or config.name
     function: Callable[..., Any] = (
@@ -44,12 +44,12 @@ def build_model(
     )
     offered = {"input_shape": input_shape, "num_classes": num_classes}
     parameters = inspect.signature(function).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    accepts_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for key in config.args:
-        if key not in parameters and not takes_any:
+        if key not in parameters and not accepts_any:
             hint = nearest(key, parameters)
-            raise UsageError(f"model.args has {key!r}, which {name} does not take{hint}")
-    arguments = {k: v for k, v in offered.items() if k in parameters or takes_any} | config.args
+            raise UsageError(f"model.args has {key!r}, which {name} does not accept{hint}")
+    arguments = {k: v for k, v in offered.items() if k in parameters or accepts_any} | config.args
     model = function(**arguments)
     _check(name, model, num_classes)
     require_plain_training(name, model)
@@ -58,14 +58,12 @@ def build_model(
 
 
 def returns_logits(config: ModelConfig, model: keras.Model) -> bool:
-    """Tells whether the model's output is logits rather than probabilities.
+    """Returns whether the model outputs logits rather than probabilities.
 
     Args:
-        config: Says so, or `auto`: probabilities if the last activation is softmax.
+        config: `config.output` decides; `auto` means probabilities if the last activation is
+            softmax, else logits.
         model: The classifier.
-
-    Returns:
-        True if softmax is still to be applied to the output.
     """
     if config.output != "auto":
         return config.output == "logits"
@@ -78,7 +76,7 @@ def returns_logits(config: ModelConfig, model: keras.Model) -> bool:
 
 
 def takes_images(input_shape: Any) -> bool:
-    """Tells whether a model's input is one image of fixed size, grey or colour."""
+    """Returns whether a model takes one image of fixed size, grey or colour."""
     return (
         isinstance(input_shape, tuple)
         and len(input_shape) == 4
@@ -88,7 +86,10 @@ def takes_images(input_shape: Any) -> bool:
 
 
 def _check_saving(name: str, model: keras.Model) -> None:
-    """Finds out before the training, not after it, whether the model can be saved and loaded."""
+    """Fails before training, not after it, if Keras cannot save the model.
+
+    A model that can be saved but not loaded is only warned about.
+    """
     try:
         description = json.dumps(keras.saving.serialize_keras_object(model))
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -97,7 +98,7 @@ def _check_saving(name: str, model: keras.Model) -> None:
     if '"__lambda__"' in description:
         log.warning(
             "warning: %s has a Lambda layer with a Python lambda, which Keras saves but refuses to "
-            "load; give the layer a function of its own or write a keras.Layer",
+            "load; use a named function, or write a keras.Layer",
             name,
         )
 
@@ -108,12 +109,12 @@ def _check(name: str, model: object, num_classes: int) -> None:
         raise DistcnnError(f"{name} returned a {kind}; expected a keras.Model")
     if not model.built:
         raise DistcnnError(
-            f"{name} returned a model that is not built; begin it with keras.Input(input_shape)"
+            f"{name} returned a model that is not built; start it with keras.Input(input_shape)"
         )
     shape = getattr(model, "input_shape", None)
     if shape is None:
         raise DistcnnError(
-            f"{name} returned a model that does not know its input shape; return it as "
+            f"{name} returned a model without an input shape; return it as "
             "keras.Model(inputs, model(inputs)) with inputs = keras.Input(input_shape)"
         )
     if not takes_images(shape):
@@ -123,6 +124,6 @@ def _check(name: str, model: object, num_classes: int) -> None:
         )
     if model.output_shape != (None, num_classes):
         raise DistcnnError(
-            f"{name} has the output shape {model.output_shape}; expected (None, {num_classes}), as "
-            f"the data has {num_classes} classes"
+            f"{name} has the output shape {model.output_shape}; expected (None, {num_classes}), "
+            f"because the data has {num_classes} classes"
         )

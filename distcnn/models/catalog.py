@@ -1,4 +1,4 @@
-"""The built-in models by name. To add one, write its function and add a line here."""
+"""The built-in models by name. To add one, write its function and register it here."""
 
 from typing import Any
 
@@ -6,5 +6,5 @@ MODELS: dict[str, Any] = {
     "article": "distcnn.models.article:article",
     "compact": "distcnn.models.compact:compact",
 }
-"""Functions of `(input_shape, num_classes, ...)` that return an uncompiled `keras.Model`, or their
-import paths."""
+"""Functions of `(input_shape, num_classes, ...)` that return an uncompiled `keras.Model`, or the
+import paths of such functions."""

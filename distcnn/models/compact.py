@@ -1,4 +1,4 @@
-"""A small residual CNN that learns fast: for the article's accuracy in a tenth of its time."""
+"""A small, fast residual CNN: the article's accuracy in a tenth of the training time."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ def compact(
     num_classes: int,
     widths: Sequence[int] = (32, 64, 128, 256),
 ) -> keras.Model:
-    """Builds a convolution for each width, halving the image before all but the first.
+    """Builds one convolution per width, with max pooling in front of all but the first.
 
-    Every convolution is followed by batch normalisation and relu, so none has a bias, and the last
-    one has a residual convolution beside it (He et al. 2016). The image is halved before it is
-    widened, which spends the operations where a CPU's and a GPU's kernels are at their best: for
-    32x32x3 images a forward pass takes 24 million multiplications, the article's network 34. Global
-    max pooling gives the features; there is no dense layer but the last. For 10 classes it has
-    983,274 parameters. The first convolution begins with `patch_filters`.
+    Every convolution is followed by batch normalisation and relu, and therefore has no bias; the
+    last one is followed by a residual convolution (He et al. 2016). Pooling before each increase in
+    width puts most of the work into shapes that CPU and GPU kernels handle best: a forward pass on
+    a 32x32x3 image takes 24 million multiplications, the article's network 34 million. The features
+    come from global max pooling; the only dense layer is the last one. With 10 classes, the network
+    has 983,274 parameters. The first convolution is initialised with `patch_filters`.
 
     Args:
-        input_shape: `(height, width, channels)`, at least 8 pixels a side for four widths.
-        num_classes: Width of the softmax.
-        widths: Channels of each stage.
+        input_shape: `(height, width, channels)`, at least 8 pixels per side for four widths.
+        num_classes: Number of outputs.
+        widths: Channels of each convolution.
 
     Returns:
         An uncompiled model with a float32 softmax of shape `(batch, num_classes)`.
@@ -50,22 +50,22 @@ def compact(
 
 
 def patch_filters(channels: int, most: int) -> np.ndarray:
-    """Returns filters that, each normalised by itself, come near to whitening image patches.
+    """Returns filters that approximately whiten image patches once each output is normalised.
 
-    The principal components of patches of natural images are near to a discrete cosine transform
-    in space (Ahmed et al. 1974) and to grey and two opponent colours between channels (Ohta et al.
-    1980). The components of lowest frequency come first, each with both signs, so that a relu loses
-    neither. Whitened patches speed up the first epochs (Jordan 2024, arXiv:2404.00498, section 3).
+    The principal components of natural image patches are close to a discrete cosine transform in
+    space (Ahmed et al. 1974), and to grey and two opponent colours across channels (Ohta et al.
+    1980). The lowest frequencies come first, each with both signs, so that a relu loses neither.
+    Whitened patches speed up the first epochs (Jordan 2024, arXiv:2404.00498, section 3).
 
     Args:
-        channels: Channels of the images; all but 3 are transformed in space alone.
-        most: How many filters to return at most; there are `18 * channels`.
+        channels: Channels of the images. Unless there are 3, they are not mixed.
+        most: Maximum number of filters, out of `18 * channels`.
 
     Returns:
-        float32 array of shape `(3, 3, channels, filters)`, each filter of norm 1.
+        float32 array of shape `(3, 3, channels, filters)`; each filter has norm 1.
     """
-    places = (np.arange(_PATCH) + 0.5) * np.pi / _PATCH
-    cosines = np.stack([np.cos(frequency * places) for frequency in range(_PATCH)])
+    positions = (np.arange(_PATCH) + 0.5) * np.pi / _PATCH
+    cosines = np.stack([np.cos(frequency * positions) for frequency in range(_PATCH)])
     colors = np.eye(channels)
     if channels == 3:
         colors = np.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
@@ -85,5 +85,5 @@ def _convolved(x: keras.KerasTensor, width: int) -> keras.KerasTensor:
 
 
 def _normalised(x: keras.KerasTensor) -> keras.KerasTensor:
-    # A short run must not evaluate by statistics from its beginning, hence the low momentum.
+    # The low momentum lets the moving statistics of a short run forget its first steps.
     return layers.Activation("relu")(layers.BatchNormalization(momentum=0.9)(x))

@@ -1,7 +1,6 @@
-"""Refusing models whose own way of training would be ignored.
+"""Rejects models with customised training, which distcnn would otherwise silently ignore.
 
-distcnn computes the step, the loss and the metrics itself. What a model's owner customised there
-must not be dropped without a word.
+distcnn computes the training step, the loss and the metrics itself.
 """
 
 import logging
@@ -20,38 +19,38 @@ _CROSS_ENTROPIES = (
     keras.losses.CategoricalCrossentropy,
     keras.losses.SparseCategoricalCrossentropy,
 )
-"""Losses that equal distcnn's: the labels are the same, written as one-hot rows or as numbers."""
+"""Losses equal to distcnn's; they differ only in the label format, one-hot or integer."""
 
 
 def require_plain_training(name: str, model: keras.Model) -> None:
-    """Checks that distcnn trains a model as its owner meant it to be trained.
+    """Checks that the model has no training behaviour of its own, which distcnn would not run.
 
     Args:
-        name: What returned the model, for the message.
+        name: The function or built-in model that returned it, for the message.
         model: The classifier.
 
     Raises:
         DistcnnError: If the model overrides a method that defines its training, or is compiled with
             a loss other than categorical cross-entropy.
     """
-    own = [m for m in _METHODS if getattr(type(model), m) is not getattr(keras.Model, m)]
-    if own:
+    overridden = [m for m in _METHODS if getattr(type(model), m) is not getattr(keras.Model, m)]
+    if overridden:
         raise DistcnnError(
-            f"{name} returned a {type(model).__name__}, which overrides {', '.join(own)}; expected "
-            "a model that Keras' own methods train, as distcnn would not call them; move what "
-            "they do into layers, or train this model by its own script"
+            f"{name} returned a {type(model).__name__}, which overrides "
+            f"{', '.join(overridden)}; expected Keras' own methods, because distcnn trains without "
+            "calling these; move their work into layers, or train the model with its own script"
         )
     if not model.compiled:
         return
     if not _is_cross_entropy(getattr(model, "loss", None)):
         raise DistcnnError(
-            f"{name} returned a model that is compiled with the loss {_name_of(model.loss)}; "
-            "expected categorical cross-entropy, which distcnn trains with; return the model "
-            "uncompiled, or train it by its own script"
+            f"{name} returned a model compiled with the loss {_name_of(model.loss)}; "
+            "expected categorical cross-entropy, the only loss distcnn trains with; return the "
+            "model uncompiled, or train it with its own script"
         )
     log.warning(
-        "warning: %s returned a compiled model; its optimizer and metrics are not used, but those "
-        "of --optimizer.name and the accuracy",
+        "warning: %s returned a compiled model; its optimizer and metrics are not used; "
+        "--optimizer.name selects the optimizer, and the metric is accuracy",
         name,
     )
 

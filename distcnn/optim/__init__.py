@@ -1,1 +1,1 @@
-"""Optimizers, schedules, fused updates and averaged weights."""
+"""Optimizers, learning-rate schedules, fused updates and the EMA of the weights."""

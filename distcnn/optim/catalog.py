@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name. To add one, write it and add a line here."""
+"""Optimizers and schedules by name. To add one, write its function and register it here."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ OPTIMIZERS: dict[str, Any] = {
     "lars": "distcnn.optim.optimizers:lars",
     "lamb": "distcnn.optim.optimizers:lamb",
 }
-"""Functions of `(config, common)` that return a Keras optimizer, or their import paths. `common` is
-the keyword arguments of all optimizers: learning rate and clipping."""
+"""Functions of `(config, common)` that return a Keras optimizer, or their import paths. `common`
+holds the keyword arguments shared by all optimizers: learning rate and clipping."""
 
 SCHEDULES: dict[str, Any] = {
     "constant": "distcnn.optim.schedules:constant",
@@ -19,4 +19,4 @@ SCHEDULES: dict[str, Any] = {
     "step": "distcnn.optim.schedules:step_decay",
 }
 """Functions of `(config, step, span)` that return the factor on the peak learning rate after the
-rise, or their import paths."""
+warm-up, or their import paths."""

@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's weights."""
+"""Exponential moving average (EMA) of a model's weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ import tensorflow as tf
 
 
 class WeightEMA:
-    """Keeps a moving average of a model's weights and lends it for evaluation.
+    """Maintains a moving average of a model's weights, and swaps it in for evaluation.
 
-    The decay of the first updates is `(1 + n) / (10 + n)` where that is smaller, so that the
-    average does not remember the initial weights.
+    The first updates use a decay of `(1 + n) / (10 + n)` where that is smaller, so that the average
+    forgets the initial weights.
 
     Args:
         model: Built model.
@@ -35,12 +35,12 @@ class WeightEMA:
 
     @property
     def statistics(self) -> list[keras.Variable]:
-        """The averages of weights that are not trained, such as moving statistics."""
+        """The averages of non-trainable weights, such as moving statistics."""
         pairs = zip(self._averages, self._weights, strict=True)
         return [mean for mean, weight in pairs if not weight.trainable]
 
     def update(self) -> None:
-        """Moves the averages towards the present weights, in each replica; works in a graph."""
+        """Moves the averages towards the current weights, on each replica; works in a graph."""
         count = tf.cast(self._updates.value, tf.float32)
         rate = 1 - tf.minimum(self._decay, (1 + count) / (10 + count))
         for mean, weight in zip(self._averages, self._weights, strict=True):
@@ -50,13 +50,35 @@ class WeightEMA:
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Puts the averages into the model for the duration of the context."""
-        kept = [weight.numpy() for weight in self._weights]
+        trained = [weight.numpy() for weight in self._weights]
         self.copy_to_model()
         try:
             yield
         finally:
-            for weight, value in zip(self._weights, kept, strict=True):
+            for weight, value in zip(self._weights, trained, strict=True):
                 weight.assign(value)
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Puts the averages into the model for code that may change the weights.
+
+        If it does, the model keeps what it set, and the averages start again from there.
+        """
+        trained = [weight.numpy() for weight in self._weights]
+        self.copy_to_model()
+        before = [weight.numpy() for weight in self._weights]
+        yield
+        pairs = zip(self._weights, before, strict=True)
+        if all(np.array_equal(weight.numpy(), value, equal_nan=True) for weight, value in pairs):
+            for weight, value in zip(self._weights, trained, strict=True):
+                weight.assign(value)
+        else:
+            self.restart()
+
+    def restart(self) -> None:
+        """Sets the averages to the current weights."""
+        for mean, weight in zip(self._averages, self._weights, strict=True):
+            mean.assign(weight.value)
 
     def copy_to_model(self) -> None:
         """Puts the averages into the model for good."""

@@ -1,4 +1,4 @@
-"""Updates of Keras' Adam, AdamW and SGD in one pass over memory, by TensorFlow's operations."""
+"""Updates of Keras' Adam, AdamW and SGD as single TensorFlow operations, in one memory pass."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from distcnn.runtime.keras_internals import adam_moments, variable_index
 
 
 def fuse_updates(optimizer: keras.optimizers.Optimizer) -> None:
-    """Makes an optimizer update each variable in one operation, if there is one for its kind.
+    """Makes Adam, AdamW or SGD update each float32 variable in a single operation.
 
-    It stays an optimizer of Keras' own class, with the same variables and the same updates, so what
-    is saved with it opens without distcnn.
+    Class, variables and updates stay those of Keras, so a model saved with the optimizer loads
+    without distcnn.
 
     Args:
-        optimizer: Optimizer without AMSGrad; any but Adam, AdamW and SGD is left as it is.
+        optimizer: Optimizer without AMSGrad. Other optimizers than these three are not modified.
     """
     updates = {
         keras.optimizers.Adam: _adam,
@@ -36,7 +36,7 @@ def fuse_updates(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def _adam(optimizer: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
-    """Updates a variable by Adam (Kingma and Ba 2015, the last lines of section 2)."""
+    """Updates a variable by Adam (Kingma and Ba 2015, the form at the end of section 2)."""
     momentum, velocity = adam_moments(optimizer, variable)
     step = tf.cast(optimizer.iterations.value + 1, tf.float32)
     tf.raw_ops.ResourceApplyAdam(
@@ -54,7 +54,7 @@ def _adam(optimizer: Any, gradient: Any, variable: Any, learning_rate: Any) -> N
 
 
 def _sgd(optimizer: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
-    """Updates a variable by SGD, with momentum (Sutskever et al. 2013, Nesterov's or the usual)."""
+    """Updates a variable by SGD with classical or Nesterov momentum (Sutskever et al. 2013)."""
     gradient = tf.cast(gradient, tf.float32)
     rate = tf.cast(learning_rate, tf.float32)
     if not optimizer.momentum:

@@ -1,9 +1,10 @@
-"""LARS, the optimizer for large batches that Keras lacks."""
+"""LARS, an optimizer for large batches that Keras does not have."""
 
 from typing import Any
 
 import keras
 from keras import ops
+from typing_extensions import override
 
 from distcnn.runtime.keras_internals import variable_index
 
@@ -14,14 +15,15 @@ class Lars(keras.optimizers.Optimizer):
 
     For a kernel w with gradient g, weight decay b and trust coefficient t, the momentum v becomes
     `m v + rate * t |w| / (|g| + b |w|) * (g + b w)`, and w becomes `w - v`. Biases and
-    normalisation weights are updated as by SGD with momentum, as usual.
+    normalisation weights are updated by plain SGD with momentum, as is usual.
 
     Args:
-        learning_rate: Rate or schedule.
+        learning_rate: Learning rate or schedule.
         momentum: m, 0 <= m < 1.
         weight_decay: b, or None.
         trust: t.
-        **kwargs: See `keras.optimizers.Optimizer`.
+        name: Name of the optimizer.
+        **kwargs: Arguments of `keras.optimizers.Optimizer`.
     """
 
     def __init__(
@@ -38,15 +40,15 @@ class Lars(keras.optimizers.Optimizer):
         self.decay = weight_decay or 0.0
         self.trust = trust
 
+    @override
     def build(self, variables: list[Any]) -> None:
-        """Makes the momentum of each variable."""
         if self.built:
             return
         super().build(variables)
         self._momentums = self.add_optimizer_variables(variables, "momentum")
 
+    @override
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Updates one variable."""
         rate = ops.cast(learning_rate, variable.dtype)
         gradient = ops.cast(gradient, variable.dtype)
         if len(variable.shape) > 1:
@@ -59,10 +61,10 @@ class Lars(keras.optimizers.Optimizer):
         self.assign(momentum, self.momentum * momentum + rate * gradient)
         self.assign_sub(variable, momentum)
 
+    @override
     def get_config(self) -> dict[str, Any]:
-        """Returns what describes the optimizer, for models that are saved with it."""
-        own = {"momentum": self.momentum, "weight_decay": self.decay, "trust": self.trust}
-        return {**super().get_config(), **own}
+        settings = {"momentum": self.momentum, "weight_decay": self.decay, "trust": self.trust}
+        return {**super().get_config(), **settings}
 
 
 def _norm(values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Optimizers, and the learning rate that they start from."""
+"""Builds optimizers, and scales the learning rate to the global batch."""
 
 import math
 from dataclasses import replace
@@ -15,10 +15,10 @@ from distcnn.optim.schedules import Schedule
 
 
 def scaled_learning_rate(config: OptimizerConfig, global_batch_size: int) -> float:
-    """Returns the base rate scaled to the global batch.
+    """Returns the base learning rate scaled to the global batch.
 
-    Linear: Goyal et al. 2017, "Accurate, Large Minibatch SGD". Root: Krizhevsky 2014, "One weird
-    trick", section 5; the usual rule for Adam.
+    The linear rule is from Goyal et al. 2017, "Accurate, Large Minibatch SGD"; the square-root
+    rule, usual for Adam, from Krizhevsky 2014, "One weird trick", section 5.
     """
     factor = global_batch_size / config.base_batch_size
     return config.lr * {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[config.lr_scaling]
@@ -27,9 +27,9 @@ def scaled_learning_rate(config: OptimizerConfig, global_batch_size: int) -> flo
 def learning_rate(
     config: OptimizerConfig, peak: float, steps_per_epoch: int, total_steps: int
 ) -> float | Schedule:
-    """Returns the rate for the optimizer: a number if it never changes, else a `Schedule`.
+    """Returns the optimizer's learning rate: a number if it is constant, else a `Schedule`.
 
-    With a plain number a user's own learning-rate callback can set it.
+    A callback of the user can change a plain number, but not a schedule.
     """
     if config.schedule == "constant" and config.warmup_epochs == 0:
         return peak
@@ -39,7 +39,7 @@ def learning_rate(
 def plain_optimizer(
     config: OptimizerConfig, rate: float, model: keras.Model
 ) -> keras.optimizers.Optimizer:
-    """Builds an optimizer that Keras alone can load with a saved model: SGD stands in for LARS."""
+    """Builds an optimizer that plain Keras can load with a saved model: SGD replaces LARS."""
     if config.name == "lars":
         config = replace(config, name="sgd")
     return build_optimizer(config, rate, model, "float32", fused=False)
@@ -53,14 +53,14 @@ def build_optimizer(
     *,
     fused: bool = True,
 ) -> keras.optimizers.Optimizer:
-    """Builds the optimizer with its variables.
+    """Builds the optimizer and creates its variables.
 
     Args:
-        config: Names the optimizer.
+        config: The optimizer section of the configuration.
         rate: Learning rate or schedule.
-        model: Built model whose trainable variables it will update.
+        model: Built model whose trainable variables the optimizer will update.
         dtype_policy: Keras dtype policy; mixed_float16 adds dynamic loss scaling.
-        fused: Whether adam, adamw and sgd update each variable in one operation.
+        fused: Whether adam, adamw and sgd update each variable in a single operation.
 
     Returns:
         A built Keras optimizer.
@@ -69,7 +69,7 @@ def build_optimizer(
     optimizer: keras.optimizers.Optimizer = look_up("optimizer.name", config.name, OPTIMIZERS)(
         config, common
     )
-    if config.weight_decay and not isinstance(optimizer, Lars):  # which skips vectors by itself
+    if config.weight_decay and not isinstance(optimizer, Lars):  # Lars skips vectors itself
         vectors = [v for v in model.trainable_variables if len(v.shape) < 2]
         optimizer.exclude_from_weight_decay(var_list=vectors)
     if fused:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a linear rise, then the course that the configuration names."""
+"""Learning-rate schedules: a linear warm-up, then the configured curve."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -6,23 +6,24 @@ from typing import Any, Self
 
 import keras
 import tensorflow as tf
+from typing_extensions import override
 
 from distcnn.config import OptimizerConfig
 from distcnn.config.lookup import look_up
 from distcnn.optim.catalog import SCHEDULES
 
 _ONE_CYCLE_RISE = 0.3
-"""Fraction of a run over which one_cycle rises."""
+"""Fraction of the run over which one_cycle warms up."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """The steps that a schedule covers.
+    """Length of a schedule.
 
     Attributes:
-        steps_per_epoch: Steps of an epoch.
+        steps_per_epoch: Steps per epoch.
         total_steps: Steps of the whole run.
-        rise_steps: Steps of the rise at its start; may be a fraction.
+        rise_steps: Steps of the initial warm-up; need not be a whole number.
     """
 
     steps_per_epoch: int
@@ -31,7 +32,7 @@ class Span:
 
 
 def rise_steps(config: OptimizerConfig, warmup_steps: float, total_steps: int) -> float:
-    """Returns over how many steps the rate rises at the start."""
+    """Returns the number of steps of the initial warm-up."""
     return _ONE_CYCLE_RISE * total_steps if config.schedule == "one_cycle" else warmup_steps
 
 
@@ -40,9 +41,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """Learning rate as a function of the optimizer's step.
 
     Args:
-        config: Names the course of the rate.
-        peak: Scaled learning rate.
-        steps_per_epoch: Turns epochs into steps.
+        config: The optimizer section of the configuration.
+        peak: Scaled learning rate, reached at the end of the warm-up.
+        steps_per_epoch: Steps per epoch.
         total_steps: Steps of the whole run.
     """
 
@@ -59,17 +60,17 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         self._factor = look_up("optimizer.schedule", config.schedule, SCHEDULES)
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the float32 rate of the step (counted from 0)."""
+        """Returns the learning rate of a step (counted from 0) as a float32 scalar."""
         step = tf.cast(step, tf.float32)
         rate = self._peak * self._factor(self._config, step, self._span)
         if self._span.rise_steps > 0:
-            risen = tf.minimum((step + 1) / self._span.rise_steps, 1.0)
-            rising = self._start + (self._peak - self._start) * risen
-            rate = tf.where(step < self._span.rise_steps, rising, rate)
+            progress = tf.minimum((step + 1) / self._span.rise_steps, 1.0)
+            warming_up = self._start + (self._peak - self._start) * progress
+            rate = tf.where(step < self._span.rise_steps, warming_up, rate)
         return rate
 
+    @override
     def get_config(self) -> dict[str, Any]:
-        """Returns what describes the schedule, for models that are saved with their optimizer."""
         return {
             "config": asdict(self._config),
             "peak": self._peak,
@@ -78,8 +79,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         }
 
     @classmethod
+    @override
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Rebuilds the schedule from `get_config`."""
         return cls(**{**config, "config": OptimizerConfig(**config["config"])})
 
 
@@ -89,15 +90,15 @@ def constant(config: OptimizerConfig, step: tf.Tensor, span: Span) -> tf.Tensor:
 
 
 def step_decay(config: OptimizerConfig, step: tf.Tensor, span: Span) -> tf.Tensor:
-    """Multiplies by `step_factor` at each of `step_epochs`."""
+    """Multiplies the rate by `step_factor` at each of `step_epochs`."""
     boundaries = tf.constant(config.step_epochs) * float(span.steps_per_epoch)
     passed = tf.reduce_sum(tf.cast(step >= boundaries, tf.float32))
     return config.step_factor**passed
 
 
 def cosine(config: OptimizerConfig, step: tf.Tensor, span: Span) -> tf.Tensor:
-    """Falls to `final_lr_factor` along half a cosine (Loshchilov and Hutter 2017, equation 5)."""
-    falling = max(span.total_steps - span.rise_steps, 1.0)
-    progress = tf.clip_by_value((step - span.rise_steps) / falling, 0.0, 1.0)
-    height = 0.5 * (1 + tf.cos(math.pi * progress))
-    return config.final_lr_factor + (1 - config.final_lr_factor) * height
+    """Decays to `final_lr_factor` along a half cosine (Loshchilov and Hutter 2017, equation 5)."""
+    decay_steps = max(span.total_steps - span.rise_steps, 1.0)
+    progress = tf.clip_by_value((step - span.rise_steps) / decay_steps, 0.0, 1.0)
+    decay = 0.5 * (1 + tf.cos(math.pi * progress))
+    return config.final_lr_factor + (1 - config.final_lr_factor) * decay

@@ -5,25 +5,31 @@ import fcntl
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+_BLOCK_BYTES = 1 << 20
+_BLOCKS_PER_TASK = 64
+
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock while the block runs; other processes wait.
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Holds a lock while the block runs; other processes wait.
 
     Args:
         path: The file to lock, created if it is missing. It is never removed, as that would let
             two processes lock two different files of the same name.
+        shared: Whether other processes may hold the lock too, if they also share it.
 
     Raises:
         OSError: The file cannot be created or locked.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
@@ -62,6 +68,30 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def block_checksums(descriptor: int) -> list[int]:
+    """Returns the CRC-32 of each MiB of an open file, read by as many threads as there are cores.
+
+    This finds damage at about a quarter of a second per GB and core. It does not prove that nobody
+    forged the file, for which `file_digest` is made.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+
+    def of_task(first: int) -> list[int]:
+        # Both calls release the GIL.
+        return [
+            zlib.crc32(os.pread(descriptor, _BLOCK_BYTES, start))
+            for start in range(first, min(first + task_bytes, size), _BLOCK_BYTES)
+        ]
+
+    size = os.fstat(descriptor).st_size
+    task_bytes = _BLOCKS_PER_TASK * _BLOCK_BYTES
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        tasks = pool.map(of_task, range(0, size, task_bytes))
+        return [checksum for task in tasks for checksum in task]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import shutil
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,12 @@ log = logging.getLogger("distcnn")
 _NAME = re.compile(r"step-(\d{8,})\.npz")
 _META = "meta"
 
+NAMES = "names"
+"""Name of the array that holds the paths of the variables."""
+
+CALLBACKS = "callbacks/"
+"""Start of the names of the arrays that hold the state of the user's callbacks."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -28,6 +33,9 @@ class Progress:
         step: Number of global steps completed.
         best_epoch: Epoch (counted from 0) with the lowest validation loss, or -1.
         best_loss: The lowest validation loss, or infinity.
+        best_step: Global step at the end of that epoch, which names its checkpoint, or -1.
+        stopped: Whether a callback ended the training at this step.
+        steps_per_epoch: Steps of an epoch, in which `step` is counted.
         train_seconds: Seconds of training so far, excluding compilation and validation.
         images: Number of images trained on in that time.
     """
@@ -35,14 +43,23 @@ class Progress:
     step: int = 0
     best_epoch: int = -1
     best_loss: float = float("inf")
+    best_step: int = -1
+    stopped: bool = False
+    steps_per_epoch: int = 0
     train_seconds: float = 0.0
     images: int = 0
 
-    def after_epoch(self, epoch: int, validation_loss: float | None) -> "Progress":
-        """Returns the progress, updated with the validation loss of an epoch."""
+    def after_epoch(self, epoch: int, step: int, validation_loss: float | None) -> "Progress":
+        """Returns the progress, updated with the validation loss of an epoch.
+
+        Args:
+            epoch: The epoch, counted from 0.
+            step: Global steps completed at its end.
+            validation_loss: Its validation loss, or None.
+        """
         if validation_loss is None or not validation_loss < self.best_loss:
             return self
-        return replace(self, best_epoch=epoch, best_loss=validation_loss)
+        return replace(self, best_epoch=epoch, best_loss=validation_loss, best_step=step)
 
     def out_of_patience(self, patience: int, epochs_done: int) -> bool:
         """Returns whether the last `patience` epochs brought no improvement; never for 0."""
@@ -54,7 +71,9 @@ class Checkpoints:
     """The checkpoints of a run, in its folder `checkpoints/`.
 
     A checkpoint is a NumPy archive `step-NNNNNNNN.npz` beside a `.sha256` file in the format of
-    `sha256sum`. `best.npz` is a copy (a link where possible) of the checkpoint of the best epoch.
+    `sha256sum`. Its `Progress` says which step was the best so far, so that this fact and the state
+    of the run appear together or not at all. The checkpoint of the best step is kept, and so is the
+    one that each kept checkpoint calls the best, in case the newest is damaged.
 
     Args:
         folder: The folder, which is created with the first checkpoint.
@@ -65,23 +84,21 @@ class Checkpoints:
         self._folder = folder
         self._keep = keep
 
-    @property
-    def best(self) -> Path:
-        """File of the best epoch's checkpoint; it may not exist."""
-        return self._folder / "best.npz"
+    def path(self, step: int) -> Path:
+        """Returns the file of the checkpoint at a step; it may not exist."""
+        return self._folder / f"step-{step:08d}.npz"
 
     def newest_first(self) -> list[Path]:
-        """Returns the checkpoint files in order of decreasing step, without `best.npz`."""
+        """Returns the checkpoint files in order of decreasing step."""
         paths = [p for p in self._folder.glob("step-*.npz") if _NAME.fullmatch(p.name)]
         return sorted(paths, key=lambda p: int(p.stem.removeprefix("step-")), reverse=True)
 
-    def save(self, arrays: dict[str, np.ndarray], progress: Progress, *, is_best: bool) -> Path:
+    def save(self, arrays: dict[str, np.ndarray], progress: Progress) -> Path:
         """Saves a state atomically, then deletes the checkpoints that are too old.
 
         Args:
             arrays: The state: arrays by name.
             progress: The progress of the run.
-            is_best: Whether this is the best epoch so far.
 
         Returns:
             The path of the checkpoint.
@@ -89,15 +106,11 @@ class Checkpoints:
         Raises:
             DistcnnError: If the checkpoint cannot be written, for example because the disk is full.
         """
-        path = self._folder / f"step-{progress.step:08d}.npz"
+        path = self.path(progress.step)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(exist_ok=True)  # not its parent, which somebody may have deleted
             write_checkpoint(path, arrays, progress)
-            if is_best:
-                _link(path, self.best)
-            for old in self.newest_first()[self._keep :]:
-                old.unlink()
-                _checksum_file(old).unlink(missing_ok=True)
+            self._delete_old()
         except OSError as error:
             newest = self.newest_first()
             left = f"{newest[0]} is the last good one" if newest else "there is none yet"
@@ -106,6 +119,15 @@ class Checkpoints:
                 "space and run the same command again"
             ) from None
         return path
+
+    def _delete_old(self) -> None:
+        newest = self.newest_first()
+        kept = set(newest[: self._keep])
+        kept |= {self.path(step) for path in kept if (step := _best_step(path)) is not None}
+        for old in newest:
+            if old not in kept:
+                old.unlink()
+                _checksum_file(old).unlink(missing_ok=True)
 
     def load_newest(self) -> tuple[dict[str, np.ndarray], Progress] | None:
         """Loads the newest intact checkpoint; damaged ones are skipped with a warning."""
@@ -144,7 +166,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        progress = Progress(**json.loads(arrays.pop(_META).tobytes()))
+        meta = json.loads(arrays.pop(_META).tobytes())
+        if "best_step" not in meta:
+            raise ValueError("it was written by an earlier version; start the run anew")
+        progress = Progress(**meta)
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DistcnnError(f"{path} is not a checkpoint of distcnn: {error}") from None
     return arrays, progress
@@ -176,13 +201,29 @@ def snapshot(variables: dict[str, list[Any]]) -> dict[str, np.ndarray]:
         variables: Lists of variables by name of their group.
 
     Returns:
-        One array per variable, named `GROUP/0000` and so on.
+        One array per variable, named `GROUP/0000` and so on, and `NAMES`, their paths in JSON.
     """
+    named = by_key(variables)
+    paths = {key: getattr(variable, "path", key) for key, variable in named.items()}
     return {
-        f"{group}/{index:04d}": np.asarray(variable)
+        **{key: np.asarray(variable) for key, variable in named.items()},
+        NAMES: np.frombuffer(json.dumps(paths).encode(), np.uint8),
+    }
+
+
+def by_key(variables: dict[str, list[Any]]) -> dict[str, Any]:
+    """Returns variables by the name of their array in a checkpoint, `GROUP/0000` and so on."""
+    return {
+        f"{group}/{index:04d}": variable
         for group, members in variables.items()
         for index, variable in enumerate(members)
     }
+
+
+def paths_in(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    """Returns the paths of the variables in a checkpoint, by the name of their array."""
+    paths: dict[str, str] = json.loads(arrays[NAMES].tobytes())
+    return paths
 
 
 def restore(variables: dict[str, list[Any]], arrays: dict[str, np.ndarray], origin: str) -> None:
@@ -196,14 +237,11 @@ def restore(variables: dict[str, list[Any]], arrays: dict[str, np.ndarray], orig
     Raises:
         DistcnnError: If they belong to another model or optimizer; no variable is then changed.
     """
-    names = {
-        f"{group}/{index:04d}": variable
-        for group, members in variables.items()
-        for index, variable in enumerate(members)
-    }
-    if set(names) != set(arrays):
+    names = by_key(variables)
+    stored = {key for key in arrays if key != NAMES and not key.startswith(CALLBACKS)}
+    if set(names) != stored:
         raise DistcnnError(
-            f"{origin} holds {len(arrays)} variables, expected {len(names)}: it is the state of "
+            f"{origin} holds {len(stored)} variables, expected {len(names)}: it is the state of "
             "another model or optimizer; restore the configuration it was saved with"
         )
     for name, variable in names.items():
@@ -221,13 +259,11 @@ def _checksum_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _link(path: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.new")
-    temporary.unlink(missing_ok=True)
+def _best_step(path: Path) -> int | None:
+    """Reads which step a checkpoint calls the best; None if it says none, or cannot be read."""
     try:
-        temporary.hardlink_to(path)
-    except OSError:  # the file system has no hard links
-        shutil.copyfile(path, temporary)
-    digest = _checksum_file(path).read_text().split()[0]
-    write_text(_checksum_file(target), f"{digest}  {target.name}\n")
-    temporary.replace(target)
+        with np.load(path, allow_pickle=False) as archive:
+            step = int(json.loads(archive[_META].tobytes())["best_step"])
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
+    return step if step >= 0 else None

@@ -52,19 +52,10 @@ class RunDirectory:
             DistcnnError: If the folder of `--out` contains a finished run, an unfinished run of
                 another configuration, or other files.
         """
-        resume = config.checkpoint.resume != "never"
         if config.out is not None:
             path = Path(config.out)
-            obstacle = _obstacle(path, config)
-            if obstacle is not None:
-                raise DistcnnError(obstacle)
-            if _is_begun(path) and not resume:
-                raise DistcnnError(
-                    f"{path} holds an unfinished run, and checkpoint.resume "
-                    f"{config.checkpoint.resume} would overwrite it; choose another --out, or "
-                    "delete it"
-                )
-            return cls(path, _is_begun(path))
+            return cls(path, _admit(path, config))
+        resume = config.checkpoint.resume != "never"
         number = 1
         while True:
             path = Path("runs", config.recipe if number == 1 else f"{config.recipe}-{number}")
@@ -75,14 +66,15 @@ class RunDirectory:
     def create(self, config: Config, environment: dict[str, Any]) -> None:
         """Creates and locks the folder, and writes `config.yaml` and `environment.json`.
 
+        What was chosen is looked at again inside the lock, as another process may have trained
+        there meanwhile: an unfinished run is resumed, a finished one is left alone.
+
         Raises:
             DistcnnError: If another process trains in it, its run was started with another number
                 of images or another global batch, or it cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take(config)
             self._require_same_course(environment)
             write_json(self.path / "environment.json", environment)
             write_text(self.path / "config.yaml", config.to_yaml())
@@ -97,11 +89,50 @@ class RunDirectory:
                 "another --out"
             ) from None
 
+    def _take(self, config: Config) -> None:
+        """Locks the folder and checks it; if a default folder was taken, the next one is used.
+
+        Raises:
+            BlockingIOError: If another process holds the lock.
+            DistcnnError: If the folder of `--out` cannot be used after all.
+        """
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                self.begun = _admit(self.path, config)
+                return
+            except DistcnnError:
+                self.close()
+                if config.out is not None:
+                    raise
+            other = self.choose(config)
+            self.path, self.begun = other.path, other.begun
+
+    def require_present(self) -> None:
+        """Checks that the folder is still the one that this run locked.
+
+        Raises:
+            DistcnnError: If it was deleted or replaced meanwhile.
+        """
+        if self._lock is None:
+            return
+        try:
+            is_same = os.path.samestat(os.fstat(self._lock), (self.path / ".lock").stat())
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise DistcnnError(
+                f"the run directory {self.path} was deleted or replaced while the run wrote to it; "
+                "nothing more can be saved there; start the run anew"
+            )
+
     def _require_same_course(self, environment: dict[str, Any]) -> None:
         file = self.path / "environment.json"
         if not self.begun or not file.exists():
             return
-        resolved = json.loads(file.read_text())["resolved"]
+        resolved = _read_resolved(file)
         for key, what, remedy in (
             ("training_images", "training images", "restore the original images"),
             (
@@ -150,6 +181,51 @@ def _is_begun(path: Path) -> bool:
     return (path / "config.yaml").exists()
 
 
+_BEGINNING = {
+    *(".lock", "environment.json"),
+    *(".partial-environment.json", ".partial-config.yaml"),
+}
+"""Entries of a run that was killed before it wrote `config.yaml`, the last file of its start."""
+
+
+def _admit(path: Path, config: Config) -> bool:
+    """Returns whether a folder contains an unfinished run that this configuration resumes.
+
+    Raises:
+        DistcnnError: If a run of this configuration cannot use the folder.
+    """
+    obstacle = _obstacle(path, config)
+    if obstacle is not None:
+        raise DistcnnError(obstacle)
+    resume = config.checkpoint.resume
+    if _is_begun(path) and resume == "never":
+        raise DistcnnError(
+            f"{path} holds an unfinished run, and checkpoint.resume {resume} would overwrite it; "
+            "choose another --out, or delete it"
+        )
+    return _is_begun(path)
+
+
+def _read_resolved(file: Path) -> dict[str, Any]:
+    """Reads the resolved settings out of an `environment.json`.
+
+    Raises:
+        DistcnnError: If the file is damaged.
+    """
+    try:
+        resolved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["resolved"]
+        return {**resolved}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DistcnnError(_damaged(file, error)) from None
+
+
+def _damaged(file: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return (
+        f"{file} is damaged ({reason}); restore it, choose another --out, or delete {file.parent}"
+    )
+
+
 def _obstacle(path: Path, config: Config) -> str | None:
     """Returns why a run of this configuration cannot use the folder, or None if it can."""
     if not path.exists():
@@ -159,10 +235,13 @@ def _obstacle(path: Path, config: Config) -> str | None:
     if (path / "summary.json").exists():
         return f"{path} holds a finished run; choose another --out, or delete it"
     if not _is_begun(path):
-        if all(entry.name == ".lock" for entry in path.iterdir()):
+        if all(entry.name in _BEGINNING for entry in path.iterdir()):
             return None
         return f"{path} holds files that are not a run; choose another --out"
-    stored = yaml.safe_load((path / "config.yaml").read_text())
+    try:
+        stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        return _damaged(path / "config.yaml", error)
     differing = [
         f"{key} {old!r} -> {new!r}"
         for (key, new), (_, old) in zip(

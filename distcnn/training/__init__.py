@@ -1,1 +1,1 @@
-"""Training: the setup of a run, its steps, its loop and its callbacks."""
+"""Training: the setup of a run, its step, its loop and its callbacks."""

@@ -1,4 +1,4 @@
-"""Builds the setup of a run from its configuration, phase by phase."""
+"""Builds the setup of a run from its configuration, in phases."""
 
 import dataclasses
 import zlib
@@ -30,14 +30,14 @@ from distcnn.training.step import TrainingStep
 
 
 def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
-    """Builds everything that a run is made of; nothing is written yet.
+    """Builds everything that a run needs; writes nothing yet.
 
     Args:
-        config: The run.
-        context: This process as a member of it.
+        config: The configuration of the run.
+        context: This process as a member of the run.
 
     Raises:
-        DistcnnError: If the data or the model cannot be used, or the processes differ.
+        DistcnnError: If the data or the model cannot be used, or the processes' settings differ.
     """
     backend = context.backend
     with reporting_lost_peers(backend):
@@ -56,12 +56,12 @@ def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
         sharding, sampler = _shard_batches(config, backend, len(dataset.train))
         _require_profiled_steps(config, sampler)
         setup = _build_steps(config, context, dataset, sharding, sampler, model)
-        _require_agreement(setup)
+        _require_same_run(setup)
     return setup
 
 
 def _open_once_per_host(config: Config, context: DistributedContext) -> Source:
-    """Opens the data; the first process of each host goes first, and downloads alone."""
+    """Opens the data, first in one process per host, which alone downloads it."""
     is_first = context.cluster.local_rank == 0
     source = open_source(config.data) if is_first else None
     context.backend.barrier()
@@ -76,8 +76,8 @@ def _shard_batches(
     batch = train.global_batch_size or train.batch_size * sharding.count
     if batch > images:
         raise DataError(
-            f"the batch of {batch} images is larger than the {images} training images; lower "
-            "--train.batch_size"
+            f"the global batch of {batch} images is larger than the {images} training images; "
+            "lower --train.batch_size or --train.global_batch_size"
         )
     if batch < sharding.count:
         raise UsageError(
@@ -90,7 +90,9 @@ def _shard_batches(
 def _require_profiled_steps(config: Config, sampler: EpochSampler) -> None:
     profile, steps = config.logging.profile, config.train.epochs * sampler.steps_per_epoch
     if profile and int(profile.split(",")[1]) > steps:
-        raise UsageError(f"logging.profile is {profile}, but the run has {steps} steps")
+        raise UsageError(
+            f"logging.profile is {profile}, but the run has {steps} steps; profile earlier steps"
+        )
 
 
 def _build_steps(
@@ -157,20 +159,20 @@ def _build_steps(
 def _precision_of_step(
     config: Config, precision: Precision, sync_batchnorm: SynchronisedBatchNorm
 ) -> Precision:
-    """Switches XLA off where the step reduces statistics inside, which XLA cannot compile."""
+    """Switches XLA off if the step reduces batch statistics, which XLA cannot compile."""
     if not (sync_batchnorm.layers and precision.xla):
         return precision
     if config.precision.xla == "on":
         raise UsageError(
-            "precision.xla is on, but batch statistics are reduced inside the step, which XLA "
-            "cannot compile; drop --precision.xla on or synchronised normalisation"
+            "precision.xla is on, but XLA cannot compile the reduction of batch statistics inside "
+            "the step; drop --precision.xla on, or synchronised batch normalisation"
         )
     reason = "batch statistics are reduced inside the step"
     return dataclasses.replace(precision, xla=False, xla_reason=reason)
 
 
-def _require_agreement(setup: TrainingSetup) -> None:
-    """Checks that every process builds the same run."""
+def _require_same_run(setup: TrainingSetup) -> None:
+    """Checks that every process has built the same run."""
     dataset = setup.dataset
     splits = {
         "training": dataset.train,

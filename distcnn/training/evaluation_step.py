@@ -14,12 +14,12 @@ from distcnn.training.step import Batch
 
 
 class EvaluationStep:
-    """Sums loss, hits and images of a classifier over all replicas, every image once.
+    """Sums a classifier's losses and hits over all replicas, counting every image once.
 
     Args:
         network: The built classifier, or its fast form.
-        backend: The devices that it is spread over.
-        objective: What is summed.
+        backend: Runs the replicas.
+        objective: Gives the loss and the hit of each image.
         pixels: Range of the pixels that the classifier expects.
         test_flip: Whether to average the outputs for each image and its mirror image.
     """
@@ -42,11 +42,11 @@ class EvaluationStep:
         self._outputs = tf.function(self._outputs_of, reduce_retracing=True)
 
     def evaluate(self, batches: tf.data.Dataset, steps: int) -> dict[str, float]:
-        """Evaluates in all processes together.
+        """Evaluates on all processes together.
 
         Args:
-            batches: Shards as `Batch`, whose weights are 1, or 0 for a stand-in.
-            steps: Shards of each replica, the same number in every process.
+            batches: Shards as `Batch`, with weight 1 for each image, or 0 for a stand-in.
+            steps: Number of shards per replica, the same in every process.
 
         Returns:
             Loss and accuracy over all images.

@@ -13,22 +13,23 @@ def run_epochs(
     callbacks: TrainingCallbacks,
     *,
     asked_to_stop: Callable[[], bool],
-) -> None:
-    """Trains from the present step to the end of the last epoch.
+) -> dict[str, float]:
+    """Trains from the current step to the end of the last epoch.
 
-    A callback ends the training by setting `model.stop_training`: in a single process after the
-    present execution, in several after the epoch, as all must stop at the same step.
+    A callback ends the training by setting `model.stop_training`. A single process stops after the
+    current execution; several stop after the epoch, since all must stop at the same step.
 
     Args:
-        setup: The run, with its training step where the run goes on.
-        batches: The backend's iterator over shards of batches from the present step on.
-        callbacks: What observes the run.
-        asked_to_stop: Returns whether a signal asked this process to stop.
+        setup: The run; its training step holds the current step.
+        batches: The backend's iterator over shards of batches, from the current step on.
+        callbacks: Called during the run.
+        asked_to_stop: Returns whether a signal has asked this process to stop.
+
+    Returns:
+        The logs of the last epoch.
     """
     model, training = setup.model, setup.training
     steps_per_epoch = setup.sampler.steps_per_epoch
-    model.stop_training = False
-    callbacks.on_train_begin()
     logs: dict[str, float] = {}
     for epoch in range(training.step // steps_per_epoch, setup.config.train.epochs):
         if training.step_in_epoch == 0:
@@ -45,11 +46,11 @@ def run_epochs(
         callbacks.on_epoch_end(epoch, logs)
         if model.stop_training:
             break
-    callbacks.on_train_end(logs)
+    return logs
 
 
 def _validate(setup: TrainingSetup, callbacks: TrainingCallbacks) -> dict[str, float]:
-    """Synchronises the replicas, and evaluates the validation images if there are any."""
+    """Synchronises the replicas, then evaluates them on the validation images, if there are any."""
     if setup.dataset.validation is None:
         setup.state.synchronise()
         return {}

@@ -1,7 +1,7 @@
-"""What training minimises and evaluation reports: one loss and one hit per image.
+"""What training minimises and evaluation reports: the loss and the hit of each image.
 
-Training, evaluation and the compiled model take their loss from here. Sums over images, weights and
-replicas are the caller's.
+Training, evaluation and the compiled model all take their loss from here. The caller weights and
+sums it over images and replicas.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Objective:
         """Returns the loss of each image.
 
         Args:
-            labels: float32 tensor of shape `(count, classes)`, rows that sum to 1.
-            outputs: float32 tensor of shape `(count, classes)`, what the classifier returns.
+            labels: float32 tensor of shape `(count, classes)`, whose rows sum to 1.
+            outputs: float32 tensor of shape `(count, classes)`, the classifier's outputs.
 
         Returns:
             float32 tensor of shape `(count,)`, in nats.
@@ -34,7 +34,7 @@ class Objective:
         return keras.losses.categorical_crossentropy(labels, outputs, from_logits=self.logits)
 
     def hits(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """Returns 1.0 for each image whose most probable class is the true one, else 0.0.
+        """Returns 1.0 for each image whose most probable class is the label's, else 0.0.
 
         Args:
             labels: As for `losses`.

@@ -1,4 +1,4 @@
-"""The setup of a run: everything that it is made of, immutable once it is built."""
+"""The setup of a run: everything it is built from; immutable."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,26 +29,26 @@ from distcnn.training.step import StepOptions, TrainingStep
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSetup:
-    """The parts of a run, which fit each other and are the same in every process.
+    """The parts of a run, consistent with each other and the same in every process.
 
     Built by `distcnn.training.build.build_setup`.
 
     Attributes:
-        config: The run.
-        context: This process as a member of it.
+        config: The configuration of the run.
+        context: This process as a member of the run.
         precision: Number formats and compilation of the step.
-        fast_path: Whether the model's fast form is computed.
-        fast_path_reason: Why.
+        fast_path: Whether the step uses the model's fast form.
+        fast_path_reason: Why it does or does not.
         dataset: Training, validation and test images.
         sampler: The order of the training images.
         sharding: How each batch is divided among replicas.
         model: The classifier.
-        network: What computes the classifier's outputs: itself, or its fast form.
-        objective: Loss and hits of each image.
-        peak_rate: The learning rate, scaled for the global batch.
+        network: Computes the classifier's outputs: the classifier itself, or its fast form.
+        objective: Loss and hit of each image.
+        peak_rate: The peak learning rate, scaled for the global batch.
         optimizer: Updates the weights.
         ema: Moving average of the weights, or None.
-        sync_batchnorm: Batch normalisation over all replicas.
+        sync_batchnorm: The layers that normalise over the images of all replicas.
         training: The training step.
         evaluation: The evaluation step.
         state: Everything that training changes.
@@ -75,16 +75,16 @@ class TrainingSetup:
 
     @property
     def backend(self) -> Backend:
-        """The devices that the run is spread over."""
+        """The backend that runs the replicas."""
         return self.context.backend
 
     @property
     def total_steps(self) -> int:
-        """Training steps of the whole run."""
+        """Number of training steps in the whole run."""
         return self.config.train.epochs * self.sampler.steps_per_epoch
 
     def new_training_step(self) -> TrainingStep:
-        """Returns another step on this model and optimizer; it is traced at its first run."""
+        """Returns another training step for this model and optimizer; its first run traces it."""
         return TrainingStep(
             self.model,
             self.network,
@@ -97,7 +97,7 @@ class TrainingSetup:
         )
 
     def training_batches(self, first_step: int) -> tf.data.Dataset:
-        """Returns this process's shards of the batches from a global step to the end of the run."""
+        """Returns this process's shards of all batches from a global step to the end of the run."""
         return training_dataset(
             self.dataset.train,
             len(self.dataset.classes),
@@ -109,7 +109,7 @@ class TrainingSetup:
         )
 
     def evaluate(self, split: Split) -> dict[str, float]:
-        """Returns loss and accuracy over images, each counted once."""
+        """Returns loss and accuracy over the images of a split, each counted once."""
         size, classes = self.config.train.eval_batch_size, len(self.dataset.classes)
         batches, steps = sharded_evaluation_dataset(split, classes, size, self.sharding)
         return self.evaluation.evaluate(batches, steps)
@@ -130,7 +130,7 @@ class TrainingSetup:
             )
 
     def resolved(self) -> dict[str, Any]:
-        """Returns the resolved settings: strategy, precision, batch, rate, steps, with reasons."""
+        """Returns the resolved settings (what `auto` became), with the reasons."""
         config, backend, precision = self.config, self.backend, self.precision
         hosts = self.context.cluster.hosts or ()
         return {
@@ -164,7 +164,7 @@ class TrainingSetup:
 
 
 def step_options(config: Config, precision: Precision, sampler: EpochSampler) -> StepOptions:
-    """Returns how the training step of a run is carried out."""
+    """Returns the options of a run's training step."""
     return StepOptions(
         pixels=config.data.pixels,
         steps_per_epoch=sampler.steps_per_epoch,

@@ -1,4 +1,4 @@
-"""The whole state of a run, held by every replica: shared out, kept together, restored."""
+"""The state of a run, held by every replica: restoring, broadcasting and synchronising it."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from distcnn.distribute.consistency import (
     broadcast_variables,
     require_identical_state,
 )
-from distcnn.storage.checkpoint import restore
+from distcnn.storage.checkpoint import by_key, paths_in, restore
 from distcnn.training.step import TrainingStep
 
 
 class TrainState:
-    """Weights, optimizer, averages and metrics of a run.
+    """The weights, optimizer state, averages and metrics of a run.
 
     Args:
-        backend: The replicas.
+        backend: Runs the replicas.
         model: The built classifier.
         optimizer: Its built optimizer.
-        training: The step, with the moving average of the weights and the epoch's metrics.
+        training: The training step, which holds the averages and the epoch's metrics.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, list[Any]]:
-        """All variables by group, in the order in which checkpoints hold them."""
+        """All variables by group, in the order in which checkpoints store them."""
         ema = self._training.ema
         return {
             "model": self._model.variables,
@@ -49,20 +49,51 @@ class TrainState:
         }
 
     def restore(self, arrays: dict[str, np.ndarray], origin: str) -> None:
-        """Assigns what a checkpoint holds, in this process; `broadcast` then tells the others."""
+        """Assigns a checkpoint's arrays in this process; call `broadcast` for the other ones."""
         restore(self.variables, arrays, origin)
 
+    def take_over(self, arrays: dict[str, np.ndarray], origin: str) -> None:
+        """Assigns the state of another run in this process, except for its learning rate.
+
+        Averages of the weights start from its weights if it has none.
+
+        Raises:
+            DistcnnError: If it is the state of another model or optimizer.
+        """
+        variables = self.variables
+        paths = {key: getattr(v, "path", key) for key, v in by_key(variables).items()}
+        now = _without_rate({k: p for k, p in paths.items() if k.startswith("optimizer/")})
+        stored = paths_in(arrays)
+        then = _without_rate({k: p for k, p in stored.items() if k.startswith("optimizer/")})
+        named = by_key(variables)
+        variables["optimizer"] = [named[key] for key in now]
+        taken = {key: a for key, a in arrays.items() if not key.startswith("optimizer/")}
+        taken |= {f"optimizer/{index:04d}": arrays[key] for index, key in enumerate(then)}
+        averages = [key for key in taken if key.startswith("average/")]
+        restarts = len(averages) != len(variables["average"])
+        if restarts:
+            variables["average"] = []
+            taken = {key: a for key, a in taken.items() if key not in averages}
+        restore(variables, taken, origin)
+        if restarts and self._training.ema is not None:
+            self._training.ema.restart()
+
     def broadcast(self) -> None:
-        """Gives every replica the chief's state."""
+        """Copies the chief's state to every replica."""
         broadcast_variables(self._backend, [v for group in self.variables.values() for v in group])
 
     def synchronise(self) -> None:
-        """Averages what each replica keeps for itself, then checks that all hold the same.
+        """Averages what each replica updates by itself, then checks that all hold the same state.
 
         Raises:
             ReplicaMismatchError: Names the first variable that differs, and the replicas.
         """
         ema = self._training.ema
-        own = [w for w in self._model.non_trainable_weights if w.dtype == "float32"]
-        average_across_replicas(self._backend, [*own, *(ema.statistics if ema else ())])
+        statistics = [w for w in self._model.non_trainable_weights if w.dtype == "float32"]
+        average_across_replicas(self._backend, [*statistics, *(ema.statistics if ema else ())])
         require_identical_state(self._backend, self.variables, self._training.step)
+
+
+def _without_rate(paths: dict[str, str]) -> list[str]:
+    """Returns the keys of an optimizer's variables in order, without that of its learning rate."""
+    return [key for key in sorted(paths) if not paths[key].endswith("learning_rate")]

@@ -1,4 +1,4 @@
-"""The training step: forward and backward, reduce, apply; on any number of replicas."""
+"""The training step on any number of replicas: forward and backward pass, reduction, update."""
 
 import contextlib
 from collections import deque
@@ -16,23 +16,23 @@ from distcnn.optim.ema import WeightEMA
 from distcnn.training.objective import Objective
 
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-"""One replica's share of a batch: images, one-hot labels, and weights of shape `(count,)`, each
+"""One shard of a batch: images, one-hot labels, and weights of shape `(count,)`, each
 1 / images of the global batch, or 0 for a stand-in."""
 
 _VOTE_DELAY = 4
-"""Executions after which a request to stop is read: long enough never to wait for the device."""
+"""Executions after which a stop request is read: enough that reading never waits for the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOptions:
-    """How a training step is carried out.
+    """Options of a training step.
 
     Attributes:
         pixels: Range of the pixels that the classifier expects.
         steps_per_epoch: Training steps per epoch.
         steps_per_execution: Steps per call into TensorFlow.
-        accumulation_steps: Shards of each replica that are computed one after the other.
-        xla: Whether to compile forward and backward pass with XLA.
+        accumulation_steps: Number of shards that each replica computes in turn per step.
+        xla: Whether to compile the forward and backward pass with XLA.
     """
 
     pixels: PixelRange
@@ -45,26 +45,26 @@ class StepOptions:
 class TrainingStep:
     """Trains a classifier step by step, the same on every replica.
 
-    Every share of a batch weighs its images by 1 / (images in the global batch), so the sum of the
+    Every shard of a batch weights its images by 1 / (images in the global batch), so the sum of the
     replicas' gradients is the gradient of the mean over the global batch, however it is divided.
-    The sums that make loss and accuracy, and a request to stop, travel with the gradients. What is
-    reduced is the same in every replica; so is each decision that follows from it, such as whether
-    float16 overflowed.
+    The sums for loss and accuracy, and stop requests, are reduced together with the gradients. What
+    is reduced is the same on every replica; so is each decision that follows from it, such as
+    whether float16 overflowed.
 
     Args:
         model: The built classifier, whose weights are trained.
-        network: What computes its outputs: the classifier itself, or its fast form.
+        network: Computes its outputs: the classifier itself, or its fast form.
         optimizer: Its built optimizer.
-        backend: The devices that it is spread over.
-        objective: What is minimised.
-        options: How the step is carried out.
+        backend: Runs the replicas.
+        objective: The loss to minimise.
+        options: Options of the step.
         ema: Moving average of the weights to maintain, or None.
-        sync_batchnorm: Batch normalisation that is synchronised, or None.
+        sync_batchnorm: The layers that normalise over the images of all replicas, or None.
 
     Attributes:
         model: The classifier.
         ema: Moving average of the weights, or None.
-        step: Global steps done.
+        step: Number of global steps done.
         steps_per_execution: Steps per call into TensorFlow.
     """
 
@@ -100,18 +100,18 @@ class TrainingStep:
         with tf.device("CPU:0"):
             self._input_wait = tf.Variable(0.0, dtype=tf.float64, trainable=False)
             self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
-            # Sums over the epoch so far: loss x images, correct images, images.
+            # Sums over the epoch so far: loss times images, hits, images.
             self._epoch_sums = tf.Variable([0.0, 0.0, 0.0], dtype=tf.float64, trainable=False)
         self._run_steps = tf.function(self._make_run_steps(), reduce_retracing=True)
 
     @property
     def step_in_epoch(self) -> int:
-        """Steps of the present epoch that are done."""
+        """Number of steps done in the current epoch."""
         return self.step % self._options.steps_per_epoch
 
     @property
     def epoch_variables(self) -> list[tf.Variable]:
-        """What the epoch's metrics are made of, for checkpoints."""
+        """The variables behind the epoch's metrics, for checkpoints."""
         return [self._epoch_sums]
 
     @property
@@ -127,34 +127,38 @@ class TrainingStep:
         return {"loss": float(loss / count), "accuracy": float(correct / count)}
 
     def reset_metrics(self) -> None:
-        """Forgets the epoch's metrics."""
+        """Resets the epoch's metrics."""
         self._epoch_sums.assign([0.0, 0.0, 0.0])
 
     def just_passed(self, interval: int) -> bool:
-        """Tells whether the last execution reached or passed a multiple of `interval` steps."""
+        """Returns whether the last execution reached or passed a multiple of `interval` steps."""
         return self.step // interval > self._step_before // interval
 
     def pop_input_wait(self) -> float:
-        """Returns the seconds spent waiting for input since the last call."""
+        """Returns the seconds spent waiting for input since the last call, and starts anew."""
         seconds = float(self._input_wait.numpy())
         self._input_wait.assign(0.0)
         return seconds
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[None]:
-        """Lends the weights that are evaluated and saved: the averages, if there are any."""
+        """Puts the weights to evaluate into the model for the context: the averages, if any."""
         with self.ema.swapped_in() if self.ema else contextlib.nullcontext():
             yield
 
+    def weights_for_callbacks(self) -> contextlib.AbstractContextManager[None]:
+        """Puts the averaged weights, if there are any, into the model for the user's callbacks."""
+        return self.ema.lent() if self.ema else contextlib.nullcontext()
+
     def run(self, batches: Any, *, stop: bool = False) -> None:
-        """Does the steps of one execution, but not past the end of an epoch.
+        """Runs one execution, which ends at the latest with the epoch.
 
         Args:
-            batches: Iterator of the backend over shares of batches, from the present step on.
+            batches: The backend's iterator over shards of batches, from the current step on.
             stop: Whether this process has been asked to stop.
         """
-        left = self._options.steps_per_epoch - self.step_in_epoch
-        count = min(self.steps_per_execution, left)
+        remaining = self._options.steps_per_epoch - self.step_in_epoch
+        count = min(self.steps_per_execution, remaining)
         votes = self._run_steps(
             batches, tf.constant(self.step, tf.int64), tf.constant(count), tf.constant(float(stop))
         )
@@ -163,7 +167,7 @@ class TrainingStep:
         self.step += count
 
     def voted_to_stop(self) -> bool:
-        """Tells whether a process had been asked to stop, some executions ago; on all the same."""
+        """Returns whether any process was asked to stop some executions ago; equal on all ranks."""
         return len(self._votes) == _VOTE_DELAY and float(self._votes[0]) > 0
 
     def _make_run_steps(self) -> Callable[..., tf.Tensor]:
@@ -179,35 +183,36 @@ class TrainingStep:
                 return done + 1, votes + vote
 
             start = (tf.constant(0), tf.constant(0.0))
-            # One after the other: what a reduction gave may be gone when the next one is done.
-            return tf.while_loop(lambda done, _: done < count, body, start, parallel_iterations=1)[
-                1
-            ]
+            # One iteration at a time, since the next reduction may overwrite the last one's result.
+            _, votes = tf.while_loop(
+                lambda done, _: done < count, body, start, parallel_iterations=1
+            )
+            return votes
 
         return run_steps
 
     def _one_step(self, batches: Any, step: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
-        asked = tf.timestamp()
+        requested = tf.timestamp()
         shards = [batches.get_next() for _ in range(self._options.accumulation_steps)]
         with tf.control_dependencies(_first_tensors(shards)):
             arrived = tf.timestamp()
-        # Nothing of the step begins before this time is taken, so that waiting is all that counts.
+        # The step begins after this time is taken, so that only the waiting is measured.
         with tf.control_dependencies([arrived]):
-            self._input_wait.assign_add(arrived - asked)
+            self._input_wait.assign_add(arrived - requested)
             sums = self._backend.run(self._in_replica, shards, stop)[0]
         loss, correct, images, votes = tf.unstack(tf.cast(sums, tf.float64))
         self._epoch_sums.assign_add(tf.stack([loss * images, correct, images]))
-        first = ~tf.math.is_finite(loss) & (self._first_bad_step < 0)
-        self._first_bad_step.assign(tf.where(first, step + 1, self._first_bad_step))
+        is_first = ~tf.math.is_finite(loss) & (self._first_bad_step < 0)
+        self._first_bad_step.assign(tf.where(is_first, step + 1, self._first_bad_step))
         return tf.cast(votes, tf.float32)
 
     def _in_replica(self, shards: Sequence[Batch], stop: tf.Tensor) -> tf.Tensor:
         weights = self.model.trainable_variables
         gradients, sums = self._compute(*shards[0])
         for shard in shards[1:]:
-            more, counted = self._compute(*shard)
-            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
-            sums += counted
+            shard_gradients, shard_sums = self._compute(*shard)
+            gradients = [a + b for a, b in zip(gradients, shard_gradients, strict=True)]
+            sums += shard_sums
         used = [index for index, gradient in enumerate(gradients) if gradient is not None]
         sums = tf.concat([sums, [stop]], 0)
         own = [*(gradients[index] for index in used), sums]
@@ -220,10 +225,10 @@ class TrainingStep:
     def _forward_backward(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Returns the gradients of this share, and the sums of its loss, hits and images."""
+        """Returns the gradients of a shard, and the sums of its losses, hits and images."""
         counts = tf.cast(weights > 0, tf.float32)
         if self._sync_batchnorm is not None:
-            self._sync_batchnorm.count_images(counts[0])
+            self._sync_batchnorm.counts = counts[0]
         with tf.GradientTape() as tape:
             outputs = self._network(scale_pixels(images, self._options.pixels), training=True)
             outputs = tf.cast(outputs, tf.float32)
@@ -239,9 +244,9 @@ class TrainingStep:
 
 
 def _first_tensors(shards: Sequence[Any]) -> list[tf.Tensor]:
-    """Returns a tensor of each share in each replica, to wait for."""
-    found = []
+    """Returns one tensor of each shard on each replica, to wait for."""
+    tensors = []
     for shard in shards:
         images = shard[0]
-        found += list(getattr(images, "values", (images,)))
-    return found
+        tensors += list(getattr(images, "values", (images,)))
+    return tensors

@@ -1,56 +1,56 @@
-"""The trainer: from a configuration to a finished run directory."""
+"""The trainer: turns a configuration into a finished run directory."""
 
 import contextlib
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from distcnn.config import Config
 from distcnn.config.lookup import import_object
 from distcnn.distribute.base import Backend, reporting_lost_peers
-from distcnn.distribute.consistency import is_identical_everywhere
 from distcnn.distribute.context import join_run
 from distcnn.runtime.cluster import Cluster
-from distcnn.runtime.files import write_json
 from distcnn.runtime.signals import StopRequest
-from distcnn.storage.checkpoint import Checkpoints, Progress, find_checkpoint, read_checkpoint
+from distcnn.storage.checkpoint import CALLBACKS, Checkpoints, Progress
 from distcnn.storage.environment import describe_environment
-from distcnn.storage.model_file import ModelMetadata, save_model
 from distcnn.storage.run_directory import RunDirectory
-from distcnn.storage.summary import log_resolved, log_summary, make_summary
+from distcnn.storage.summary import log_resolved
 from distcnn.training.build import build_setup
 from distcnn.training.callbacks.callback_list import TrainingCallbacks, callbacks_for_rank
 from distcnn.training.callbacks.checkpointing import CheckpointSaver, StoppedBySignal
 from distcnn.training.callbacks.metrics import MetricsRecorder, MetricsWriter, Row
 from distcnn.training.callbacks.non_finite import NonFiniteLossGuard
 from distcnn.training.callbacks.progress import ProgressDisplay
+from distcnn.training.callbacks.saved_state import load_callbacks
 from distcnn.training.callbacks.tensorboard import TensorBoardScalars, tensorboard_callbacks
+from distcnn.training.finish import RunFinish, TrainedRun
 from distcnn.training.loop import run_epochs
+from distcnn.training.resuming import start_from
 from distcnn.training.setup import TrainingSetup
 
 log = logging.getLogger("distcnn")
 
 
 class Trainer:
-    """Trains one classifier as a configuration says.
+    """Trains one classifier from a configuration.
 
-    Building it checks everything and writes nothing; `fit` makes the run directory. In a run of
-    several processes each builds a Trainer and calls `fit`; rank 0 alone prints and writes.
+    The constructor checks everything and writes nothing; `fit` creates the run directory. In a run
+    of several processes, each creates a Trainer and calls `fit`; only rank 0 prints and writes.
 
     Args:
-        config: The run.
-        callbacks: Keras callbacks of the user's own; they see the classifier as `self.model`. They
-            work in every process, except for those that write, see `callbacks_for_rank`.
-        cluster: The processes of the run; by default as the environment describes them.
+        config: The configuration of the run.
+        callbacks: The user's own Keras callbacks, which see the classifier as `self.model`. They
+            run in every process, except those that write files; see `callbacks_for_rank`.
+        cluster: The processes of the run; read from the environment by default.
 
     Attributes:
-        config: The run.
-        setup: What the run is made of: data, model, optimizer, steps.
+        config: The configuration of the run.
+        setup: Everything the run is built from: data, model, optimizer, steps.
         directory: The run directory.
 
     Raises:
@@ -74,8 +74,10 @@ class Trainer:
             self.setup: TrainingSetup = build_setup(config, context)
             with backend.scope():
                 paths = config.train.callbacks
-                own = [import_object(path, "train.callbacks")() for path in paths]
-        self._user_callbacks = callbacks_for_rank([*callbacks, *own], is_chief=backend.is_chief)
+                configured = [import_object(path, "train.callbacks")() for path in paths]
+        self._user_callbacks = callbacks_for_rank(
+            [*callbacks, *configured], is_chief=backend.is_chief
+        )
 
     @property
     def model(self) -> keras.Model:
@@ -83,30 +85,27 @@ class Trainer:
         return self.setup.model
 
     def fit(self) -> dict[str, Any] | None:
-        """Trains, evaluates on the test images once, and writes the run directory.
+        """Trains, evaluates once on the test images, and writes the run directory.
 
         Returns:
-            The content of `summary.json`, or None if a signal stopped the run after it was saved.
+            The content of `summary.json`, or None if a signal stopped the run after saving it.
 
         Raises:
-            DistcnnError: If the run cannot go on; what was saved before stays.
+            DistcnnError: If the run cannot continue; what was saved before is kept.
         """
         stop = StopRequest()
         with self._open_directory(), stop.listening():
             log_resolved(self.directory.path, self.setup.resolved())
             try:
-                progress, rows = self._train(stop)
+                trained = self._train(stop)
             except StoppedBySignal:
-                self._leave(stop)
+                self._finish_stopped(stop)
                 return None
-            saved_epoch = self._select_weights(progress)
-            summary = self._summarise(progress, rows, saved_epoch, self._test())
-            self._save(summary)
-        return summary
+            return RunFinish(self.setup, self.directory, self._checkpoints()).finish(trained)
 
     @contextlib.contextmanager
     def _open_directory(self) -> Iterator[None]:
-        """Makes the run directory, and holds it while the block runs."""
+        """Creates the run directory, and keeps it locked during the context."""
         hardware = self.setup.context.hardware
         environment = describe_environment(hardware.gpu, self.setup.resolved())
         backend = self.setup.backend
@@ -117,141 +116,120 @@ class Trainer:
             finally:
                 self.directory.close()
 
-    def _train(self, stop: StopRequest) -> tuple[Progress, list[Row]]:
-        """Trains from where the run is to its end; returns its progress and all its rows."""
-        setup, backend = self.setup, self.setup.backend
-        progress = self._resume()
+    def _train(self, stop: StopRequest) -> TrainedRun:
+        """Trains from the newest checkpoint to the end."""
+        setup, backend, users = self.setup, self.setup.backend, self._user_callbacks
+        progress, saved_callbacks = self._resume()
         rows: list[Row] = backend.run_on_chief(lambda: self.directory.cut_metrics(progress.step))
-        if self._is_finished(progress):
-            return progress, rows
+        is_finished = self._is_finished(progress)
         with contextlib.ExitStack() as stack:
-            display = stack.enter_context(self._progress_display(progress.step))
+            display = stack.enter_context(self._progress_display(progress.step, is_finished))
             sinks: list[Callable[[Row], None]] = [rows.append, display]
-            if backend.is_chief:
+            if backend.is_chief and not is_finished:
                 file = self.directory.path / "metrics.jsonl"
                 sinks.insert(0, stack.enter_context(MetricsWriter(file)))
-            observers = self._tensorboard(sinks, progress.step)
             recorder = MetricsRecorder(setup, sinks, display.advance)
-            guard = NonFiniteLossGuard(setup.training, self.config.logging.every_steps)
-            saver = CheckpointSaver(setup, self._checkpoints(), progress, recorder.measured, stop)
-            run_epochs(
-                setup,
-                backend.iterate(setup.training_batches(progress.step)),
-                TrainingCallbacks(
-                    [guard, recorder, *observers, *self._user_callbacks, saver],
-                    model=setup.model,
-                    metrics=setup.training.metrics,
-                    epochs=self.config.train.epochs,
-                    steps=setup.sampler.steps_per_epoch,
-                ),
-                asked_to_stop=lambda: stop.name is not None,
+            saver = CheckpointSaver(
+                setup, self.directory, self._checkpoints(), progress, users, recorder.measured, stop
             )
-        return saver.progress, rows
+            own = [NonFiniteLossGuard(setup.training, self.config.logging.every_steps), recorder]
+            if not is_finished:
+                own += self._tensorboard(sinks, progress.step)
+            callbacks = self._callback_list(own, saver)
+            self._begin_callbacks(callbacks, progress, saved_callbacks)
+            logs: dict[str, float] = {}
+            if not is_finished:
+                logs = run_epochs(
+                    setup,
+                    backend.iterate(setup.training_batches(progress.step)),
+                    callbacks,
+                    asked_to_stop=lambda: stop.name is not None,
+                )
+        return TrainedRun(saver.progress, rows, callbacks, logs)
 
-    def _resume(self) -> Progress:
-        """Restores the newest state in the chief, and gives it to every replica."""
-        setup = self.setup
-        found = setup.backend.run_on_chief(lambda: dataclasses.asdict(self._restore()))
-        progress = Progress(**found)
+    def _callback_list(
+        self, own: list[keras.callbacks.Callback], saver: CheckpointSaver
+    ) -> TrainingCallbacks:
+        setup, users = self.setup, [callback for _, callback in self._user_callbacks]
+        return TrainingCallbacks(
+            [*own, *users, saver],
+            users,
+            model=setup.model,
+            metrics=setup.training.metrics,
+            weights_for_users=setup.training.weights_for_callbacks,
+            epochs=self.config.train.epochs,
+            steps=setup.sampler.steps_per_epoch,
+        )
+
+    def _begin_callbacks(
+        self, callbacks: TrainingCallbacks, progress: Progress, saved: dict[str, np.ndarray]
+    ) -> None:
+        """Starts the callbacks; if the run is resumed, with the state that they had."""
+        for _, callback in self._user_callbacks:
+            if isinstance(callback, keras.callbacks.CSVLogger) and self.directory.begun:
+                callback.append = callback.append or progress.step > 0
+        self.setup.model.stop_training = False
+        callbacks.on_train_begin()
+        if self.directory.begun and progress.step > 0:
+            load_callbacks(self._user_callbacks, saved, self.setup.backend)
+
+    def _resume(self) -> tuple[Progress, dict[str, np.ndarray]]:
+        """Restores the newest state on the chief, and copies it to every replica.
+
+        Returns:
+            The progress, and on the chief the saved state of the user's callbacks.
+        """
+        setup, saved_callbacks = self.setup, {}
+
+        def restore() -> dict[str, Any]:
+            progress, arrays = self._restore()
+            saved_callbacks.update(
+                {key: value for key, value in arrays.items() if key.startswith(CALLBACKS)}
+            )
+            return dataclasses.asdict(progress)
+
+        progress = Progress(**setup.backend.run_on_chief(restore))
         setup.state.broadcast()
         setup.training.step = progress.step
-        return progress
+        return progress, saved_callbacks
 
-    def _restore(self) -> Progress:
+    def _restore(self) -> tuple[Progress, dict[str, np.ndarray]]:
         resume = self.config.checkpoint.resume
-        if self.directory.begun:
-            found, origin = self._checkpoints().load_newest(), str(self.directory.path)
-        elif resume in ("auto", "never"):
-            return Progress()
-        else:
-            found, origin = find_checkpoint(Path(resume)), resume
-        if found is None:
-            return Progress()
-        arrays, progress = found
+        if not self.directory.begun:
+            is_path = resume not in ("auto", "never")
+            return (start_from(self.setup, resume) if is_path else Progress()), {}
+        checkpoint, origin = self._checkpoints().load_newest(), str(self.directory.path)
+        if checkpoint is None:
+            return Progress(), {}
+        arrays, progress = checkpoint
         self.setup.state.restore(arrays, origin)
         log.info("resumed         %s at step %d", origin, progress.step)
-        return progress
+        return progress, arrays
 
     def _is_finished(self, progress: Progress) -> bool:
         epochs_done = progress.step // self.setup.sampler.steps_per_epoch
         train = self.config.train
-        return epochs_done >= train.epochs or progress.out_of_patience(
-            train.early_stopping, epochs_done
+        return (
+            progress.stopped
+            or epochs_done >= train.epochs
+            or progress.out_of_patience(train.early_stopping, epochs_done)
         )
 
-    def _leave(self, stop: StopRequest) -> None:
+    def _finish_stopped(self, stop: StopRequest) -> None:
         log.info(
-            "stopped by %s after step %d; the same command goes on from there",
+            "stopped by %s after step %d; run the same command again to continue",
             stop.name or "a signal to another rank",
             self.setup.training.step,
         )
         self.setup.backend.close()
 
-    def _select_weights(self, progress: Progress) -> int:
-        """Puts the weights to keep into the model: the best epoch's, and of these the average.
-
-        Returns:
-            The epoch, counted from 1, that they are from.
-        """
-        setup = self.setup
-        epoch = math.ceil(progress.step / setup.sampler.steps_per_epoch)
-        if setup.backend.run_on_chief(self._restore_best):
-            setup.state.broadcast()
-            epoch = progress.best_epoch + 1
-        if setup.ema is not None:
-            setup.ema.copy_to_model()
-        return epoch
-
-    def _restore_best(self) -> bool:
-        """Restores the best epoch's state, if early stopping looks for it and there is one."""
-        best = self._checkpoints().best
-        if not self.config.train.early_stopping or not best.exists():
-            return False
-        arrays, _ = read_checkpoint(best)
-        self.setup.state.restore(arrays, str(best))
-        return True
-
-    def _test(self) -> dict[str, float]:
-        test = self.setup.dataset.test
-        return self.setup.evaluate(test) if test else {}
-
-    def _summarise(
-        self, progress: Progress, rows: list[Row], saved_epoch: int, test: dict[str, float]
-    ) -> dict[str, Any]:
-        setup = self.setup
-        summary = make_summary(
-            str(self.config.recipe),
-            setup.resolved(),
-            progress,
-            rows,
-            setup.model.weights,
-            saved_epoch=saved_epoch,
-        )
-        summary["weights_agree"] = is_identical_everywhere(setup.backend, setup.model.weights)
-        return summary | {f"test_{name}": test.get(name) for name in ("loss", "accuracy")}
-
-    def _save(self, summary: dict[str, Any]) -> None:
-        self.setup.compile_for_saving()
-        self.setup.backend.run_on_chief(lambda: self._write(summary))
-        log_summary(self.directory.path, summary)
-
-    def _write(self, summary: dict[str, Any]) -> None:
-        config, setup = self.config, self.setup
-        metadata = ModelMetadata(
-            setup.dataset.classes,
-            config.data.pixels,
-            setup.objective.logits,
-            config.train.test_flip,
-        )
-        save_model(self.directory.path / "model.keras", setup.model, metadata)
-        write_json(self.directory.path / "summary.json", summary)
-
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self.directory.path / "checkpoints", self.config.checkpoint.keep)
 
-    def _progress_display(self, first_step: int) -> ProgressDisplay:
+    def _progress_display(self, first_step: int, is_finished: bool) -> ProgressDisplay:
+        is_shown = self.setup.backend.is_chief and not is_finished
         return ProgressDisplay(
-            self.config.logging.progress if self.setup.backend.is_chief else "none",
+            self.config.logging.progress if is_shown else "none",
             self.config.train.epochs,
             self.setup.sampler.steps_per_epoch,
             first_step,
@@ -260,7 +238,7 @@ class Trainer:
     def _tensorboard(
         self, sinks: list[Callable[[Row], None]], first_step: int
     ) -> list[keras.callbacks.Callback]:
-        """Adds TensorBoard's scalars to the sinks; returns the callbacks that write the rest."""
+        """Adds TensorBoard's scalars to the sinks; returns callbacks that write everything else."""
         if not (self.config.logging.tensorboard and self.setup.backend.is_chief):
             return []
         folder = self.directory.path / "tensorboard"
@@ -269,11 +247,11 @@ class Trainer:
 
 
 def _choose_directory(config: Config, backend: Backend) -> RunDirectory:
-    """Lets the chief choose the run directory, for all processes."""
+    """Returns the run directory, which the chief chooses for all processes."""
 
     def choose() -> tuple[str, bool]:
-        chosen = RunDirectory.choose(config)
-        return str(chosen.path), chosen.begun
+        directory = RunDirectory.choose(config)
+        return str(directory.path), directory.begun
 
     path, begun = backend.run_on_chief(choose)
     return RunDirectory(Path(path), begun)

@@ -62,7 +62,7 @@ def test_augmentations_are_switched_on_by_name():
         (["--data.validation_split", "1.5"], "expected 0 <= value < 1"),
         (["--model.factory", "mine"], "expected package.module:function"),
         (["--logging.profile", "9,3"], "expected FIRST,LAST"),
-        (["--logging.profile", "1,2", "--logging.tensorboard", "false"], "is for TensorBoard"),
+        (["--logging.profile", "1,2", "--logging.tensorboard", "false"], "needs TensorBoard"),
         (["--data.augment.randaugment_magnitude", "2"], "expected 0 <= value <= 1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command `distcnn NAME`: what it finds, what it refuses, and that it starts at once."""
+"""The program `distcnn`: its commands, its errors and its start-up time."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ SCRIPT = "from distcnn.cli.commands import COMMANDS, main\n"
 
 
 def distcnn(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Runs what the installed script `distcnn` runs, from a folder of its own."""
+    """Runs a copy of the installed script `distcnn` in a separate folder."""
     script = Path("bin", "distcnn")
     script.parent.mkdir(exist_ok=True)
     script.write_text(f"{SCRIPT}{before}\nmain()\n")
@@ -106,7 +106,7 @@ def test_one_line_adds_a_command():
 
 
 def test_modules_of_the_working_folder_are_found():
-    """As by `python -m`, for `--model.factory mine:build`."""
+    """As with `python -m`, for `--model.factory mine:build`."""
     Path("mine.py").write_text("def main(arguments):\n    print(arguments)\n")
     line = 'COMMANDS["mine"] = ("mine:main", "")'
     done = distcnn("mine", "a b", before=line)

@@ -1,4 +1,4 @@
-"""The doctor: what it finds, what it advises, and when it says that training would not work."""
+"""The doctor: its findings, their fixes and its exit code."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def levels(findings: Iterator[Finding]) -> dict[str, tuple[str, str, str]]:
 
 
 def test_this_machine_is_well(run_module, tmp_path):
-    """Really: it also lets two processes reduce, by Horovod and by multi_worker."""
+    """End to end, with test reductions between two processes by Horovod and multi_worker."""
     report = tmp_path / "report.json"
     done = run_module("distcnn.doctor", "--json", str(report))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -38,11 +38,11 @@ def test_this_machine_is_well(run_module, tmp_path):
 @pytest.mark.parametrize(
     ("name", "version", "text"),
     [
-        ("keras", "3.14.0", "3.14.0; expected 3.15.1 to below 3.16"),
-        ("keras", "3.15.0", "3.15.0; expected 3.15.1 to below 3.16"),
-        ("tensorflow", "2.20.1", "2.20.1; expected 2.21 to below 2.22"),
-        ("tensorflow", "2.22.0", "2.22.0; expected 2.21 to below 2.22"),
-        ("numpy", "1.26.4", "1.26.4; expected 2 to below 3"),
+        ("keras", "3.14.0", "3.14.0; expected at least 3.15.1, below 3.16"),
+        ("keras", "3.15.0", "3.15.0; expected at least 3.15.1, below 3.16"),
+        ("tensorflow", "2.20.1", "2.20.1; expected at least 2.21, below 2.22"),
+        ("tensorflow", "2.22.0", "2.22.0; expected at least 2.21, below 2.22"),
+        ("numpy", "1.26.4", "1.26.4; expected at least 2, below 3"),
     ],
 )
 def test_known_bad_versions_are_named_with_their_fix(name, version, text, monkeypatch):
@@ -58,8 +58,8 @@ def test_known_bad_versions_are_named_with_their_fix(name, version, text, monkey
     [
         ("3.15.1", "ok", "3.15.1"),
         ("3.15.7", "ok", "3.15.7"),
-        ("3.16.0", "warning", "3.16.0; tried with 3.15.x only"),
-        ("4.0", "warning", "4.0; tried with 3.15.x only"),
+        ("3.16.0", "warning", "3.16.0; tested with 3.15.x only"),
+        ("4.0", "warning", "4.0; tested with 3.15.x only"),
     ],
 )
 def test_a_newer_keras_is_tried(version, level, text, monkeypatch):
@@ -90,7 +90,7 @@ def test_horovod_of_another_tensorflow(monkeypatch, tmp_path):
     level, text, fix = levels(horovod_check.check_horovod())["horovod"]
     assert level == "error"
     assert text.startswith("built for TensorFlow 2.21")
-    assert fix == "distcnn install-horovod builds it anew"
+    assert fix == "distcnn install-horovod rebuilds it"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert levels(horovod_check.check_horovod())["horovod"][0] == "warning"
 
@@ -109,7 +109,7 @@ def test_the_cluster_as_seen():
     rank_1 = {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2"}
     rank_1 |= {"HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
     found = levels(checks.check_cluster(rank_1))
-    assert found["cluster"][1] == "rank 1 of 2, as horovod says"
+    assert found["cluster"][1] == "rank 1 of 2, according to horovod"
     broken = levels(checks.check_cluster({"HOROVOD_RANK": "1"}))
     assert broken["cluster"][0] == "error"
     assert "HOROVOD_SIZE is not set" in broken["cluster"][1]
@@ -143,7 +143,11 @@ def test_storage(monkeypatch, tmp_path):
     monkeypatch.setattr(checks, "count_nvidia_gpus", lambda: 2)
     monkeypatch.setattr(horovod_check, "count_nvidia_gpus", lambda: 2)
     found = levels(checks.check_storage())
-    assert found["disk for runs"] == ("warning", f"1.0 GB free in {Path.cwd()}", "free some space")
+    assert found["disk for runs"] == (
+        "warning",
+        f"1.0 GB free in {Path.cwd()}",
+        "free some disk space",
+    )
     monkeypatch.setattr("os.access", lambda place, mode: False)
     assert levels(checks.check_storage())["disk for the cache"][0] == "error"
 

@@ -27,7 +27,7 @@ def encode(lines: list[str]) -> bytes:
 
 
 def fake_tensorflow(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    """Installs a fake tensorflow that prints to descriptor 2, as C++ does, while it lists GPUs."""
+    """Installs a fake tensorflow that prints to descriptor 2, like C++, when it lists GPUs."""
 
     def list_physical_devices(kind: str) -> None:
         assert kind == "GPU"

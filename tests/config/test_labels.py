@@ -1,4 +1,4 @@
-"""A run is labelled by the recipe that its values were loaded from, or by a label of one's own."""
+"""The label of a run: the recipe that its values were loaded from, or a custom label."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ def test_a_label_that_is_not_true_is_refused(name):
         dataclasses.replace(Config(), recipe=name)
 
 
-def test_labels_of_ones_own_and_of_loaded_recipes_are_kept():
+def test_custom_labels_and_those_of_loaded_recipes_are_kept():
     assert Config().recipe == "custom"
     assert Config(recipe="mine").recipe == "mine"
     loaded = load_config("fast")
@@ -27,7 +27,7 @@ def test_labels_of_ones_own_and_of_loaded_recipes_are_kept():
     assert yaml.safe_load(changed.to_yaml())["recipe"] == "fast"
 
 
-def test_a_recipe_with_overrides_is_what_the_command_line_makes_of_it(tmp_path):
+def test_a_recipe_with_overrides_equals_the_same_command_line(tmp_path):
     from_flags = parse_config(
         "distcnn.train",
         "",

@@ -220,6 +220,18 @@ def test_refuses_cut_batches(tmp_path):
         open_dir("cifar10", tmp_path / "bin")
 
 
+def test_refuses_batches_of_absurd_size(tmp_path, monkeypatch):
+    write_folder("cifar10", 1, tmp_path / "bin")
+    path = tmp_path / "bin" / "data_batch_4.bin"
+    os.truncate(path, 1 << 40)
+    with pytest.raises(DataError, match=r"data_batch_4\.bin has 1099511627776 bytes; expected at"):
+        open_dir("cifar10", tmp_path / "bin")
+    monkeypatch.setattr(cifar, "MAX_BATCH_BYTES", 1000)
+    write_archive("cifar10", 0, tmp_path / "cifar-10-python.tar.gz", monkeypatch)
+    with pytest.raises(DataError, match=r"cifar-10-batches-py/data_batch_1 has \d+ bytes"):
+        open_dir("cifar10", tmp_path)
+
+
 def test_refuses_broken_archives(tmp_path, monkeypatch):
     path = tmp_path / "cifar-10-python.tar.gz"
     write_archive("cifar10", 0, path, monkeypatch)

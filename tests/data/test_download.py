@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -8,6 +9,7 @@ import threading
 
 import pytest
 
+from distcnn.data import download as download_module
 from distcnn.data.download import download
 from distcnn.errors import DataError
 
@@ -25,6 +27,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_header("Content-Length", str(len(CONTENT)))
             self.end_headers()
             self.wfile.write(CONTENT[:1000])
+        elif self.path in ("/endless", "/announced"):
+            self.send_response(200)
+            self.send_header("Content-Length", "a" if self.path == "/endless" else str(10**15))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(CONTENT)
         else:
             super().do_GET()
 
@@ -77,6 +86,13 @@ def test_failures_name_the_url_and_the_ways_out(server, tmp_path):
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/file"
     assert "Connection refused" in fail(url, path)
+
+
+def test_a_download_without_an_end_is_stopped(server, tmp_path, monkeypatch):
+    message = fail(f"{server}/announced", tmp_path / "file")
+    assert "it has 1000000000000000 bytes or more; expected at most 1073741824" in message
+    monkeypatch.setattr(download_module, "_MAX_BYTES", 5_000_000)
+    assert "bytes or more; expected at most 5000000" in fail(f"{server}/endless", tmp_path / "file")
 
 
 def test_disk_failures_name_the_path(server, tmp_path):

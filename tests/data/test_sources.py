@@ -1,5 +1,4 @@
 import io
-import typing
 from typing import Any
 
 import numpy as np
@@ -8,18 +7,13 @@ import pytest
 from distcnn.config import DataConfig
 from distcnn.data.arrays import ArraySplit
 from distcnn.data.progress import progress_bar
-from distcnn.data.sources import SOURCES, open_source
+from distcnn.data.sources import open_source
 from distcnn.data.validation_split import split_train_validation
 from distcnn.errors import DataError
 
 
 def read(split):
     return split.gather(np.arange(len(split))).numpy()
-
-
-def test_every_name_of_the_configuration_opens():
-    names = typing.get_args(typing.get_type_hints(DataConfig)["name"])
-    assert set(SOURCES) == set(names)
 
 
 def test_digits():

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -102,12 +104,19 @@ def test_damage_is_named(records):
         open_records(records)
 
 
-def test_a_shard_cut_after_opening_is_named(records):
-    split = open_records(records).train
+def test_a_shard_cut_or_changed_after_opening_is_named(records):
+    read_last = tf.function(open_records(records).train.read)
     shard = records / "train-00003-of-00004.tfrecord"
-    shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(tf.errors.OpError, match="ends within the record"):
-        tf.function(split.read)(tf.constant([29], tf.int64))
+    whole = shard.read_bytes()
+    read_last(tf.constant([29], tf.int64))
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(tf.errors.OpError, match=r"00003-of-00004\.tfrecord was cut during the run"):
+        read_last(tf.constant([29], tf.int64))
+    shard.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    with pytest.raises(tf.errors.OpError, match=r"00003-of-00004\.tfrecord was changed"):
+        read_last(tf.constant([29], tf.int64))
+    shard.write_bytes(whole)
+    read_last(tf.constant([29], tf.int64))
 
 
 def edit_offsets(folder, **changes):
@@ -135,6 +144,56 @@ def test_offsets_that_do_not_fit_are_refused(records):
     with pytest.raises(DataError, match="does not match the records"):
         open_records(records)
     (records / "train.index.npz").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"train\.index\.npz has 7 bytes; expected \d+"):
+        open_records(records)
+    expect_offsets(records)
+    (records / "train.index.npz").write_bytes(b"NOTHING")
+    with pytest.raises(DataError, match=r"train\.index\.npz was changed: its sha256 is"):
+        open_records(records)
+    expect_offsets(records)
+    with pytest.raises(DataError, match="is not an offsets file"):
+        open_records(records)
+    (records / "train.index.npz").unlink()
+    with pytest.raises(DataError, match=r"train\.index\.npz is missing"):
+        open_records(records)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("shard", -1), ("shard", 1 << 60), ("offset", -1), ("length", 1 << 62), ("length", -1)],
+)
+def test_offsets_beyond_their_shard_are_refused(name, value, records):
+    with np.load(records / "train.index.npz") as stored:
+        column = stored[name]
+    column[7] = value
+    edit_offsets(records, **{name: column})
+    with pytest.raises(DataError, match="does not match the records"):
+        open_records(records)
+
+
+def npy(header, pixels=b""):
+    text = header.ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + pixels
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,), }"),
+        npy("{'descr': '<i8', 'fortran_order': False, 'shape': (30,), }", bytes(100)),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (30,), }", bytes(240)),
+        npy("(" * 110),
+        b"\x93NUMPY\x09\x00",
+        b"",
+        bytes(1 << 28),
+    ],
+    ids=["huge", "short", "objects", "deep", "version", "empty", "bomb"],
+)
+def test_offsets_of_absurd_size_are_refused(member, records):
+    path = records / "train.index.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in layout.ARRAYS:
+            archive.writestr(f"{name}.npy", member[: None if name == "shard" else 8])
     expect_offsets(records)
     with pytest.raises(DataError, match="is not an offsets file"):
         open_records(records)
@@ -147,9 +206,43 @@ def test_index_errors(records, tmp_path):
         (records / "index.json").write_text(text)
         with pytest.raises(DataError, match="is not an index"):
             open_records(records)
+    (records / "index.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="is not an index"):
+        open_records(records)
     (records / "index.json").write_text('{"version": 2}')
     with pytest.raises(DataError, match="format version 2; expected 1"):
         open_records(records)
+
+
+@pytest.mark.parametrize("value", [None, 3, "x", [], {}, [1], {"a": 1}, [None], -1, 1.5, True])
+def test_a_damaged_index_is_never_an_internal_error(value, records):
+    path = records / "index.json"
+    original = path.read_text()
+
+    def places(part, where=()):
+        if isinstance(part, dict | list):
+            for key in part if isinstance(part, dict) else range(len(part)):
+                yield (*where, key)
+                yield from places(part[key], (*where, key))
+
+    for place in list(places(json.loads(original))):
+        index = json.loads(original)
+        part = index
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = value
+        path.write_text(json.dumps(index))
+        allowed = (
+            (place == ("image_shape",) and value is None)
+            or (place == ("splits",) and value == {})
+            or (place[0] == "classes" and len(place) == 2 and value == "x")
+            or (place[0] == "image_shape" and len(place) == 2 and value == 3)
+            or (place[0] == "version" and value is True)
+        )
+        with (
+            contextlib.nullcontext() if allowed else pytest.raises(DataError, match=r"index|shard")
+        ):
+            open_records(records)
 
 
 def test_writer_refuses_and_leaves_nothing(digits, image_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Horovod where its own launcher did not start it: on hosts with unequal numbers of processes."""
+"""Horovod without its own launcher, on hosts with unequal numbers of processes."""
 
 import json
 import os
@@ -25,11 +25,11 @@ def test_horovods_cross_communicator_has_the_hosts_with_that_local_rank():
 
 
 @pytest.mark.parametrize(
-    ("rank", "complaint"),
-    [(0, "rank 1 did not come at 127.0.0.1"), (1, "rank 0 did not answer at 127.0.0.1")],
+    ("rank", "message"),
+    [(0, "rank 1 did not register at 127.0.0.1"), (1, "rank 0 did not answer at 127.0.0.1")],
 )
-def test_a_rank_that_does_not_come_is_named(rank, complaint, monkeypatch):
-    monkeypatch.setattr(rendezvous, "_PATIENCE_SECONDS", 0.5)
+def test_a_missing_rank_is_named(rank, message, monkeypatch):
+    monkeypatch.setattr(rendezvous, "_TIMEOUT_SECONDS", 0.5)
     workers = tuple(f"127.0.0.1:{port}" for port in free_ports(2))
     cluster = Cluster(
         scheme="tf_config",
@@ -46,13 +46,13 @@ def test_a_rank_that_does_not_come_is_named(rank, complaint, monkeypatch):
     if store._server is not None:
         store._server.stop()
         store._server._httpd.server_close()
-    assert complaint in str(error.value)
+    assert message in str(error.value)
     cause = error.value.__context__
     assert not isinstance(cause, urllib.error.HTTPError) or cause.closed
 
 
 @pytest.mark.parametrize("strategy", ["horovod", "multi_worker"])
-def test_two_and_one_process_find_each_other_though_one_comes_late(strategy):
+def test_two_and_one_process_find_each_other_though_one_starts_late(strategy):
     """Two names of this machine stand for two hosts."""
     first, second, third = free_ports(3)
     workers = [f"127.0.0.1:{first}", f"127.0.0.1:{second}", f"localhost:{third}"]

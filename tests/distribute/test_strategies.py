@@ -1,4 +1,4 @@
-"""From what was asked for, what was started and what is there to a strategy and its devices."""
+"""How a strategy and its devices follow from the flags, the started processes and the hardware."""
 
 import os
 
@@ -6,7 +6,7 @@ import pytest
 
 from distcnn.config import DistributeConfig
 from distcnn.distribute.device_placement import bind_cores, gpus_of_process
-from distcnn.distribute.strategies import choose_strategy
+from distcnn.distribute.strategies import choose_strategy, require_supported, strategy_of
 from distcnn.errors import UsageError
 from distcnn.runtime.cluster import Cluster
 
@@ -51,7 +51,7 @@ def test_the_strategy_fits(asked, cluster, gpus, has_horovod, chosen):
         ({}, several("horovod"), "Horovod is not installed"),
     ],
 )
-def test_what_would_not_train_together_is_refused(asked, cluster, message):
+def test_a_strategy_that_cannot_join_the_processes_is_refused(asked, cluster, message):
     with pytest.raises(UsageError, match=message):
         choose_strategy(DistributeConfig(**asked), cluster, gpus=0, has_horovod=False)
 
@@ -61,36 +61,36 @@ def test_what_would_not_train_together_is_refused(asked, cluster, message):
     [
         ({"devices": 0}, "distribute.devices is 0"),
         ({"port": 70_000}, "expected a value below 65000"),
-        ({"compression": "fp16", "strategy": "mirrored"}, "only horovod has"),
+        ({"compression": "fp16", "strategy": "mirrored"}, "only horovod does"),
     ],
 )
 def test_bad_values_are_refused(keys, message):
     with pytest.raises(UsageError, match=message):
-        DistributeConfig(**keys)
+        require_supported(DistributeConfig(**keys))
 
 
 @pytest.mark.parametrize(
     ("local_rank", "local_size", "strategy", "gpus", "taken"),
     [
-        (0, 1, "auto", 0, None),
-        (0, 1, "auto", 4, None),
+        (0, 1, "mirrored", 0, None),
+        (0, 1, "mirrored", 4, None),
         (0, 1, "one_device", 4, [0]),
         (0, 1, "horovod", 4, [0]),
         (2, 4, "horovod", 4, [2]),
-        (3, 4, "auto", 1, [0]),  # Slurm shows each task its own GPU only
+        (3, 4, "multi_worker", 1, [0]),  # Slurm shows each task only its own GPU
         (1, 2, "multi_worker", 4, [2, 3]),
     ],
 )
 def test_each_process_takes_its_own_gpus(local_rank, local_size, strategy, gpus, taken):
     cluster = Cluster(size=local_size, local_rank=local_rank, local_size=local_size)
-    assert gpus_of_process(cluster, strategy, gpus) == taken
+    assert gpus_of_process(cluster, strategy_of(strategy).devices_per_process, gpus) == taken
 
 
 @pytest.mark.parametrize("strategy", ["horovod", "multi_worker"])
 def test_processes_do_not_share_gpus(strategy):
     cluster = Cluster(size=4, local_rank=1, local_size=4)
-    with pytest.raises(UsageError, match="4 processes on this host, but 2 GPUs; start one"):
-        gpus_of_process(cluster, strategy, 2)
+    with pytest.raises(UsageError, match="4 processes on this host, but only 2 GPUs; start"):
+        gpus_of_process(cluster, strategy_of(strategy).devices_per_process, 2)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_processes_do_not_share_gpus(strategy):
         (3, 4, range(2), 2, 1, None),  # more processes than cores
     ],
 )
-def test_each_process_takes_its_share_of_the_cores(
+def test_each_process_takes_its_part_of_the_cores(
     local_rank, local_size, cores, total, threads, bound, monkeypatch
 ):
     taken = []

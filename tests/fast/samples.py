@@ -12,7 +12,7 @@ LABELS = np.eye(4, dtype=np.float32)[np.arange(32) % 4]
 
 
 def smooth(activation: str = "tanh", dropout: float = 0.0) -> keras.Model:
-    """The article's order of layers, with an activation that has no edges."""
+    """The article's order of layers, with a smooth activation."""
     stages: list[Any] = [keras.Input((12, 12, 3))]
     for width, pool in ((8, False), (16, True)):
         stages += [layers.Conv2D(width, 3, padding="same"), layers.Activation(activation)]
@@ -27,7 +27,7 @@ def smooth(activation: str = "tanh", dropout: float = 0.0) -> keras.Model:
 
 
 def branched() -> keras.Model:
-    """Functional: a residual branch, a shared layer, activations in layers, odd padding."""
+    """Functional model: residual branch, shared layer, activations in layers, unusual padding."""
     inputs = keras.Input((12, 12, 3))
     x = layers.Conv2D(8, 3, strides=2, padding="valid", activation="relu", use_bias=False)(inputs)
     shared = layers.Conv2D(8, 3, padding="same", dilation_rate=2, activation="tanh")
@@ -41,7 +41,7 @@ def branched() -> keras.Model:
 
 
 def known() -> keras.Model:
-    """A network of many branches that is in use."""
+    """A well-known network with many branches."""
     net = keras.applications.MobileNetV3Small
     return net((32, 32, 3), weights=None, classes=4, include_preprocessing=False, dropout_rate=0)
 
@@ -65,7 +65,7 @@ def nested() -> keras.Model:
 
 
 class Outcome:
-    """What one training step and one inference of a model give."""
+    """Results of one training step and one inference pass of a model."""
 
     def __init__(self, model: keras.Model, computing: keras.Model) -> None:
         before = [variable.numpy() for variable in model.variables]

@@ -28,7 +28,7 @@ def test_chains_are_as_long_as_they_can_be() -> None:
 
 
 class _FixedMask:
-    """Stands in for the random mask, and remembers it."""
+    """Replaces the random mask, and records the masks it returned."""
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
@@ -41,7 +41,7 @@ class _FixedMask:
 
 
 class _Masked(layers.Layer):
-    """Dropout as it is defined, by given masks."""
+    """Dropout by its definition, with given masks."""
 
     def __init__(self, rate: float, masks: Iterator[Any]) -> None:
         super().__init__()
@@ -52,10 +52,8 @@ class _Masked(layers.Layer):
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_dropout_is_what_it_is_by_definition(
-    activation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where its scale is left to the normalisation that follows."""
+def test_dropout_equals_its_definition(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the following normalisation absorbs its scale."""
     fixed = _FixedMask()
     monkeypatch.setattr(chain_module, "keep_mask", fixed)
     model = smooth(activation, dropout=0.4)

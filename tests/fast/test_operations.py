@@ -20,13 +20,13 @@ def masks_of(rate: float, draws: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.2, 0.5, 0.9])
-def test_dropout_keeps_the_share_that_it_should(rate: float) -> None:
-    masks = masks_of(rate, 400, (64, 5, 5, 3))  # 4,800 elements, and no multiple of 4 channels
+def test_dropout_keeps_the_right_fraction(rate: float) -> None:
+    masks = masks_of(rate, 400, (64, 5, 5, 3))  # 4,800 elements; channels not a multiple of 4
     assert set(np.unique(masks)) <= {0.0, 1.0}
-    share = masks.mean(axis=(1, 2, 3, 4))
-    assert share.mean() == pytest.approx(1 - rate, abs=4 * np.sqrt(0.25 / masks.size) + 2e-4)
-    # Within 1 / 256 in every draw, but for the scatter of 4,800 elements.
-    assert np.abs(share - (1 - rate)).max() < 1 / 256 + 5 * np.sqrt(rate * (1 - rate) / 4800)
+    kept = masks.mean(axis=(1, 2, 3, 4))
+    assert kept.mean() == pytest.approx(1 - rate, abs=4 * np.sqrt(0.25 / masks.size) + 2e-4)
+    # Within 1 / 256 in every draw, apart from the scatter of 4,800 elements.
+    assert np.abs(kept - (1 - rate)).max() < 1 / 256 + 5 * np.sqrt(rate * (1 - rate) / 4800)
 
 
 def test_dropouts_elements_are_independent() -> None:
@@ -35,7 +35,7 @@ def test_dropouts_elements_are_independent() -> None:
     variance = masks.var()
     assert variance == pytest.approx(0.2 * 0.8, rel=0.01)
     centred = masks - masks.mean()
-    for lag in (1, 2, 3, 4, 8, 64, 128, 129):  # elements of one word, channel, row, image
+    for lag in (1, 2, 3, 4, 8, 64, 128, 129):  # within a word, a channel, a row, an image
         product = (centred[:, lag:] * centred[:, :-lag]).mean() / variance
         assert abs(product) < 5 / np.sqrt(count), lag
     between = (centred[1:] * centred[:-1]).mean() / variance
@@ -45,10 +45,10 @@ def test_dropouts_elements_are_independent() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.9])
-def test_what_is_made_of_one_random_word_is_independent(rate: float) -> None:
+def test_decisions_from_one_random_word_are_independent(rate: float) -> None:
     words = 2**18
     mask = masks_of(rate, 1, (words, 16)).reshape(4, words, 4)
-    lanes = mask.transpose(0, 2, 1).reshape(16, words)  # the decisions of a word are a column
+    lanes = mask.transpose(0, 2, 1).reshape(16, words)  # the decisions of one word form a column
     lanes = (lanes - lanes.mean()) / lanes.std()
     bound = 5.5 / np.sqrt(words)
     pairs = list(itertools.combinations(range(16), 2))

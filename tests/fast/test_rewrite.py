@@ -1,4 +1,4 @@
-"""The fast path computes what the plain model computes, on the same variables."""
+"""The fast form computes the same as the plain model, on the same variables."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,8 +27,8 @@ def test_outputs_gradients_and_statistics_equal_the_plain_models(
 
 
 @pytest.mark.parametrize("build", [lambda: article((12, 12, 3), 4, dropout=0.0), known])
-def test_the_article_and_a_known_network_too(build: Callable[[], keras.Model]) -> None:
-    """But for the few units that stand at the edge of a relu, which rounding decides."""
+def test_the_article_and_a_known_network_agree_too(build: Callable[[], keras.Model]) -> None:
+    """Except for the few units at the edge of a relu, where rounding decides."""
     model = build()
     plain, fast = Outcome(model, model), Outcome(model, fast_model(model))
     assert difference(fast.outputs, plain.outputs) < 1e-4
@@ -49,7 +49,7 @@ def test_in_half_precision_it_is_as_near_to_float32_as_the_plain_model() -> None
             assert value < 1.5 * plain[name] + 2e-3, (policy, name, value, plain[name])
 
 
-def test_what_it_does_not_know_it_calls_as_it_is() -> None:
+def test_unsupported_layers_are_called_unchanged() -> None:
     class Doubling(layers.Dense):
         def call(self, inputs: Any, training: Any = None) -> Any:
             return 2 * super().call(inputs)
@@ -69,8 +69,8 @@ def test_what_it_does_not_know_it_calls_as_it_is() -> None:
     assert fast_model(subclass) is subclass
 
 
-def test_activations_and_types_of_the_users_own() -> None:
-    """An activation that leaves the computation's type, and layers wholly in half precision."""
+def test_custom_activations_and_dtypes() -> None:
+    """An activation that changes the dtype, and layers entirely in half precision."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     inputs = keras.Input((12, 12, 3))
     x = layers.Conv2D(4, 3, activation=lambda x: tf.nn.tanh(tf.cast(x, tf.float32)))(inputs)
@@ -84,9 +84,9 @@ def test_activations_and_types_of_the_users_own() -> None:
     assert Outcome(model, fast).loss < 10
 
 
-def test_the_users_model_stays_as_it_is() -> None:
+def test_the_users_model_is_not_modified() -> None:
     model = smooth()
     before = model.to_json()
     fast_model(model)(IMAGES, training=True)
     assert model.to_json() == before
-    assert model.layers[0].output is not None  # a layer called twice would refuse
+    assert model.layers[0].output is not None  # raises for a layer called twice

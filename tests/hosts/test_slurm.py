@@ -147,7 +147,7 @@ def test_sbatch_trains_by_horovod_and_goes_on_after_the_time_limit(submit, tmp_p
     printed = submit("horovod", *quickstart(out), signal_at=100)
     assert "horovod on CPU (asked for): 2 workers" in printed
     assert printed.count("0: stopped by SIGUSR1 after step") == 1
-    assert "stopped after saving; going back into the queue" in printed
+    assert "stopped after saving; requeueing the job" in printed
     assert "0: resumed" in printed
     assert "\n1: " not in printed.replace("\n1: error", "")
     summary = json.loads((out / "summary.json").read_text())

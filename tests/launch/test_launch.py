@@ -1,4 +1,4 @@
-"""The launch scripts, in a copy of the project whose Python only says how it was called."""
+"""The launch scripts, in a copy of the project whose Python only prints its arguments."""
 
 import os
 import shlex
@@ -39,7 +39,7 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def launch(project: Path, tmp_path: Path) -> Launch:
-    """Runs a launch script, where `nvidia-smi` finds a GPU or does not exist."""
+    """Runs a launch script, with an `nvidia-smi` that finds a GPU or without one."""
 
     def run(
         name: str, *arguments: str, gpu: bool = False, **environment: str
@@ -96,7 +96,7 @@ def test_local_trains_quickstart_by_default(launch):
 def test_local_refuses_a_gpu_that_is_not_there(launch):
     done = launch("local.sh", "--dry-run", GPU="1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: GPU=1 was asked for, but nvidia-smi finds no GPU")
+    assert done.stderr.startswith("error: GPU is 1, but nvidia-smi finds no GPU")
 
 
 def test_tensorboard_shows_folders_on_this_machine_only(launch, tmp_path):
@@ -115,7 +115,7 @@ def test_tensorboard_shows_folders_on_this_machine_only(launch, tmp_path):
     ("arguments", "message"),
     [
         ([], "error: runs is not a folder; expected a run directory"),
-        (["c:d", "none"], "error: c:d has a : or a , in its name"),
+        (["c:d", "none"], "error: c:d contains a colon or a comma"),
         (["a", "none"], "error: none is not a folder"),
     ],
 )
@@ -148,7 +148,7 @@ def test_an_old_or_missing_python_is_refused(launch, project, tmp_path):
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_what_is_missing_is_installed_once(broken, launch, project, tmp_path):
-    """Also into an environment that lacks pip, as Debian leaves one behind."""
+    """Also into an environment without pip, which a failed `venv` on Debian leaves behind."""
     for stamp in ("base", "cuda"):
         (project / ".venv" / f".installed-{stamp}").unlink()
     if broken:
@@ -179,7 +179,7 @@ def test_an_installed_package_uses_the_environment_that_it_is_in(tmp_path):
 
     absent = run("local.sh", GPU="")
     assert (absent.returncode, absent.stdout) == (1, "")
-    assert f"there is no {prefix}/bin/python; VENV must name the environment" in absent.stderr
+    assert f"there is no {prefix}/bin/python; VENV must be the environment" in absent.stderr
     horovod = run("install_horovod.sh", "--dry-run", VENV="/no")
     assert horovod.stderr == "error: there is no /no/bin/python; install distcnn there first\n"
     script(prefix / "bin/python", SAYS_ITS_ARGUMENTS)

@@ -1,4 +1,4 @@
-"""The launchers of several workers: what they would run, and what they refuse."""
+"""The launch scripts for several workers: the commands they run, and the errors they report."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_multi_node_starts_a_worker_a_slot(tmp_path):
 
 
 def test_multi_worker_on_this_host_alone_has_a_network_of_its_own():
-    """Since TensorFlow's server listens on all interfaces."""
+    """Because TensorFlow's server listens on all interfaces."""
     allowed = subprocess.run(
         "unshare --map-root-user --net ip link set lo up 2>/dev/null", shell=True, check=False
     )
@@ -112,12 +112,12 @@ def test_horovod_is_kept_by_what_it_was_made_of():
 @pytest.mark.parametrize(
     ("name", "arguments", "environment", "code", "message"),
     [
-        ("multi_gpu.sh", [], {}, 1, "nvidia-smi finds no GPU; WORKERS=2 trains on two CPU"),
-        ("multi_gpu.sh", [], {"WORKERS": "x"}, 1, "there are x workers"),
+        ("multi_gpu.sh", [], {}, 1, "nvidia-smi finds no GPU; WORKERS=2 trains with two"),
+        ("multi_gpu.sh", [], {"WORKERS": "x"}, 1, "WORKERS is x; expected a number"),
         ("multi_gpu.sh", [], {"WORKERS": "2", "STRATEGY": "ps"}, 2, "expected horovod or mirrored"),
         ("multi_node.sh", [], {}, 2, "no hosts were given; expected -H host1:slots"),
         ("multi_node.sh", ["-H"], {}, 2, "no hosts were given"),
-        ("multi_node.sh", ["-H", "a:x"], {}, 2, "the host a:x cannot be read"),
+        ("multi_node.sh", ["-H", "a:x"], {}, 2, "the host is a:x; expected host or host:slots"),
         ("multi_node.sh", ["--hostfile", "no"], {}, 2, "the host file no cannot be read"),
         ("multi_node.sh", ["-H", "a"], {"STRATEGY": "ps"}, 2, "expected horovod or multi_worker"),
         ("install_horovod.sh", ["--gpu"], {}, 1, "expected --cuda, --mpi or --dry-run"),
@@ -134,7 +134,7 @@ def test_what_cannot_be_launched_is_refused(name, arguments, environment, code, 
 def test_more_workers_than_gpus_are_refused(gpus):
     done = launch("multi_gpu.sh", WORKERS="5", **gpus)
     assert done.returncode == 1
-    assert "WORKERS=5 was asked for, but there are 4 GPUs" in done.stderr
+    assert "WORKERS is 5; expected at most 4" in done.stderr
 
 
 def documents(file: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The wheel: that it holds everything, and trains where there is no clone."""
+"""The wheel: it contains everything, and trains without a clone."""
 
 import json
 import os
@@ -20,7 +20,7 @@ RECIPES = ("article", "fast", "fast_article", "large_batch", "quickstart")
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command that sees neither the clone nor the settings of the tests' pip."""
+    """Runs a command with neither the clone nor the active environment in its variables."""
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "VENV")}
     done = subprocess.run(
         command,
@@ -36,14 +36,14 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, of a copy of the sources, without what earlier builds left in `build`."""
+    """The wheel, built from a copy of the sources, without leftovers of earlier builds."""
     source = tmp_path_factory.mktemp("source")
     for name in ("distcnn", "launch"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    # As pyproject.toml asks for; without it, pip fetches one into an environment of its own.
+    # The version that pyproject.toml requires; without it, pip downloads one for an isolated build.
     new_enough = int(metadata.version("setuptools").split(".")[0]) >= 77
     here = ["--no-build-isolation"] if new_enough else []
     out = tmp_path_factory.mktemp("wheel")
@@ -54,13 +54,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a new environment with the wheel, and with the packages of the tests' own."""
+    """The `bin` folder of a new environment with the wheel, and with the tests' packages."""
     venv = tmp_path_factory.mktemp("installed") / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv)
     pip = (sys.executable, "-m", "pip", "--python", venv / "bin/python", "install", "--quiet")
     run(*pip, "--no-deps", "--no-index", wheel)
     (site,) = venv.glob("lib/python*/site-packages")
-    # Only a path: the files *.pth there, which lead to an editable distcnn, do not count.
+    # Adds only a path: the *.pth files there, which lead to an editable distcnn, are not read.
     (site / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return venv / "bin"
 
@@ -100,7 +100,7 @@ def test_it_installs_horovod_into_its_own_environment(installed):
     (ours,) = {entry for entry in said.splitlines() if entry.startswith("wheel ")}
     clone = ROOT / "launch/install_horovod.sh"
     theirs = run("bash", clone, "--dry-run", VENV=str(installed.parent)).stdout
-    assert ours in theirs.splitlines()  # of the same version, TensorFlow and patch
+    assert ours in theirs.splitlines()  # same version, TensorFlow and patch
 
 
 def test_its_launch_scripts_use_its_environment(installed):

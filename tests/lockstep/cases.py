@@ -1,4 +1,4 @@
-"""Runs whose weights must not depend on the number of workers, by name."""
+"""Named configurations, most of whose weights must not depend on the number of workers."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ ANY_WORKERS = (
     *("adam", "sgd", "accumulation", "sync_batchnorm", "sync_empty", "uneven", "grouped"),
     *("float16", "bfloat16", "lars", "xla"),
 )
-"""The cases that one worker trains as several do."""
+"""The cases whose weights are the same for one worker and for several."""
 
 CASES: dict[str, dict[str, Any]] = {
     "adam": {},
@@ -29,8 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
         "distribute__sync_batchnorm": True,
         "optimizer__name": "sgd",
     },
-    # Batches of 41 images, the last one of 2: of its four shares two are empty. Smooth, since after
-    # normalising a single image many a unit stands at the edge of a relu.
+    # Batches of 41 images, the last one of 2: two of its four shards are empty. The activation is
+    # smooth, since normalising a single image puts many units at the kink of a relu.
     "sync_empty": {
         "model__factory": "tests.tiny:tiny",
         "model__args": {"dropout": 0.0, "activation": "tanh", "norms": 2},
@@ -44,7 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model__args": {"dropout": 0.5},
         "optimizer__name": "sgd",
     },
-    # 207 images in batches of 103: the last step of an epoch has a single one.
+    # 207 images in batches of 103: the last step of an epoch has a single image.
     "uneven": {"train__global_batch_size": 103, "train__epochs": 7, "data__augment__mixup": 0.2},
     "grouped": {"train__steps_per_execution": 3, "optimizer__ema": 0.9},
     "float16": {

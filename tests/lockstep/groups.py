@@ -26,8 +26,8 @@ class Group:
 
     Attributes:
         kind: horovod, multi_worker or mirrored.
-        processes: What was started: Horovod's launcher alone, or every rank.
-        logs: What each of them prints.
+        processes: The started processes: Horovod's launcher alone, or every rank.
+        logs: The output of each of them.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Group:
     logs: list[Path]
 
     def wait(self, timeout: float = 400) -> list[int]:
-        """Waits for the end and returns the exit codes."""
+        """Waits until all processes end; returns their exit codes."""
         deadline = time.monotonic() + timeout
         try:
             return [p.wait(max(1.0, deadline - time.monotonic())) for p in self.processes]
@@ -44,12 +44,12 @@ class Group:
             raise AssertionError(f"the group hangs: {self.output()}") from None
 
     def kill(self) -> None:
-        """Ends everything at once."""
+        """Kills all processes."""
         for process in [*self.ranks(), *self.processes]:
             process.send_signal(signal.SIGKILL)
 
     def output(self) -> str:
-        """Returns what was printed so far, rank after rank."""
+        """Returns the output so far, rank after rank."""
         return "\n".join(log.read_text(errors="replace") for log in self.logs)
 
     def ranks(self) -> list[psutil.Process]:
@@ -79,10 +79,10 @@ def start_group(
 
     Args:
         kind: horovod, multi_worker, or mirrored (a single process).
-        size: Ranks.
-        arguments: What Python runs.
-        folder: Where the output is kept, and where it runs.
-        **environment: Further variables.
+        size: Number of ranks.
+        arguments: Arguments of the Python interpreter.
+        folder: The working directory, where the output is kept too.
+        **environment: Additional environment variables.
     """
     folder.mkdir(parents=True, exist_ok=True)
     base = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -118,11 +118,11 @@ def start_group(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one case in a group.
+    """The outcome of one case in a group.
 
     Attributes:
-        results: What each rank reports.
-        folder: Where its run and its weights are.
+        results: The report of each rank.
+        folder: Where the run and the weights are.
     """
 
     results: list[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""N workers hold the weights that one worker makes of the same global batches."""
+"""N workers reach the same weights as one worker with the same global batches."""
 
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from tests.lockstep.cases import ANY_WORKERS
 from tests.lockstep.groups import Outcome, run_plan
 
 TOLERANCE = 1e-5
-"""Largest difference, relative to the largest weight of a variable (or 0.1, if that is more)."""
+"""Largest difference, relative to the largest weight of a variable, or to 0.1 if that is larger."""
 
 HALF_TOLERANCE = {"float16": 1e-5, "bfloat16": 1e-2}
-"""In half precision each share's gradient is rounded by itself: to 11 bits, or to 8. float16 runs
-with a rate at which the weights change little in 20 steps."""
+"""In half precision each shard's gradient is rounded by itself: to 11 bits, or to 8. float16 runs
+at a learning rate that changes the weights little in 20 steps."""
 
 OWN_SOCKETS = " by Horovod's sockets"
-"""Ends the name of a case that is not reduced through shared memory."""
+"""Suffix of a case that does not reduce through shared memory."""
 
 FORBIDDEN = " without memory"
-"""Ends the name of a case in which the system does not let one rank share memory."""
+"""Suffix of a case in which the system does not let one rank share memory."""
 
 GROUPS: dict[str, tuple[str, int, list[str]]] = {
     "mirrored x2": ("mirrored", 2, list(ANY_WORKERS)),
@@ -70,7 +70,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 
 @pytest.fixture(scope="session")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Outcome]]:
-    """What every group made, filled as the groups are asked for."""
+    """The outcomes of each group by case, filled on demand."""
     return {}
 
 
@@ -89,7 +89,7 @@ def outcome(
 
 
 def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    """Returns the largest difference of a weight, relative to the scale of its variable."""
+    """Returns the largest difference between weights, relative to the scale of their variable."""
     return max(
         float(np.abs(a - b).max() / max(np.abs(b).max(), 0.1))
         for a, b in zip(ours, theirs, strict=True)
@@ -100,7 +100,7 @@ EVERY = [(group, case) for group, (_, _, cases) in GROUPS.items() for case in ca
 
 
 @pytest.mark.parametrize("outcome", EVERY, indirect=True, ids=lambda pair: " ".join(pair))
-def test_any_number_of_workers_makes_the_weights_of_one(outcome, alone):
+def test_any_number_of_workers_reaches_the_weights_of_one(outcome, alone):
     name, several = outcome
     case = case_of(name)
     summary, single = several.summary, alone[case].summary
@@ -121,14 +121,14 @@ def test_any_number_of_workers_makes_the_weights_of_one(outcome, alone):
             single[key], abs=0.05 if case in HALF_TOLERANCE else 1e-6
         )
     if case == "float16":
-        # One replica overflowed once: all skipped that step, and halved the scale once.
+        # One replica overflowed once: all skipped that step and halved the loss scale once.
         assert [r["iterations"] for r in several.results] == [19] * len(several.results)
         assert [r["scale"] for r in several.results] == [2.0**14] * len(several.results)
 
 
 @pytest.fixture
 def in_bfloat16(groups, tmp_path_factory) -> list[list[np.ndarray]]:
-    """The weights of two workers by shared memory, Horovod and TensorFlow's collectives."""
+    """The weights of two workers with shared memory, Horovod and TensorFlow's collectives."""
     names = {"horovod x2": ["bfloat16", "bfloat16" + OWN_SOCKETS], "multi_worker x2": ["bfloat16"]}
     for group, cases in names.items():
         if group not in groups:
@@ -138,21 +138,21 @@ def in_bfloat16(groups, tmp_path_factory) -> list[list[np.ndarray]]:
     return [groups[group][case].weights for group, cases in names.items() for case in cases]
 
 
-def test_what_travels_as_bfloat16_is_added_up_in_float32(in_bfloat16):
-    """The bits of bfloat16 gradients are carried; the sums are those of float32."""
+def test_what_is_sent_as_bfloat16_is_summed_in_float32(in_bfloat16):
+    """bfloat16 gradients are sent as they are; their sums are computed in float32."""
     by_memory, by_horovod, by_tensorflow = in_bfloat16
     assert difference(by_memory, by_horovod) == 0.0
     assert difference(by_horovod, by_tensorflow) <= 1e-6
 
 
 def test_the_cases_train(alone):
-    """Else equal weights would say nothing."""
+    """Otherwise equal weights would prove nothing."""
     for name, outcome in alone.items():
         assert outcome.results[0]["moved"] > 100 * TOLERANCE, name
 
 
 def test_data_are_not_divided_evenly(alone):
-    """The last batches of an epoch: of 15 images for most cases, of one image for `uneven`."""
+    """The last batch of an epoch has 15 images in most cases, one image in `uneven`."""
     assert alone["adam"].summary["steps"] == 4 * 5
     assert alone["uneven"].summary["steps"] == 7 * 3
     assert Path(alone["uneven"].folder, "run/metrics.jsonl").exists()

@@ -1,4 +1,4 @@
-"""A rank that dies takes the others along, by name; then any number of ranks can go on."""
+"""If a rank dies, the others stop and name it; then any number of ranks can resume the run."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ Start = Callable[..., Group]
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Starts a training in a folder by a group of some kind."""
+    """Starts a training run in a folder with a group of the given kind."""
 
     def begin(kind: str, size: int, run: Path, **overrides: object) -> Group:
         config = small_config(run, **OVERRIDES | overrides)
@@ -50,7 +50,7 @@ def wait_until(condition: Callable[[], bool], group: Group, seconds: float = 120
 
 
 def in_mid_epoch(run: Path) -> bool:
-    """Tells whether a checkpoint is there, and the epoch after it has begun."""
+    """Returns whether there is a checkpoint and the epoch after it has begun."""
     return (run / "metrics.jsonl").exists() and len(rows(run)) >= 10
 
 
@@ -91,7 +91,7 @@ def test_rank_0_alone_prints_and_writes(whole):
 
 @pytest.mark.parametrize("whole", ["horovod"], indirect=True)
 def test_nothing_listens_beyond_loopback_on_a_single_host(whole):
-    """But for multi_worker, whose server TensorFlow opens on all interfaces."""
+    """Except with multi_worker, whose server TensorFlow opens on all interfaces."""
     assert whole[3] == {"127.0.0.1"}
 
 

@@ -1,4 +1,4 @@
-"""What keeps replicas together, and what happens when something pulls them apart."""
+"""What keeps replicas in lockstep, and what happens when something makes them differ."""
 
 from typing import Any
 
@@ -57,15 +57,15 @@ def made(
     return run_plan(request.param, 2, plan(request.param), folder)
 
 
-def test_without_reduction_the_weights_are_others(made):
-    """The negative control of the tests of equality."""
+def test_without_reduction_the_weights_differ(made):
+    """The negative control of the equality tests."""
     assert difference(made["unguarded"].weights, made["reduced"].weights) > 100 * TOLERANCE
     assert made["unguarded"].summary["weights_agree"] is False
 
 
 def test_without_reduction_the_run_stops_after_the_first_epoch(made):
     for result in made["unreduced"].results:
-        assert "after step 5 the r" in result["error"]
+        assert "after step 5, r" in result["error"]  # ranks or replicas
         assert "0 and 1 hold different values of model conv2d" in result["error"]
         assert "kernel" in result["error"]
 
@@ -78,14 +78,14 @@ def test_dropout_differs_between_replicas_and_repeats_per_seed(made):
 
 
 def test_batch_statistics_are_averaged_before_they_are_saved(made):
-    """They are each worker's own by default; yet all save and evaluate the same."""
+    """By default each worker has its own; yet all save and evaluate the same ones."""
     assert made["dropout"].summary["weights_agree"] is True
 
 
 @pytest.mark.parametrize("made", ["horovod", "multi_worker"], indirect=True)
 def test_a_difference_names_the_first_variable_and_the_rank(made):
     for result in made["drift"].results:
-        assert "after step 5 the ranks 0 and 1 hold different values of" in result["error"]
+        assert "after step 5, ranks 0 and 1 hold different values of" in result["error"]
         assert "model conv2d" in result["error"]
         assert "bias" in result["error"]
 
@@ -94,15 +94,15 @@ def test_a_difference_names_the_first_variable_and_the_rank(made):
 def test_ranks_with_different_settings_do_not_start(made):
     for rank, value in enumerate((0.01, 0.5)):
         message = made["other rate"].results[rank]["error"]
-        assert f"the ranks 0 and 1 differ in optimizer.lr (rank {rank} has {value})" in message
+        assert f"ranks 0 and 1 differ in optimizer.lr (rank {rank} has {value})" in message
 
 
 @pytest.mark.parametrize("made", ["horovod"], indirect=True)
 def test_ranks_that_would_reduce_in_different_ways_do_not_wait_for_each_other(made):
     for rank, value in enumerate(("none", "fp16")):
         message = made["compressed by one"].results[rank]["error"]
-        words = f"the ranks 0 and 1 differ in distribute.compression (rank {rank} has {value})"
-        assert words in message
+        expected = f"ranks 0 and 1 differ in distribute.compression (rank {rank} has {value})"
+        assert expected in message
 
 
 @pytest.mark.parametrize("made", ["horovod", "multi_worker"], indirect=True)
@@ -118,7 +118,7 @@ def test_all_ranks_begin_with_the_weights_of_rank_0(made):
 
 
 @pytest.mark.parametrize("made", ["horovod"], indirect=True)
-def test_gradients_may_travel_as_float16(made):
+def test_gradients_may_be_sent_as_float16(made):
     error = difference(made["compressed"].weights, made["reduced"].weights)
     assert 0 < error < 1e-2
     assert made["compressed"].summary["weights_agree"] is True
@@ -136,7 +136,7 @@ class Two(OneDevice):
 
 def test_a_backend_that_does_not_reduce_is_found_at_the_start():
     with pytest.raises(
-        ReplicaMismatchError, match="the strategy broken does not reduce: 2 replicas"
+        ReplicaMismatchError, match="the strategy broken does not reduce: the sum over 2 replicas"
     ):
         verify_reduction(Two())
 
@@ -161,7 +161,7 @@ class Parted:
         self.parts = [np.float32(value)] * len(self.parts)
 
 
-def test_the_mean_leaves_equal_values_as_they_are_to_the_bit():
+def test_the_mean_leaves_equal_values_bit_identical():
     apart, equal = Parted(1.0, 2.0, 6.0), Parted(0.1, 0.1, 0.1)
     average_across_replicas(Apart(), [apart, equal])
     assert apart.parts == [3.0] * 3
@@ -171,7 +171,7 @@ def test_the_mean_leaves_equal_values_as_they_are_to_the_bit():
 def test_every_replica_that_differs_is_named():
     groups = {"model": [Parted(1, 1, 1), Parted(1, 2, 3), Parted(1, 1, 2)]}
     with pytest.raises(
-        ReplicaMismatchError, match=r"the replicas 0 and 1, 2 hold .* layer/mean \(and 1 more"
+        ReplicaMismatchError, match=r"replicas 0 and 1, 2 hold .* layer/mean \(and 1 more"
     ):
         require_identical_state(Apart(), groups, step=9)
     require_identical_state(Apart(), {"model": [Parted(1, 1, 1)]}, step=9)
@@ -187,5 +187,5 @@ def test_keras_writers_work_in_rank_0_alone():
     mine = [stopping, csv, Mine()]
     assert callbacks_for_rank(mine, is_chief=True) == mine
     assert callbacks_for_rank(mine, is_chief=False) == [stopping]
-    with pytest.raises(UsageError, match="BackupAndRestore would restore its state over"):
+    with pytest.raises(UsageError, match="BackupAndRestore would overwrite the run"):
         callbacks_for_rank([keras.callbacks.BackupAndRestore("x")], is_chief=True)

@@ -1,4 +1,4 @@
-"""The first command that a user of several workers types."""
+"""The first command that a user of several workers runs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One process of a group: trains a list of cases in turn, so that a group serves many checks.
+"""One process of a group: trains a list of cases in turn, so that many tests share a group.
 
 Usage: python -m tests.lockstep.worker PLAN.json OUT
 """
@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from distcnn.errors import DistcnnError
 from distcnn.runtime.cluster import find_cluster
-from distcnn.training import setup, state
+from distcnn.training import build, state
 from distcnn.training.step import TrainingStep
 from distcnn.training.trainer import Trainer
 from tests.lockstep.cases import case_config
@@ -30,46 +30,46 @@ OVERFLOW_AT = 7
 
 
 class Overflow:
-    """Makes the gradient of one step overflow, in the last replica alone."""
+    """Makes the gradient of one step overflow on the last replica only."""
 
     def __enter__(self) -> None:
         one_step, compute = TrainingStep._one_step, TrainingStep._forward_backward
         self._originals = one_step, compute
 
-        def noting_step(training: Any, batches: Any, step: Any, stop: Any) -> Any:
-            training.present = step
+        def recording_step(training: Any, batches: Any, step: Any, stop: Any) -> Any:
+            training.current_step = step
             return one_step(training, batches, step, stop)
 
         def overflowing(training: Any, *shard: Any) -> Any:
             gradients, sums = compute(training, *shard)
             backend = training._backend
             last = tf.equal(backend.replica_id(), backend.replicas - 1)
-            hit = last & tf.equal(training.present, OVERFLOW_AT)
+            hit = last & tf.equal(training.current_step, OVERFLOW_AT)
             return [gradients[0] + tf.where(hit, np.inf, 0.0), *gradients[1:]], sums
 
-        TrainingStep._one_step, TrainingStep._forward_backward = noting_step, overflowing  # type: ignore[method-assign, assignment]
+        TrainingStep._one_step, TrainingStep._forward_backward = recording_step, overflowing  # type: ignore[method-assign, assignment]
 
     def __exit__(self, *exc_info: object) -> None:
         TrainingStep._one_step, TrainingStep._forward_backward = self._originals  # type: ignore[method-assign]
 
 
 class WithoutReduction:
-    """Switches the reduction of the gradients off; all else still works."""
+    """Switches off the reduction of the gradients; everything else still works."""
 
     def __init__(self, trainer: Trainer) -> None:
         backend = trainer.setup.backend
         reduce_sum = type(backend).reduce_sum
 
-        def own(tensors: Any, *, compressible: int = 0) -> Any:
+        def keep_gradients(tensors: Any, *, compressible: int = 0) -> Any:
             rest = reduce_sum(backend, tensors[compressible:])
-            mine = [backend.replicas * tensor for tensor in tensors[:compressible]]
-            return [*mine, *rest]
+            gradients = [backend.replicas * tensor for tensor in tensors[:compressible]]
+            return [*gradients, *rest]
 
-        backend.reduce_sum = own  # type: ignore[method-assign]
+        backend.reduce_sum = keep_gradients  # type: ignore[method-assign]
 
 
 class Drift(keras.callbacks.Callback):
-    """A user's callback that does in one rank what it does not in the others."""
+    """A user's callback that changes the weights of one rank only."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch == 2 and find_cluster(os.environ).rank == 1:
@@ -79,7 +79,7 @@ class Drift(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def replacing(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Puts something in the place of a module's or a class's attribute for a while."""
+    """Replaces an attribute of a module or class during the context."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -89,12 +89,12 @@ def replacing(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def forbidden(*arguments: Any) -> int:
-    """What a system call does that a container does not allow."""
+    """Fails as a system call that a container does not allow."""
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
-    """Trains one case and returns what came of it."""
+    """Trains one case and returns its results."""
     overrides = entry.get("overrides", {}) | (entry.get("rank_1", {}) if rank == 1 else {})
     config = case_config(entry["case"], out / "run", **overrides)
     callbacks = [Drift()] if entry.get("drift") else []
@@ -108,7 +108,7 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
         if entry.get("without_guard"):
             stack.enter_context(replacing(state, "require_identical_state", lambda *_: None))
         if entry.get("same_dropout"):
-            stack.enter_context(replacing(setup, "decorrelate_seeds", lambda *_: None))
+            stack.enter_context(replacing(build, "decorrelate_seeds", lambda *_: None))
         if entry.get("without_memory") and rank == 1:
             stack.enter_context(replacing(os, "memfd_create", forbidden))
         try:

@@ -1,4 +1,4 @@
-"""A model whose own way of training would be dropped is refused by name."""
+"""Models with customised training, which distcnn would ignore, are rejected."""
 
 import logging
 from typing import Any

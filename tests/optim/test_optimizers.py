@@ -28,7 +28,7 @@ def test_constant_is_a_plain_number_that_callbacks_can_set():
     assert learning_rate(OptimizerConfig(), 0.5, 10, 100) == 0.5
 
 
-def test_cosine_falls_from_the_peak_to_its_final_share():
+def test_cosine_decays_from_the_peak_to_its_final_fraction():
     found = rates(OptimizerConfig(schedule="cosine", final_lr_factor=0.1))
     assert found[0] == 1
     assert found[50] == pytest.approx(0.55)
@@ -46,7 +46,7 @@ def test_warm_up_rises_linearly_and_reaches_the_peak():
 
 
 def test_warm_up_to_a_scaled_rate_begins_at_the_base_rate():
-    """As in Goyal et al. 2017, where 0.25 rises to a rate that is four times that."""
+    """As in Goyal et al. 2017; here from 0.25 to four times that rate."""
     found = rates(OptimizerConfig(lr=0.25, warmup_epochs=1))
     np.testing.assert_allclose(found[:10], 0.25 + 0.075 * np.arange(1, 11), rtol=1e-6)
     assert found[10] == found[100] == 1
@@ -64,7 +64,7 @@ def test_lars_scales_the_step_of_each_kernel():
     np.testing.assert_allclose(bias, 3 - 0.5 * 4, rtol=1e-6)
     before = np.array(kernel)
     optimizer.apply([np.zeros((2, 2)), np.zeros(2)])
-    assert (np.array(kernel) < before).all()  # momentum
+    assert (np.array(kernel) < before).all()  # moved by the momentum
 
 
 @pytest.mark.parametrize("name", ["lars", "lamb"])

@@ -2,8 +2,6 @@
 
 import resource
 import subprocess
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,27 +28,51 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, caplog):
     assert older.stem == "step-00000021"
 
 
-def test_checkpoints_need_no_links(tmp_path, monkeypatch):
-    def refuse(*arguments: Any) -> None:
-        raise OSError("no links here")
-
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
-    small_run(tmp_path / "run")
-    _, best = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.npz")
-    assert best.step in (7, 14)
-
-
 def test_the_newest_and_the_best_are_kept(tmp_path):
     run = tmp_path / "run"
-    small_run(run, train__epochs=5, checkpoint__keep=2)
-    names = sorted(p.name for p in (run / "checkpoints").glob("*.npz"))
-    assert names == ["best.npz", "step-00000028.npz", "step-00000035.npz"]
+    small_run(run, train__epochs=5, checkpoint__keep=2, **WORSENING)
     losses = [row["val_loss"] for row in rows(run) if "val_loss" in row]
-    _, best = read_checkpoint(run / "checkpoints" / "best.npz")
-    assert best.best_epoch == int(np.argmin(losses))
-    assert best.step == 7 * (best.best_epoch + 1)
+    best_step = 7 * (int(np.argmin(losses)) + 1)
+    assert best_step < 28
+    names = sorted(p.name for p in (run / "checkpoints").glob("*.npz"))
+    assert names == [f"step-{step:08d}.npz" for step in (best_step, 28, 35)]
+    _, progress = read_checkpoint(run / "checkpoints" / names[-1])
+    assert (progress.best_step, progress.best_epoch) == (best_step, best_step // 7 - 1)
     check = ["sha256sum", "--check", "--quiet", *[f"{name}.sha256" for name in names]]
     subprocess.run(check, cwd=run / "checkpoints", check=True)
+
+
+WORSENING = {
+    "optimizer__name": "sgd",
+    "optimizer__lr": 1.5,
+    "model__args": {"dropout": 0.9},
+}
+"""A run whose validation loss is not the lowest at its end."""
+
+
+def test_what_an_older_checkpoint_calls_the_best_is_kept_too(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    arrays = {"a": np.arange(3)}
+    for step, best in ((10, 10), (20, 10), (30, 30), (40, 30)):
+        checkpoints.save(arrays, Progress(step=step, best_step=best))
+        steps = [int(path.stem[5:]) for path in checkpoints.newest_first()]
+        assert steps == {10: [10], 20: [20, 10], 30: [30, 20, 10], 40: [40, 30]}[step]
+
+
+def test_the_best_epochs_checkpoint_is_kept_and_must_be_whole(tmp_path):
+    config = small_config(tmp_path / "run", train__epochs=5, train__early_stopping=3, **WORSENING)
+    assert Trainer(config, [SignalAt(30)]).fit() is None
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
+    _, progress = read_checkpoint(checkpoints.newest_first()[0])
+    best = checkpoints.path(progress.best_step)
+    content = best.read_bytes()
+    best.write_bytes(content[:-1])
+    with pytest.raises(DistcnnError, match=r"is damaged.*it is the best epoch's"):
+        Trainer(config).fit()
+    best.write_bytes(content)
+    summary = Trainer(config).fit()
+    assert summary is not None
+    assert summary["saved_epoch"] == progress.best_epoch + 1
 
 
 def test_a_failing_write_keeps_the_old_file(tmp_path):

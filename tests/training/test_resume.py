@@ -110,7 +110,7 @@ def test_sigterm_exits_with_75_and_says_how_to_go_on(tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr
     assert stderr.splitlines()[-1].startswith("stopped by SIGINT after step ")
-    assert "the same command goes on from there" in stderr
+    assert "run the same command again to continue" in stderr
     newest = Checkpoints(run / "checkpoints", keep=1).newest_first()[0]
     assert f"step-{rows(run)[-1]['step']:08d}" <= newest.stem
 
@@ -132,6 +132,7 @@ def test_a_new_run_may_start_from_the_state_of_another(tmp_path):
     with pytest.raises(DistcnnError, match="the state of another model"):
         small_run(
             tmp_path / "fifth",
+            train__epochs=4,
             model__factory="tests.tiny:fixed_input",
             data__name="digits",
             checkpoint__resume=str(first),

@@ -1,1 +1,1 @@
-"""Callbacks: each observes one thing of a run."""
+"""Callbacks, each of which observes one aspect of a run."""

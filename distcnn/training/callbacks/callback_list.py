@@ -1,10 +1,13 @@
-"""How the training loop reaches the callbacks: the user's see the classifier."""
+"""Which callbacks run in a process, and how the training loop calls them."""
 
-from collections.abc import Callable
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras.callbacks import CallbackList
+from typing_extensions import override
 
 from distcnn.errors import UsageError
 from distcnn.runtime.keras_internals import call_synchronously
@@ -15,73 +18,86 @@ WRITERS = (
     keras.callbacks.RemoteMonitor,
     keras.callbacks.TensorBoard,
 )
-"""Keras' callbacks that write or send, and so work for rank 0 alone."""
+"""Keras' callbacks that write or send data, and so run on rank 0 only."""
 
 
 def callbacks_for_rank(
-    callbacks: list[keras.callbacks.Callback], *, is_chief: bool
-) -> list[keras.callbacks.Callback]:
-    """Returns the user's callbacks that work in this process.
+    callbacks: Sequence[keras.callbacks.Callback], *, is_chief: bool
+) -> list[tuple[int, keras.callbacks.Callback]]:
+    """Returns the user's callbacks that run in this process, with their place among all of them.
 
-    All of them work in rank 0. In the other ranks those are left out that write: Keras' own by
-    type, the user's by their attribute `chief_only = True`.
+    All of them run on rank 0. The other ranks omit callbacks that write: Keras' own by their type,
+    the user's by the attribute `chief_only = True`.
 
     Raises:
-        UsageError: If one would restore a state of its own over the one that is resumed.
+        UsageError: If a callback would overwrite the resumed state with its own.
     """
     if any(isinstance(callback, keras.callbacks.BackupAndRestore) for callback in callbacks):
         raise UsageError(
-            "keras.callbacks.BackupAndRestore would restore its state over the run's own; leave it "
-            "out: the same command goes on by itself"
+            "keras.callbacks.BackupAndRestore would overwrite the run's own state; remove it: the "
+            "same command resumes the run anyway"
         )
-    if is_chief:
-        return callbacks
     return [
-        callback
-        for callback in callbacks
-        if not isinstance(callback, WRITERS) and not getattr(callback, "chief_only", False)
+        (index, callback)
+        for index, callback in enumerate(callbacks)
+        if is_chief or not (isinstance(callback, WRITERS) or getattr(callback, "chief_only", False))
     ]
 
 
 class TrainingCallbacks(CallbackList):
-    """Calls callbacks without a host synchronisation a step.
+    """Calls callbacks without synchronising host and device at every step.
 
-    Callbacks that do not override `on_train_batch_end`, or that declare `reads_logs = False`, never
-    force the step's metrics to the host.
+    The step's metrics are copied to the host only for callbacks that override `on_train_batch_end`
+    and do not declare `reads_logs = False`.
 
     Args:
         callbacks: The callbacks.
-        model: The classifier that they see as `self.model`.
-        metrics: Brings the metrics of the epoch so far to the host.
+        users: Those among them that are the user's.
+        model: The classifier, which callbacks see as `self.model`.
+        metrics: Copies the metrics of the epoch so far to the host.
+        weights_for_users: Returns a context in which the model has the weights that are evaluated
+            and saved; the user's `on_epoch_end` runs in it.
         **params: What callbacks see as `self.params` (epochs, steps).
     """
 
     def __init__(
         self,
         callbacks: list[keras.callbacks.Callback],
+        users: Sequence[keras.callbacks.Callback],
         *,
         model: keras.Model,
         metrics: Callable[[], dict[str, float]],
+        weights_for_users: Callable[[], contextlib.AbstractContextManager[None]],
         **params: Any,
     ) -> None:
         super().__init__(callbacks, add_history=True, add_progbar=False, model=model, **params)
         self._metrics = metrics
+        self._users = {id(callback) for callback in users}
+        self._weights_for_users = weights_for_users
         call_synchronously(self)
 
+    @override
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reports a batch."""
-        numbers: dict[str, float] | None = None
+        metrics: dict[str, float] | None = None
         for callback in self.callbacks:
-            if not getattr(callback, "reads_logs", True) or _is_silent(callback):
+            if not getattr(callback, "reads_logs", True) or _ignores_batch_end(callback):
                 callback.on_train_batch_end(batch, None)
                 continue
-            if numbers is None:
-                numbers = self._metrics()
-            callback.on_train_batch_end(batch, numbers)
+            if metrics is None:
+                metrics = self._metrics()
+            callback.on_train_batch_end(batch, metrics)
+
+    @override
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        groups = itertools.groupby(self.callbacks, key=lambda each: id(each) in self._users)
+        for are_users, group in groups:
+            with self._weights_for_users() if are_users else contextlib.nullcontext():
+                for callback in group:
+                    callback.on_epoch_end(epoch, logs)
 
 
-def _is_silent(callback: keras.callbacks.Callback) -> bool:
+def _ignores_batch_end(callback: keras.callbacks.Callback) -> bool:
     base = keras.callbacks.Callback
-    ends = {"on_train_batch_end": base.on_train_batch_end, "on_batch_end": base.on_batch_end}
-    # By instance, since LambdaCallback sets its functions on itself.
-    return all(getattr(getattr(callback, k), "__func__", None) is v for k, v in ends.items())
+    hooks = {"on_train_batch_end": base.on_train_batch_end, "on_batch_end": base.on_batch_end}
+    # Checked on the instance, since LambdaCallback sets its functions there.
+    return all(getattr(getattr(callback, k), "__func__", None) is v for k, v in hooks.items())

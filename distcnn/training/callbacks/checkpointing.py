@@ -1,4 +1,4 @@
-"""Saves the state of the run, and stops it when it is time."""
+"""Saves the state of the run, and stops it early or on a signal."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,9 @@ import numpy as np
 
 from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import Checkpoints, Progress, snapshot
+from distcnn.storage.run_directory import RunDirectory
 from distcnn.training.callbacks.non_finite import require_finite_loss
+from distcnn.training.callbacks.saved_state import Indexed, save_callbacks
 from distcnn.training.setup import TrainingSetup
 
 
@@ -18,20 +20,22 @@ class StoppedBySignal(BaseException):
 
 
 class CheckpointSaver(keras.callbacks.Callback):
-    """Saves a checkpoint at the end of epochs and when a signal asks to stop.
+    """Saves a checkpoint at the end of epochs, and when a signal asks to stop.
 
-    It stands after the user's callbacks, so that what they did in an epoch is in its checkpoint. It
-    works in every process, so that all stop at the same step; only the chief writes.
+    It runs after the user's callbacks, so that an epoch's checkpoint includes what they changed. It
+    runs in every process, so that all stop at the same step; only the chief writes.
 
     Args:
         setup: The run.
-        checkpoints: Where to save.
-        progress: How far the run already is.
+        directory: The run directory.
+        checkpoints: Its checkpoints.
+        progress: The run's progress at the start.
+        users: The user's callbacks, whose state is saved too.
         measured: Returns the seconds and images that this process has measured so far.
-        stop: Whether a signal asked to stop.
+        stop: Whether a signal has asked to stop.
 
     Attributes:
-        progress: How far the run is in the last checkpoint.
+        progress: The run's progress at the last checkpoint.
     """
 
     reads_logs = False
@@ -39,8 +43,10 @@ class CheckpointSaver(keras.callbacks.Callback):
     def __init__(
         self,
         setup: TrainingSetup,
+        directory: RunDirectory,
         checkpoints: Checkpoints,
         progress: Progress,
+        users: Indexed,
         measured: Callable[[], tuple[float, int]],
         stop: StopRequest,
     ) -> None:
@@ -48,8 +54,10 @@ class CheckpointSaver(keras.callbacks.Callback):
         self._setup = setup
         self._training = setup.training
         self._backend = setup.backend
+        self._directory = directory
         self._checkpoints = checkpoints
-        self._before = progress
+        self._initial_progress = progress
+        self._users = users
         self._measured = measured
         self._every_epochs = setup.config.checkpoint.every_epochs
         self._patience = setup.config.train.early_stopping
@@ -57,42 +65,45 @@ class CheckpointSaver(keras.callbacks.Callback):
         self.progress = progress
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves and stops when a signal asked for it, except at the end of an epoch."""
+        """Saves and stops if a signal has asked for it, except at the end of an epoch."""
         if not self._training.step_in_epoch:
             return
-        alone = self._backend.size == 1
-        if self._stop.name is not None if alone else self._training.voted_to_stop():
+        is_alone = self._backend.size == 1
+        if self._stop.name is not None if is_alone else self._training.voted_to_stop():
             self._setup.state.synchronise()
-            self._save(is_best=False)
+            self._save()
             raise StoppedBySignal
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves the epoch if it is due, the best, the last, or asked for by a signal."""
-        known = self.progress
-        self.progress = known.after_epoch(epoch, (logs or {}).get("val_loss"))
-        is_best = self.progress is not known
+        """Saves the epoch if it is due, the best or the last one, or a signal has asked to stop."""
+        previous = self.progress
+        validation_loss = (logs or {}).get("val_loss")
+        self.progress = previous.after_epoch(epoch, self._training.step, validation_loss)
+        is_best = self.progress is not previous
         if self.progress.out_of_patience(self._patience, epoch + 1):
             self.model.stop_training = True
-        own = np.array([self._stop.name is not None, self.model.stop_training], np.float64)
-        stop, self.model.stop_training = (bool(votes) for votes in self._backend.sum(own))
-        last = self.model.stop_training or epoch + 1 == self.params["epochs"]
-        if is_best or last or stop or (epoch + 1) % self._every_epochs == 0:
-            self._save(is_best=is_best)
-        if stop and not last:
+        votes = np.array([self._stop.name is not None, self.model.stop_training], np.float64)
+        stop, self.model.stop_training = (bool(total) for total in self._backend.sum(votes))
+        self.progress = dataclasses.replace(self.progress, stopped=self.model.stop_training)
+        is_last = self.model.stop_training or epoch + 1 == self.params["epochs"]
+        if is_best or is_last or stop or (epoch + 1) % self._every_epochs == 0:
+            self._save()
+        if stop and not is_last:
             raise StoppedBySignal
 
-    def _save(self, *, is_best: bool) -> None:
+    def _save(self) -> None:
         require_finite_loss(self._training)
         seconds, images = self._measured()
         self.progress = dataclasses.replace(
             self.progress,
             step=self._training.step,
-            train_seconds=self._before.train_seconds + seconds,
-            images=self._before.images + images,
+            steps_per_epoch=self._setup.sampler.steps_per_epoch,
+            train_seconds=self._initial_progress.train_seconds + seconds,
+            images=self._initial_progress.images + images,
         )
-        self._backend.run_on_chief(lambda: self._write(is_best))
+        self._backend.run_on_chief(self._write)
 
-    def _write(self, is_best: bool) -> None:
-        self._checkpoints.save(
-            snapshot(self._setup.state.variables), self.progress, is_best=is_best
-        )
+    def _write(self) -> None:
+        self._directory.require_present()
+        arrays = snapshot(self._setup.state.variables) | save_callbacks(self._users)
+        self._checkpoints.save(arrays, self.progress)

@@ -1,4 +1,4 @@
-"""Measures the run and hands a row to everything that shows or keeps it."""
+"""Measures the run, and passes rows of metrics to whatever shows or stores them."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import keras
+from typing_extensions import override
 
 from distcnn.training.setup import TrainingSetup
 
@@ -18,15 +19,15 @@ and val_accuracy (None without validation)."""
 
 
 class MetricsRecorder(keras.callbacks.Callback):
-    """Makes a row every `logging.every_steps` global steps and at the end of every epoch.
+    """Emits a row every `logging.every_steps` global steps and at the end of every epoch.
 
-    Loss and accuracy are those of the epoch so far. Speed is that since the last row; the first
-    execution of the process, in which the step is compiled, is left out, and so is validation.
+    Loss and accuracy are those of the epoch so far. Speed is measured since the last row, without
+    the process's first execution, which compiles the step, and without validation.
 
     Args:
         setup: The run.
         sinks: Called with each row.
-        advance: Called with every global step.
+        advance: Called with the global step after every execution.
     """
 
     reads_logs = False
@@ -48,19 +49,19 @@ class MetricsRecorder(keras.callbacks.Callback):
         self._epoch_row: Row | None = None
         self._seconds = 0.0
         self._images = 0
-        self._mark()
+        self._start_interval()
 
+    @override
     def on_epoch_begin(self, epoch: int, logs: Row | None = None) -> None:
-        """Starts the clock."""
-        self._mark()
+        self._start_interval()
 
+    @override
     def on_train_batch_end(self, batch: int, logs: Row | None = None) -> None:
-        """Makes a row when one is due."""
         training = self._training
         if not self._compiled:
-            training.metrics()  # wait for the first execution
+            training.metrics()  # waits for the first execution
             self._compiled = True
-            self._mark()
+            self._start_interval()
         self._advance(training.step)
         if training.just_passed(self._every_steps) and training.step_in_epoch:
             self._emit(self._row())
@@ -70,17 +71,17 @@ class MetricsRecorder(keras.callbacks.Callback):
         self._epoch_row = self._row()
 
     def on_epoch_end(self, epoch: int, logs: Row | None = None) -> None:
-        """Makes the epoch's last row, with the validation."""
+        """Emits the epoch's last row, with the validation."""
         row = self._epoch_row or self._row()
         self._epoch_row = None
         names = ("val_loss", "val_accuracy")
         self._emit(row | {name: (logs or {}).get(name) for name in names})
 
     def measured(self) -> tuple[float, int]:
-        """Returns the measured seconds of training and the images seen in them."""
+        """Returns the measured seconds of training, and the images trained on in that time."""
         return self._seconds, self._images
 
-    def _mark(self) -> None:
+    def _start_interval(self) -> None:
         self._since = time.perf_counter()
         self._since_step = self._training.step
         self._training.pop_input_wait()
@@ -106,7 +107,7 @@ class MetricsRecorder(keras.callbacks.Callback):
             "step_ms": 1000 * seconds / steps if measured else None,
             "input_wait": min(1.0, waited / seconds) if measured else None,
         }
-        self._mark()
+        self._start_interval()
         return row
 
     def _emit(self, row: Row) -> None:
@@ -115,7 +116,7 @@ class MetricsRecorder(keras.callbacks.Callback):
 
 
 class MetricsWriter:
-    """Appends rows to `metrics.jsonl`; a context manager that closes it.
+    """Appends rows to `metrics.jsonl`; a context manager that closes the file.
 
     Args:
         path: The file.
@@ -131,7 +132,7 @@ class MetricsWriter:
         self._file.close()
 
     def __call__(self, row: Row) -> None:
-        """Writes a row at once, so that a reader sees it; NaN and infinity become null."""
+        """Writes and flushes a row; NaN and infinity become null."""
         finite = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
         }

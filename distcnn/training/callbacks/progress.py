@@ -1,4 +1,4 @@
-"""Shows the run on the terminal."""
+"""Shows the run's progress on the terminal."""
 
 import sys
 import time
@@ -15,14 +15,14 @@ Mode = Literal["auto", "live", "lines", "none"]
 
 
 class ProgressDisplay:
-    """A live bar on a terminal, else a line for every row.
+    """A live progress bar on a terminal, otherwise one line per row.
 
-    Use it as a context manager; call it with rows, and `advance` with every step.
+    Use it as a context manager; call it with each row, and `advance` after each execution.
 
     Args:
-        mode: How to show; auto is live on a terminal.
-        epochs: Epochs of the run.
-        steps_per_epoch: Steps of an epoch.
+        mode: How to show progress; auto means live on a terminal, lines elsewhere.
+        epochs: Number of epochs in the run.
+        steps_per_epoch: Number of steps in an epoch.
         first_step: Global step at which this process begins.
     """
 
@@ -33,7 +33,7 @@ class ProgressDisplay:
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
         self._total = epochs * steps_per_epoch
-        self._step = self._first = first_step
+        self._step = self._first_step = first_step
         self._began = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.fields[epoch]}"),
@@ -60,7 +60,7 @@ class ProgressDisplay:
             self._live.stop()
 
     def advance(self, step: int) -> None:
-        """Notes the global step that was just done."""
+        """Records the number of global steps done."""
         self._step = step
 
     def __call__(self, row: Row) -> None:
@@ -79,7 +79,7 @@ class ProgressDisplay:
             self._console.print(Text(f"{step}{text}  {self._left()}"), soft_wrap=True)
 
     def _left(self) -> str:
-        done = self._step - self._first
+        done = self._step - self._first_step
         if done == 0:
             return ""
         seconds = (time.monotonic() - self._began) / done * (self._total - self._step)
@@ -113,6 +113,6 @@ def _describe(row: Row, epochs: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, remainder = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{remainder:02}" if hours else f"{minutes}:{remainder:02}"

@@ -1,4 +1,4 @@
-"""What TensorBoard shows: scalars, images, the graph, a profile."""
+"""Writes what TensorBoard shows: scalars, images, the graph, a profile."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from distcnn.inference.evaluation import evaluate_split
 from distcnn.inference.plots import (
@@ -21,10 +22,10 @@ from distcnn.training.step import TrainingStep
 
 
 class TensorBoardScalars:
-    """Writes every row: the validation as `validation`, all else as `train`.
+    """Writes every row: validation metrics as `validation`, all others as `train`.
 
     Args:
-        folder: TensorBoard's folder of the run.
+        folder: TensorBoard's folder in the run directory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,12 +54,12 @@ class TensorBoardScalars:
 def tensorboard_callbacks(
     folder: Path, setup: TrainingSetup, first_step: int
 ) -> list[keras.callbacks.Callback]:
-    """Returns the callbacks that the logging section asks for.
+    """Returns the callbacks that the logging section enables.
 
     Args:
-        folder: TensorBoard's folder of the run.
+        folder: TensorBoard's folder in the run directory.
         setup: The run.
-        first_step: Global step at which it begins.
+        first_step: Global step at which this process begins.
     """
     logging, callbacks = setup.config.logging, []
     if logging.images:
@@ -70,22 +71,22 @@ def tensorboard_callbacks(
 
 
 class TensorBoardImages(keras.callbacks.Callback):
-    """Writes the graph and images: a training batch, filters, feature maps, mistakes.
+    """Writes the graph, a training batch, filters, feature maps, confusion matrix and mistakes.
 
-    Confusion matrix and worst mistakes are those on the validation images at the end, if there are
-    any.
+    The confusion matrix and the worst mistakes are those on the validation images, if there are
+    any, at the end of the run.
 
     Args:
-        folder: TensorBoard's folder of the run.
+        folder: TensorBoard's folder in the run directory.
         setup: The run.
-        batches: Training batches; the first one is shown.
+        batches: Training batches, of which the first is shown.
     """
 
     reads_logs = False
 
     def __init__(self, folder: Path, setup: TrainingSetup, batches: tf.data.Dataset) -> None:
         super().__init__()
-        # A folder of their own: TensorBoard follows only the newest file of a folder.
+        # In a separate folder, since TensorBoard follows only the newest file of each.
         self._writer = tf.summary.create_file_writer(str(folder / "images"))
         self._setup = setup
         self._batch = np.asarray(next(iter(batches.take(1)))[0])
@@ -105,14 +106,14 @@ class TensorBoardImages(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Writes the confusion matrix and the worst mistakes."""
-        setup, examined = self._setup, self._setup.dataset.validation
-        if examined is None:
+        setup, validation = self._setup, self._setup.dataset.validation
+        if validation is None:
             return
         classes = setup.dataset.classes
         with setup.training.evaluated_weights():
             result = evaluate_split(
                 setup.evaluation.predict,
-                examined,
+                validation,
                 classes,
                 logits=setup.objective.logits,
                 batch_size=setup.config.train.eval_batch_size,
@@ -122,7 +123,7 @@ class TensorBoardImages(keras.callbacks.Callback):
             self._image("validation/confusion_matrix", to_pixels(figure))
             worst = result.worst(25)
             if len(worst):
-                images = examined.gather(tf.constant(worst, tf.int64)).numpy()
+                images = validation.gather(tf.constant(worst, tf.int64)).numpy()
                 figure = mistakes_figure(
                     images, result.labels[worst], result.probabilities[worst], classes
                 )
@@ -130,10 +131,8 @@ class TensorBoardImages(keras.callbacks.Callback):
         self._writer.flush()
 
     def _write_features(self) -> None:
-        layer = next(
-            (x for x in self.model.layers if isinstance(x, keras.layers.Conv2D)),
-            None,
-        )
+        convolutions = (x for x in self.model.layers if isinstance(x, keras.layers.Conv2D))
+        layer = next(convolutions, None)
         if layer is None:
             return
         kernels = np.asarray(layer.kernel, np.float32).transpose(3, 0, 1, 2)
@@ -153,12 +152,12 @@ class TensorBoardImages(keras.callbacks.Callback):
 
 
 class Profiler(keras.callbacks.Callback):
-    """Records a profile of some steps for TensorBoard's Profile page.
+    """Records a profile of a range of steps for TensorBoard's Profile page.
 
-    Steps that are executed together are profiled together.
+    The steps of one execution are always profiled together.
 
     Args:
-        folder: TensorBoard's folder of the run.
+        folder: TensorBoard's folder in the run directory.
         training: The training step.
         first: First global step to profile, counted from 1.
         last: Last global step to profile.
@@ -174,21 +173,21 @@ class Profiler(keras.callbacks.Callback):
         self._last = last
         self._running = False
 
+    @override
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins before the first step."""
         step = self._training.step
-        coming = step + self._training.steps_per_execution
-        if not self._running and step < self._last and self._first <= coming:
+        after_execution = step + self._training.steps_per_execution
+        if not self._running and step < self._last and self._first <= after_execution:
             tf.profiler.experimental.start(self._folder)
             self._running = True
 
+    @override
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Ends after the last step."""
         if self._running and self._training.step >= self._last:
             self.on_train_end()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Ends with the run, if that comes first."""
+        """Stops the profile if the run ends before its last step."""
         if self._running:
             tf.profiler.experimental.stop()
             self._running = False
