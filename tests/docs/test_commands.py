@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import os
 import re
 import shlex
@@ -157,21 +158,22 @@ def test_marked_examples_run(page):
     write_files()
     programs = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
-    for block in blocks(page):
-        if block.mark != "run":
-            continue
-        assert block.language in ("bash", "python")
-        command = ["bash", "-eu"] if block.language == "bash" else ["python", "-"]
+    marked = [block for block in blocks(page) if block.mark == "run"]
+    # Blocks of one language share a process, as importing TensorFlow takes seconds.
+    for language, group in itertools.groupby(marked, lambda block: block.language):
+        assert language in ("bash", "python")
+        command = ["bash", "-eu"] if language == "bash" else ["python", "-"]
+        text = "\n".join(block.text for block in group)
         done = subprocess.run(
             command,
-            input=block.text,
+            input=text,
             env=environment,
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
         )
-        assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
 
 
 @every_page
