@@ -102,7 +102,7 @@ def _load_with_own_code(
         raise error
     raise DistcnnError(
         f"{file} needs the user's own code from module {str(factory).partition(':')[0]}, which is "
-        f"not run unasked; --trust (in Python trust=True) runs it, if you trust this run ({error})"
+        f"not run unasked; --trust (in Python trust=True) runs it, if you trust this run"
     )
 
 

@@ -169,7 +169,7 @@ def test_layers_of_the_users_own_are_found(tmp_path):
 
     own = ["--model.factory=own_layers:factory", "--model.args={}", "--out=run"]
     assert train.main([*RUN, *own, "--logging.tensorboard=false"]) == 0
-    result = evaluate(tmp_path, "run")
+    result = evaluate(tmp_path, "run", "--trust")
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert result["accuracy"] == pytest.approx(summary["test_accuracy"])
 
