@@ -18,6 +18,7 @@ from distcnn.benchmarking.scaling_benchmark import Mode, ScalingBenchmark
 from distcnn.cli.command import run_command, write_json
 from distcnn.cli.parser import parse_run
 from distcnn.config import Config
+from distcnn.data.sources import data_set_of
 from distcnn.errors import DistcnnError, UsageError
 
 log = logging.getLogger("distcnn")
@@ -122,9 +123,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _without_download(config: Config, arguments: Sequence[str]) -> Config:
-    """Replaces images that would be downloaded by synthetic ones, unless flags ask for them."""
-    chosen = any(flag.startswith(("--data.name", "--data.dir")) for flag in arguments)
-    if chosen or config.data.name not in ("cifar10", "cifar100"):
+    """Replaces images that would be downloaded by synthetic ones, unless a flag names them."""
+    chosen = config.data.dir is not None or any(f.startswith("--data.name") for f in arguments)
+    if chosen or not data_set_of(config.data.name).needs_download:
         return config
     return replace(config, data=replace(config.data, name="synthetic"))
 

@@ -1,4 +1,4 @@
-"""Errors that the user can mend.
+"""Errors that the user can fix.
 
 A command prints such an error as one line and exits with its `exit_code`; any other exception is a
 defect of the program.

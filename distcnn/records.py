@@ -7,6 +7,7 @@ from distcnn.cli.command import require_at_least_one, run_command, write_json
 from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
 from distcnn.config import DataConfig
+from distcnn.data.sources import open_source, require_fitting_dir
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,9 +29,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     require_at_least_one(options, "shards")
     data = DataConfig(**options.data.as_dict())
+    require_fitting_dir(data)
 
     import_tensorflow()
-    from distcnn.data.sources import open_source
     from distcnn.data.tfrecord_writer import write_records
 
     summary = write_records(open_source(data), Path(options.out), options.shards)

@@ -6,7 +6,7 @@
 #   launch/benchmark.sh --compare plain            compares with the plain Keras script too
 #   launch/benchmark.sh --dry-run ARG...           prints the command without running it
 #
-# The first run installs distcnn, its dependencies and Horovod into .venv (about three minutes).
+# The first run installs distcnn, its dependencies and Horovod into .venv (two to ten minutes).
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

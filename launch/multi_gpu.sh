@@ -9,7 +9,7 @@
 #   CUDA_VISIBLE_DEVICES=0,2 launch/multi_gpu.sh   uses only these GPUs
 #   launch/multi_gpu.sh --dry-run ARG...           prints the command without running it
 #
-# The first run installs distcnn, its dependencies and Horovod into .venv (about three minutes).
+# The first run installs distcnn, its dependencies and Horovod into .venv (two to ten minutes).
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from distcnn.cli.parser import parse_config
+from distcnn.config import DataConfig, DistributeConfig
 from distcnn.config.lookup import look_up
 from distcnn.data.augment import AUGMENTATIONS
-from distcnn.data.sources import SOURCES
-from distcnn.distribute.strategies import STRATEGIES, Strategy
+from distcnn.data.dataset import default_image_shape
+from distcnn.data.sources import SOURCES, DataSet, data_set_of, open_source
+from distcnn.distribute.strategies import STRATEGIES, Strategy, choose_strategy
 from distcnn.errors import UsageError
 from distcnn.models.catalog import MODELS
 from distcnn.optim.catalog import OPTIMIZERS, SCHEDULES
+from distcnn.runtime.cluster import Cluster
 from distcnn.training.trainer import Trainer
 from tests import extension
 
@@ -61,10 +64,65 @@ def test_a_run_of_nothing_but_additions():
     np.testing.assert_allclose(rates, [0.1 * 0.5, 0.1 * 0.25])  # after an epoch and after two
 
 
-@pytest.mark.parametrize("table", [SOURCES, MODELS, OPTIMIZERS, SCHEDULES, AUGMENTATIONS])
+OPENERS = {name: data_set_of(name).open for name in SOURCES}
+
+
+@pytest.mark.parametrize("table", [OPENERS, MODELS, OPTIMIZERS, SCHEDULES, AUGMENTATIONS])
 def test_every_entry_of_a_table_can_be_imported(table):
     for name in table:
         assert callable(look_up("key", name, table)), name
+
+
+@pytest.mark.parametrize(
+    ("entry", "folder", "message"),
+    [
+        (extension.open_stripes, None, ""),
+        ("tests.extension:open_stripes", "images", ""),
+        (DataSet(open=extension.open_stripes, reads_dir="required"), "images", ""),
+        (DataSet(open=extension.open_stripes, reads_dir="required"), None, "needs --data.dir DIR"),
+        (DataSet(open="unused:open", reads_dir="never"), "images", "reads no folder"),
+    ],
+)
+def test_a_data_set_says_whether_it_reads_a_folder(entry, folder, message, monkeypatch):
+    monkeypatch.setitem(SOURCES, "stripes", entry)
+    flags = ["--data.name=stripes", *([f"--data.dir={folder}"] if folder else [])]
+    config = DataConfig(name="stripes", dir=folder)
+    if not message:
+        assert parse_config("distcnn.train", "", flags) is not None
+        assert default_image_shape(config, open_source(config)) == (8, 8, 1)
+        return
+    with pytest.raises(UsageError, match=message):
+        parse_config("distcnn.train", "", flags)
+    with pytest.raises(UsageError, match=message):
+        open_source(config)
+
+
+def test_a_data_set_may_be_enlarged_by_default(monkeypatch):
+    entry = DataSet(open=extension.open_stripes, default_shape=(16, 16, 3))
+    monkeypatch.setitem(SOURCES, "stripes", entry)
+    config = DataConfig(name="stripes")
+    source = open_source(config)
+    assert default_image_shape(config, source) == (16, 16, 3)
+    assert default_image_shape(DataConfig(name="stripes", image_size=4), source) == (4, 4, 1)
+
+
+def test_auto_chooses_an_added_strategy_before_the_built_in_ones(monkeypatch):
+    def add(name: str, reason: str | None) -> None:
+        strategy = Strategy(
+            build=extension.build_renamed,
+            devices_per_process="one",
+            joins_processes=False,
+            auto_reason=lambda _: reason,
+        )
+        monkeypatch.setitem(STRATEGIES, name, strategy)
+
+    add("unsuitable", None)
+    add("renamed", "it fits")
+    chosen = choose_strategy(DistributeConfig(), Cluster(), gpus=0, has_horovod=False)
+    assert chosen == ("renamed", "it fits")
+    monkeypatch.delitem(STRATEGIES, "renamed")
+    chosen = choose_strategy(DistributeConfig(), Cluster(), gpus=0, has_horovod=False)
+    assert chosen[0] == "one_device"
 
 
 def test_without_the_lines_the_names_are_unknown():

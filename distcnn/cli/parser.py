@@ -21,7 +21,7 @@ from distcnn.config.recipe import (
     settings_of_run,
     without_excluded,
 )
-from distcnn.data.sources import SOURCES
+from distcnn.data.sources import SOURCES, require_fitting_dir
 from distcnn.distribute.strategies import STRATEGY_NAMES, require_supported
 from distcnn.errors import UsageError
 from distcnn.models.catalog import MODELS
@@ -69,7 +69,8 @@ class Parser(jsonargparse.ArgumentParser):
             The options, the data section, and the seed of the validation split.
 
         Raises:
-            UsageError: If the model belongs to no run, and `--data.name` is missing.
+            UsageError: If the model belongs to no run, and `--data.name` is missing; or if
+                `--data.dir` does not fit it.
         """
         self.add_data_arguments(*DATA_KEYS_OF_RUN)
         path = Path(self.parse_args(list(arguments)).model)
@@ -85,7 +86,9 @@ class Parser(jsonargparse.ArgumentParser):
                 )
         options = self.parse_args([*flags, *arguments])
         seed = settings.get("train.seed", Config().train.seed)
-        return options, DataConfig(**options.data.as_dict()), seed
+        data = DataConfig(**options.data.as_dict())
+        require_fitting_dir(data)
+        return options, data, seed
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parses the arguments, and checks the keys whose value is a registered name.
@@ -173,6 +176,7 @@ def parse_run(
         namespace.pop("debug")
         options = {name: namespace.pop(name) for name in own}
         config = Config(**parser.instantiate(namespace).as_dict())
+        require_fitting_dir(config.data)
         require_supported(config.distribute)
     except UsageError as error:
         error.on_every_rank = True  # every rank has the same command line

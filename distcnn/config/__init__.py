@@ -1,4 +1,4 @@
-"""What a run is asked to be: the schema of its keys, and recipes."""
+"""Run configuration: its schema and the built-in recipes."""
 
 from distcnn.config.schema import (
     AUGMENT_PRESETS,

@@ -153,15 +153,6 @@ class DataConfig:
         _require_at_least("data", self, 1, "image_size", "synthetic_examples")
         _require_fraction("data", self, "validation_split")
         _require(
-            self.name not in ("folder", "tfrecord") or self.dir is not None,
-            f"data.name {self.name} needs --data.dir DIR, the folder that holds the images",
-        )
-        _require(
-            self.name not in ("digits", "synthetic") or self.dir is None,
-            f"data.dir is {self.dir}, but data.name {self.name} reads no folder; did you mean "
-            "--data.name folder?",
-        )
-        _require(
             self.validation != "split" or self.validation_split > 0,
             "data.validation is split, but data.validation_split is 0; use --data.validation none",
         )
@@ -200,7 +191,8 @@ class TrainConfig:
     epochs: int = 25
     """Passes over the training images."""
     batch_size: int = 64
-    """Images per worker and forward pass; the global batch grows with the number of workers."""
+    """Images per worker and forward pass; the global batch grows with the number of workers. A
+    worker is a replica: with mirrored and multi_worker, a process has one per device."""
     global_batch_size: int | None = None
     """Images per step over all workers; replaces train.batch_size, and makes the result independent
     of the number of workers. Default: derived from train.batch_size."""

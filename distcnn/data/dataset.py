@@ -6,6 +6,7 @@ from typing import Literal
 
 from distcnn.config import DataConfig
 from distcnn.data.caching import load
+from distcnn.data.sources import data_set_of
 from distcnn.data.split import Shape, Source, Split
 from distcnn.data.validation_split import split_train_validation
 from distcnn.errors import DataError
@@ -34,13 +35,11 @@ class Dataset:
 
 
 def default_image_shape(config: DataConfig, source: Source) -> Shape:
-    """Returns the image shape to offer to a model: as configured, as stored, or 32x32x3."""
+    """Returns the image shape to offer to a model: as configured, as stored, or a default."""
     if config.image_size is not None:
         channels = source.image_shape[2] if source.image_shape else 3
         return (config.image_size, config.image_size, channels)
-    if source.image_shape is None or config.name == "digits":
-        return DEFAULT_SHAPE
-    return source.image_shape
+    return data_set_of(config.name).default_shape or source.image_shape or DEFAULT_SHAPE
 
 
 def load_dataset(

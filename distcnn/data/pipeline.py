@@ -62,12 +62,12 @@ class BatchSharding:
     depends only on its number and the batch, so any number of workers sees the same batch.
 
     Attributes:
-        own: Numbers of the replicas in this process.
+        local_replica_ids: Numbers of the replicas in this process.
         replicas: Replicas in the whole run.
         accumulation_steps: Shards that each replica computes one after the other.
     """
 
-    own: range = range(1)
+    local_replica_ids: range = range(1)
     replicas: int = 1
     accumulation_steps: int = 1
 
@@ -78,10 +78,10 @@ class BatchSharding:
 
     def shard_at(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the step and the shard of this process's index-th element, counted from 0."""
-        per_step = len(self.own) * self.accumulation_steps
+        per_step = len(self.local_replica_ids) * self.accumulation_steps
         within = index % per_step
-        replica = self.own.start + within % len(self.own)
-        return index // per_step, within // len(self.own) * self.replicas + replica
+        replica = self.local_replica_ids.start + within % len(self.local_replica_ids)
+        return index // per_step, within // len(self.local_replica_ids) * self.replicas + replica
 
     def bounds(self, images: tf.Tensor, shard: tf.Tensor, group_size: int) -> tuple[tf.Tensor, ...]:
         """Returns the range of images in a shard.
@@ -129,7 +129,7 @@ def training_dataset(
         A data set of `(images, labels, weights)`: uint8 (float32 in [0, 255] when images are mixed)
         of shape `(count, height, width, channels)`, float32 one-hot of shape `(count, num_classes)`
         and float32 of shape `(count,)`, 1 / (images in the batch) or 0 for a placeholder. Each step
-        has `len(sharding.own) * sharding.accumulation_steps` elements.
+        has `len(sharding.local_replica_ids) * sharding.accumulation_steps` elements.
 
     Raises:
         DataError: If a shard is too large to crop.
@@ -142,7 +142,7 @@ def training_dataset(
     )
     labels = _to_cpu(split.labels)
     group_size = 2 if augmentation.mixup or augmentation.cutmix else 1
-    per_step = len(sharding.own) * sharding.accumulation_steps
+    per_step = len(sharding.local_replica_ids) * sharding.accumulation_steps
 
     def steps_of(epoch: tf.Tensor) -> tf.data.Dataset:
         indices = tf.numpy_function(sampler.permutation, [epoch], tf.int64, stateful=False)
@@ -209,7 +209,7 @@ def sharded_evaluation_dataset(
     """
     labels = _to_cpu(split.labels)
     steps = math.ceil(math.ceil(len(split) / sharding.replicas) / batch_size)
-    by_replica = BatchSharding(sharding.own, sharding.replicas)
+    by_replica = BatchSharding(sharding.local_replica_ids, sharding.replicas)
 
     def load(element: tf.Tensor) -> tuple[tf.Tensor, ...]:
         step, replica = by_replica.shard_at(element)
@@ -222,7 +222,7 @@ def sharded_evaluation_dataset(
         weights = tf.fill([tf.size(indices)], tf.where(empty, 0.0, weight))
         return split.gather(indices), tf.one_hot(tf.gather(labels, indices), num_classes), weights
 
-    elements = tf.data.Dataset.range(steps * len(sharding.own))
+    elements = tf.data.Dataset.range(steps * len(sharding.local_replica_ids))
     batches = elements.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return batches.prefetch(tf.data.AUTOTUNE), steps
 

@@ -167,7 +167,7 @@ class Backend(abc.ABC):
         return [np.asarray(variable)]
 
     def lost_peer(self, error: BaseException) -> str | None:
-        """Returns which process was lost, if that is all an error says, else None."""
+        """Returns the lost process if the error only reports a lost connection, else None."""
         return None
 
 

@@ -45,14 +45,14 @@ def verify_reduction(backend: Backend) -> None:
     failures += sum_of_processes != backend.size * (backend.size + 1) / 2
     if backend.sum(np.array([float(failures)]))[0] or failures:
         raise ReplicaMismatchError(
-            f"the strategy {backend.name} does not reduce: the sum over {replicas} replicas is "
-            f"{received[0].tolist()}, expected {expected.tolist()}, so the replicas would drift "
-            "apart; run python -m distcnn.doctor to find the cause"
+            f"all-reduce check failed for strategy {backend.name}: summing over {replicas} "
+            f"replicas gave {received[0].tolist()}, expected {expected.tolist()}; the replicas "
+            "would drift apart, so run python -m distcnn.doctor to find the cause"
         )
 
 
 def average_across_replicas(backend: Backend, variables: Sequence[Any]) -> None:
-    """Replaces variables that each replica updates by itself by their mean over all replicas.
+    """Averages, over all replicas, variables that each replica updates locally.
 
     The moving statistics of batch normalisation are such variables. Values that are the same on all
     replicas stay bit-identical.

@@ -8,22 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from distcnn.errors import UsageError
+from distcnn.runtime.launchers import without_launchers
 
 Process = tuple[list[str], dict[str, str]]
 """A command line and its environment."""
 
-Launcher = Callable[[int, Sequence[str], Mapping[str, str]], list[Process]]
+Launch = Callable[[int, Sequence[str], Mapping[str, str]], list[Process]]
 """Maps a number of replicas, a command line and an environment to the processes to start."""
-
-_CLUSTER_VARIABLES = (
-    *("HOROVOD_", "OMPI_", "PMI", "SLURM_", "JOB_COMPLETION", "DISTCNN_HOSTS", "TF_CONFIG"),
-)
-"""How the names of variables begin that give a process its place in a cluster."""
 
 
 def unplaced_environment() -> dict[str, str]:
     """Returns this process's environment without the variables that place it in a cluster."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(_CLUSTER_VARIABLES)}
+    return without_launchers(os.environ)
 
 
 def one_process(

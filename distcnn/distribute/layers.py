@@ -74,7 +74,7 @@ class SynchronisedBatchNorm:
 
     @property
     def counts(self) -> tf.Tensor:
-        """1 if this replica's images count, 0 if they only stand in for an empty shard; a scalar.
+        """1 if this replica's images count, 0 for the placeholder of an empty shard; a scalar.
 
         The training step sets it on each replica before the model is called.
         """

@@ -79,7 +79,7 @@ class Strategy:
     max_devices: int | None = None
     more_devices: str = ""
     auto_reason: Callable[[Resources], str | None] = _never_chosen
-    launch: launching.Launcher = launching.one_process
+    launch: launching.Launch = launching.one_process
     check: Callable[[], Iterator[Finding]] = _no_checks
     can_compress: bool = False
     has_shared_memory: bool = False
@@ -183,14 +183,20 @@ STRATEGIES: dict[str, Strategy] = {
         devices_per_process="one",
         joins_processes=False,
         max_devices=1,
-        more_devices="distribute.strategy one_device uses a single one; use mirrored",
+        more_devices="distribute.strategy one_device supports a single device; use mirrored",
         auto_reason=_reason_for_one_device,
     ),
 }
-"""The strategies by their name in the configuration, in the order in which `auto` tries them."""
+"""The strategies by their name in the configuration; `auto` tries them in this order.
+
+The last one fits every single process. Entries added from outside are therefore tried before all of
+these.
+"""
+
+_BUILT_IN = tuple(STRATEGIES)
 
 AUTO = "auto"
-"""The name that stands for the first suitable strategy of the table."""
+"""The name that stands for the first suitable strategy."""
 
 STRATEGY_NAMES: Mapping[str, object] = ChainMap({AUTO: None}, STRATEGIES)  # type: ignore[arg-type]
 """What `distribute.strategy` may be."""
@@ -265,9 +271,10 @@ def choose_strategy(
                 f"distribute.strategy is {config.strategy}, but {resources.started}, which would "
                 f"train {cluster.size} separate models; use {able}"
             )
-        return config.strategy, "asked for"
-    for name, strategy in STRATEGIES.items():
-        reason = strategy.auto_reason(resources)
+        return config.strategy, "set in the configuration"
+    added = [name for name in STRATEGIES if name not in _BUILT_IN]
+    for name in (*added, *_BUILT_IN):
+        reason = STRATEGIES[name].auto_reason(resources)
         if reason is not None:
             return name, reason
-    raise AssertionError("the last strategy of the table must accept a single process")
+    raise AssertionError("the last built-in strategy must accept a single process")

@@ -12,7 +12,7 @@ The first launcher of these whose variables are set decides; the others must agr
 Nothing here imports TensorFlow.
 """
 
-from distcnn.runtime.launchers import READERS, VARIABLES, Environment
+from distcnn.runtime.launchers import LAUNCHERS, Environment
 from distcnn.runtime.membership import Cluster, ClusterError
 
 __all__ = ["Cluster", "ClusterError", "find_cluster"]
@@ -31,7 +31,8 @@ def find_cluster(environment: Environment) -> Cluster:
         ClusterError: If two launchers disagree, a host is missing from a list, sizes do not match,
             or a variable cannot be read.
     """
-    found = [cluster for reader in READERS if (cluster := reader(environment)) is not None]
+    clusters = (launcher.read(environment) for launcher in LAUNCHERS.values())
+    found = [cluster for cluster in clusters if cluster is not None]
     if not found and "JOB_COMPLETION_INDEX" in environment and "DISTCNN_HOSTS" not in environment:
         raise ClusterError(
             "JOB_COMPLETION_INDEX is set, as in a pod of an indexed Job, but the pods that train "
@@ -45,10 +46,11 @@ def find_cluster(environment: Environment) -> Cluster:
         return Cluster()
     first = found[0]
     for other in found[1:]:
+        variables = [", ".join(LAUNCHERS[c.scheme].variables) for c in (first, other)]
         if (other.rank, other.size) != (first.rank, first.size):
             raise ClusterError(
                 f"{first.scheme} reports process {first.rank} of {first.size}, but {other.scheme} "
                 f"reports {other.rank} of {other.size}; unset the variables of the one that did "
-                f"not start this run ({VARIABLES[first.scheme]} or {VARIABLES[other.scheme]})"
+                f"not start this run ({variables[0]} or {variables[1]})"
             )
     return first

@@ -1,6 +1,6 @@
 """The one place that uses attributes of Keras which are not part of its public interface.
 
-They were tried with Keras 3.15.x, to which the dependency is bounded. `tests/runtime/
+Tested with Keras 3.15.x, to which pyproject.toml limits the dependency. `tests/runtime/
 test_keras_internals.py` checks each of them, and names what a new version breaks.
 """
 

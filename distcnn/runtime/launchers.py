@@ -1,25 +1,34 @@
-"""Readers of the environment of each launcher: rank, size and hosts of this process.
+"""The table of launchers: how each tells a process its rank, the size of the run and its hosts.
 
-Nothing here imports TensorFlow.
+To add one, write a reader of its environment variables and add an entry to `LAUNCHERS`. Nothing
+here imports TensorFlow.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from distcnn.runtime.membership import Cluster, ClusterError
 
 Environment = Mapping[str, str]
 
-VARIABLES = {
-    "horovod": "HOROVOD_RANK, HOROVOD_SIZE",
-    "tf_config": "TF_CONFIG",
-    "slurm": "SLURM_PROCID, SLURM_STEP_NUM_TASKS",
-    "openmpi": "OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE",
-    "pmi": "PMI_RANK, PMI_SIZE",
-    "kubernetes": "JOB_COMPLETION_INDEX, DISTCNN_HOSTS",
-}
-"""The variables of each launcher, for messages."""
+
+@dataclass(frozen=True)
+class Launcher:
+    """One way to start the processes of a run.
+
+    Attributes:
+        read: Returns the cluster that the environment describes, or None if the launcher's
+            variables are unset.
+        variables: The variables that give a process its rank and the size, for messages.
+        prefixes: Prefixes of all its variables, which are removed from the environment of a process
+            that must not join the cluster.
+    """
+
+    read: Callable[[Environment], Cluster | None]
+    variables: tuple[str, ...]
+    prefixes: tuple[str, ...]
 
 
 def _from_horovod(environment: Environment) -> Cluster | None:
@@ -273,12 +282,24 @@ def _integer(environment: Environment, key: str) -> int:
     return int(value)
 
 
-READERS: tuple[Callable[[Environment], Cluster | None], ...] = (
-    _from_horovod,
-    _from_tf_config,
-    _from_slurm,
-    _from_openmpi,
-    _from_pmi,
-    _from_kubernetes,
-)
-"""One reader per launcher, in order of precedence. Each returns None if its variables are unset."""
+LAUNCHERS: dict[str, Launcher] = {
+    "horovod": Launcher(_from_horovod, ("HOROVOD_RANK", "HOROVOD_SIZE"), ("HOROVOD_",)),
+    "tf_config": Launcher(_from_tf_config, ("TF_CONFIG",), ("TF_CONFIG",)),
+    "slurm": Launcher(_from_slurm, ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"), ("SLURM_",)),
+    "openmpi": Launcher(
+        _from_openmpi, ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("OMPI_",)
+    ),
+    "pmi": Launcher(_from_pmi, ("PMI_RANK", "PMI_SIZE"), ("PMI",)),
+    "kubernetes": Launcher(
+        _from_kubernetes,
+        ("JOB_COMPLETION_INDEX", "DISTCNN_HOSTS"),
+        ("JOB_COMPLETION", "DISTCNN_HOSTS"),
+    ),
+}
+"""The launchers by `Cluster.scheme`, in order of precedence."""
+
+
+def without_launchers(environment: Environment) -> dict[str, str]:
+    """Returns an environment without the variables that place a process in a cluster."""
+    prefixes = tuple(prefix for launcher in LAUNCHERS.values() for prefix in launcher.prefixes)
+    return {key: value for key, value in environment.items() if not key.startswith(prefixes)}

@@ -64,10 +64,10 @@ def resolve_precision(config: PrecisionConfig, hardware: Hardware) -> Precision:
     as long as in float32); float16 needs tensor cores (7.0 and up) and loss scaling.
     """
     policy: str = config.policy
-    policy_reason = "asked for"
+    policy_reason = "set in the configuration"
     if config.policy == "auto":
         policy, policy_reason = _fastest_policy(hardware)
-    xla, xla_reason = config.xla == "on", "asked for"
+    xla, xla_reason = config.xla == "on", "set in the configuration"
     if config.xla == "auto":
         xla = hardware.gpu is not None
         xla_reason = "a GPU gains from fusion" if xla else "XLA is many times slower on a CPU"
@@ -77,8 +77,8 @@ def resolve_precision(config: PrecisionConfig, hardware: Hardware) -> Precision:
 def resolve_fast_path(config: TrainConfig, *, xla: bool) -> tuple[bool, str]:
     """Returns whether to run the fast form of the model, and the reason."""
     if config.fast_path != "auto":
-        return config.fast_path == "on", "asked for"
-    return not xla, "XLA fuses the step" if xla else "the same in fewer passes over memory"
+        return config.fast_path == "on", "set in the configuration"
+    return not xla, "XLA fuses the step" if xla else "fewer passes over memory; XLA is off"
 
 
 def apply_precision(

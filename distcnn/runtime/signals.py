@@ -20,7 +20,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Catches the first signal; a second one takes effect as it would without this."""
+        """Catches the first signal; a second one gets the original handler."""
         previous = {number: signal.getsignal(number) for number in SIGNALS}
 
         def record(number: int, frame: FrameType | None) -> None:

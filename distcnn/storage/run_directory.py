@@ -80,7 +80,8 @@ class RunDirectory:
         except BlockingIOError:
             self.close()
             raise DistcnnError(
-                f"another process trains in {self.path}; wait for it, or choose another --out"
+                f"another process is already training in {self.path}; wait for it, or choose "
+                "another --out"
             ) from None
         except OSError as error:
             raise DistcnnError(
@@ -132,19 +133,20 @@ class RunDirectory:
         if not self.begun or not file.exists():
             return
         resolved = _read_resolved(file)
-        for key, what, remedy in (
-            ("training_images", "training images", "restore the original images"),
+        for key, before_count, what, remedy in (
+            ("training_images", "", "training images", "restore the original images"),
             (
                 "global_batch_size",
-                "images in the global batch",
-                "pass that number as --train.global_batch_size",
+                "a global batch of ",
+                "images",
+                "pass the old number as --train.global_batch_size",
             ),
         ):
             before, now = resolved[key], environment["resolved"][key]
             if before != now:
                 raise DistcnnError(
-                    f"{self.path} was started with {before} {what}, now there are {now}; {remedy}, "
-                    "choose another --out, or delete it"
+                    f"{self.path} was started with {before_count}{before} {what}, but this run "
+                    f"would use {now}; {remedy}, choose another --out, or delete it"
                 )
 
     def cut_metrics(self, step: int) -> list[dict[str, Any]]:

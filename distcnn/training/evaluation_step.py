@@ -45,7 +45,7 @@ class EvaluationStep:
         """Evaluates on all processes together.
 
         Args:
-            batches: Shards as `Batch`, with weight 1 for each image, or 0 for a stand-in.
+            batches: Shards as `Batch`, with weight 1 for each image, or 0 for a placeholder.
             steps: Number of shards per replica, the same in every process.
 
         Returns:

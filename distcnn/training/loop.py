@@ -16,8 +16,9 @@ def run_epochs(
 ) -> dict[str, float]:
     """Trains from the current step to the end of the last epoch.
 
-    A callback ends the training by setting `model.stop_training`. A single process stops after the
-    current execution; several stop after the epoch, since all must stop at the same step.
+    A callback ends the training by setting `model.stop_training`: a single process then stops after
+    the current execution, several after the epoch, since all must stop at the same step. Signals do
+    not set it: they are passed on to every execution, and `CheckpointSaver` handles them.
 
     Args:
         setup: The run; its training step holds the current step.

@@ -1,7 +1,8 @@
-"""What training minimises and evaluation reports: the loss and the hit of each image.
+"""What a run minimises and reports: the loss and the hit of each image.
 
-Training, evaluation and the compiled model all take their loss from here. The caller weights and
-sums it over images and replicas.
+Training, validation, the final test and the compiled model take their loss from here. The caller
+weights and sums it over images and replicas. `distcnn evaluate` computes the same mean from
+probabilities (`distcnn.inference.evaluation.Evaluation.loss`).
 """
 
 from dataclasses import dataclass

@@ -17,10 +17,10 @@ from distcnn.training.objective import Objective
 
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 """One shard of a batch: images, one-hot labels, and weights of shape `(count,)`, each
-1 / images of the global batch, or 0 for a stand-in."""
+1 / images of the global batch, or 0 for a placeholder."""
 
 _VOTE_DELAY = 4
-"""Executions after which a stop request is read: enough that reading never waits for the device."""
+"""How many executions later a stop vote is read, so that reading it never blocks on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)

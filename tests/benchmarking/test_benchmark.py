@@ -215,6 +215,7 @@ def test_a_signal_leaves_no_worker_behind(tmp_path):
         (("--recipe", "article", "--data.name", "cifar10"), "cifar10"),
         (("--recipe", "article", "--data.dir=images"), "cifar10"),
         (("--recipe", "quickstart"), "digits"),
+        (("--recipe", "mine.yaml"), "cifar10"),
     ],
 )
 def test_only_images_that_need_a_download_become_synthetic(arguments, name, monkeypatch):
@@ -223,5 +224,6 @@ def test_only_images_that_need_a_download_become_synthetic(arguments, name, monk
 
     monkeypatch.setattr(benchmark_command, "ScalingBenchmark", benchmark)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+    Path("mine.yaml").write_text("recipe: article\ndata: {dir: images}\n")
     with pytest.raises(LookupError, match=name):
         benchmark_command.main(arguments)

@@ -38,7 +38,7 @@ def test_the_strategy_fits(asked, cluster, gpus, has_horovod, chosen):
     config = DistributeConfig(**asked)
     strategy, reason = choose_strategy(config, cluster, gpus=gpus, has_horovod=has_horovod)
     assert strategy == chosen
-    assert (reason == "asked for") == ("strategy" in asked)
+    assert (reason == "set in the configuration") == ("strategy" in asked)
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,12 @@ def test_a_quoted_message_is_one_of_the_code(quotation):
 @pytest.mark.parametrize(
     ("quotation", "found"),
     [
-        ("was started with 64 images in the global batch, now there are 32", True),
-        ("started with 64 images", True),
-        ("was begun with 64 images in the global batch, now there are 32", False),
+        ("was started with a global batch of 64 images, but this run would use 32", True),
+        ("a global batch of 64 images", True),
+        ("was begun with a global batch of 64 images, but this run would use 32", False),
         ("64 images in the batch", False),
     ],
 )
 def test_quotations_are_compared_word_by_word(quotation, found):
-    message = f"{VALUE} was started with {VALUE} {VALUE}, now there are {VALUE}; {VALUE}"
+    message = f"{VALUE} was started with {VALUE}{VALUE} {VALUE}, but this run would use {VALUE}"
     assert says(_words(message), quotation) == found

@@ -145,7 +145,7 @@ def quickstart(out: Path) -> list[str]:
 def test_sbatch_trains_by_horovod_and_goes_on_after_the_time_limit(submit, tmp_path):
     out = tmp_path / "horovod"
     printed = submit("horovod", *quickstart(out), signal_at=100)
-    assert "horovod on CPU (asked for): 2 workers" in printed
+    assert "horovod on CPU (set in the configuration): 2 workers" in printed
     assert printed.count("0: stopped by SIGUSR1 after step") == 1
     assert "stopped after saving; requeueing the job" in printed
     assert "0: resumed" in printed
@@ -159,7 +159,7 @@ def test_sbatch_trains_by_horovod_and_goes_on_after_the_time_limit(submit, tmp_p
 def test_sbatch_trains_by_multi_worker(submit, tmp_path):
     out = tmp_path / "multi_worker"
     printed = submit("multi_worker", *quickstart(out))
-    assert "multi_worker on CPU (asked for): 2 workers" in printed
+    assert "multi_worker on CPU (set in the configuration): 2 workers" in printed
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["strategy"], summary["weights_agree"]) == ("multi_worker", True)
     assert summary["test_accuracy"] >= 0.75  # after 6 epochs 0.85 to 0.98, by the seed

@@ -136,7 +136,8 @@ class Two(OneDevice):
 
 def test_a_backend_that_does_not_reduce_is_found_at_the_start():
     with pytest.raises(
-        ReplicaMismatchError, match="the strategy broken does not reduce: the sum over 2 replicas"
+        ReplicaMismatchError,
+        match="all-reduce check failed for strategy broken: summing over 2 replicas",
     ):
         verify_reduction(Two())
 

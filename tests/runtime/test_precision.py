@@ -43,7 +43,7 @@ def test_what_is_asked_for_is_what_is_done():
     config = PrecisionConfig(policy="mixed_float16", xla="on")
     found = resolve_precision(config, AMX)
     assert (found.policy, found.xla) == ("mixed_float16", True)
-    assert (found.policy_reason, found.xla_reason) == ("asked for", "asked for")
+    assert (found.policy_reason, found.xla_reason) == ("set in the configuration",) * 2
     assert not resolve_precision(PrecisionConfig(xla="off"), gpu(9, 0)).xla
 
 

@@ -94,7 +94,7 @@ def test_two_processes_cannot_share_a_run_directory(tmp_path):
     first = Trainer(small_config(tmp_path / "run"))
     first.directory.create(first.config, {"resolved": first.setup.resolved()})
     second = Trainer(small_config(tmp_path / "run"))
-    with pytest.raises(DistcnnError, match="another process trains"):
+    with pytest.raises(DistcnnError, match="another process is already training"):
         second.fit()
     first.directory.close()
     small_run(tmp_path / "run")
@@ -123,5 +123,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     config = small_config(tmp_path / "run", **overrides)
     assert Trainer(config, [SignalAt(2)]).fit() is None
     (images / "train" / "a" / "00.png").unlink()
-    with pytest.raises(DistcnnError, match="started with 36 training images, now there are 35"):
+    with pytest.raises(
+        DistcnnError, match="started with 36 training images, but this run would use 35"
+    ):
         small_run(tmp_path / "run", **overrides)

@@ -61,7 +61,7 @@ def test_a_default_folder_that_was_taken_meanwhile_makes_way_for_the_next():
     train(RunDirectory.choose(config), config, finish=True)
     slow.create(config, ENVIRONMENT)
     assert slow.path == Path("runs/mine-2")
-    with pytest.raises(DistcnnError, match="another process trains in runs/mine-2"):
+    with pytest.raises(DistcnnError, match="another process is already training in runs/mine-2"):
         RunDirectory.choose(config).create(config, ENVIRONMENT)
 
 
