@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -83,7 +84,10 @@ def _report(error: Exception, cluster: Cluster) -> int:
 
 def describe(error: BaseException) -> str:
     """Returns the message of an error on one line."""
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    text = str(error)
+    # TensorFlow wraps an exception of a pipeline's own function into its traceback.
+    wrapped = re.search(r"DamagedFileError: (.*)", text)
+    return printable(" ".join((wrapped[1] if wrapped else text).split())) or type(error).__name__
 
 
 def require_at_least_one(options: Any, *names: str) -> None:

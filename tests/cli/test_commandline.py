@@ -4,6 +4,7 @@ import sys
 import pytest
 import yaml
 
+from distcnn.cli.command import describe
 from distcnn.cli.parser import parse_config
 from distcnn.config.recipe import config_keys, load_recipe
 from distcnn.errors import UsageError
@@ -111,3 +112,9 @@ def test_a_batch_per_worker_replaces_the_recipes_global_one(tmp_path):
     assert parse("--recipe", str(file)).train.global_batch_size is None
     both = parse("--recipe", str(file), "--train.global_batch_size=64").train
     assert both.global_batch_size == 64
+
+
+def test_a_damaged_file_is_named_without_what_tensorflow_wraps_around_it():
+    wrapped = "{{function_node x}} DamagedFileError: /x was cut; start anew\nTraceback\n\t [[y]]"
+    assert describe(RuntimeError(wrapped)) == "/x was cut; start anew"
+    assert describe(ValueError("a\n b\x1b")) == r"a b\x1b"
