@@ -62,6 +62,13 @@ def wrong_width(input_shape: tuple[int, int, int]) -> keras.Model:
     return keras.Sequential([keras.Input(input_shape), layers.Flatten(), layers.Dense(7)])
 
 
+def named_output(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """A model that returns its output by name."""
+    inputs = keras.Input(input_shape)
+    outputs = layers.Dense(num_classes, activation="softmax")(layers.Flatten()(inputs))
+    return keras.Model(inputs, {"digit": outputs})
+
+
 class Subclassed(keras.Model):
     """A model that has weights, but does not know its input shape."""
 

@@ -3,7 +3,7 @@
 import inspect
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ from distcnn.config.recipe import nearest
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.models.catalog import MODELS
 from distcnn.models.customised import require_plain_training
+from distcnn.runtime.keras_internals import functional_graph, output_structure
 
 log = logging.getLogger("distcnn")
 
@@ -103,6 +104,13 @@ def _check(name: str, model: object, num_classes: int) -> None:
         raise DistcnnError(
             f"{name} has the input shape {shape}; expected one image input (None, "
             "height, width, channels) with fixed sizes and 1 (grey) or 3 (colour) channels"
+        )
+    graph = functional_graph(model)
+    if graph is not None and isinstance(output_structure(graph), Mapping):
+        keys = ", ".join(map(str, output_structure(graph)))
+        raise DistcnnError(
+            f"{name} returns a dictionary with {keys}; expected a single tensor of shape "
+            f"(None, {num_classes}), as from keras.Model(inputs, outputs)"
         )
     if model.output_shape != (None, num_classes):
         raise DistcnnError(

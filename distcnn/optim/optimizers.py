@@ -24,6 +24,11 @@ def scaled_learning_rate(config: OptimizerConfig, global_batch_size: int) -> flo
     return config.lr * {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[config.lr_scaling]
 
 
+def rate_is_scheduled(config: OptimizerConfig) -> bool:
+    """Returns whether the learning rate follows a schedule rather than being a plain number."""
+    return config.schedule != "constant" or config.warmup_epochs > 0
+
+
 def learning_rate(
     config: OptimizerConfig, peak: float, steps_per_epoch: int, total_steps: int
 ) -> float | Schedule:
@@ -31,7 +36,7 @@ def learning_rate(
 
     A callback of the user can change a plain number, but not a schedule.
     """
-    if config.schedule == "constant" and config.warmup_epochs == 0:
+    if not rate_is_scheduled(config):
         return peak
     return Schedule(config, peak, steps_per_epoch, total_steps)
 

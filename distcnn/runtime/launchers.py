@@ -66,7 +66,8 @@ def _from_tf_config(environment: Environment) -> Cluster | None:
         content = json.loads(text)
         jobs, task = content["cluster"], content["task"]
         kind, index = task["type"], int(task["index"])
-        unknown = set(jobs) - {"chief", "worker"}
+        # An empty list, as some operators write for "ps", names nobody.
+        unknown = {job for job, members in jobs.items() if members} - {"chief", "worker"}
         addresses = (*jobs.get("chief", []), *jobs.get("worker", []))
         count = len(jobs.get(kind, []))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -191,6 +191,11 @@ def find_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
             f"checkpoint.resume is {path}, which does not exist; expected auto, never, a run "
             "directory or a checkpoint file"
         )
+    if path.suffix != ".npz":
+        raise DistcnnError(
+            f"checkpoint.resume is {path}, which is no checkpoint; expected a run directory, or a "
+            "file such as checkpoints/step-00000704.npz in one"
+        )
     return read_checkpoint(path)
 
 

@@ -14,6 +14,7 @@ from distcnn.config import Config
 from distcnn.config.lookup import import_object
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.context import join_run
+from distcnn.optim.optimizers import rate_is_scheduled
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import CALLBACKS, Checkpoints, Progress
@@ -76,7 +77,9 @@ class Trainer:
                 paths = config.train.callbacks
                 configured = [import_object(path, "train.callbacks")() for path in paths]
         self._user_callbacks = callbacks_for_rank(
-            [*callbacks, *configured], is_chief=backend.is_chief
+            [*callbacks, *configured],
+            is_chief=backend.is_chief,
+            rate_can_be_set=not rate_is_scheduled(config.optimizer),
         )
 
     @property
@@ -136,7 +139,7 @@ class Trainer:
             if not is_finished:
                 own += self._tensorboard(sinks, progress.step)
             callbacks = self._callback_list(own, saver)
-            self._begin_callbacks(callbacks, progress, saved_callbacks)
+            self._begin_callbacks(callbacks, saved_callbacks)
             logs: dict[str, float] = {}
             if not is_finished:
                 logs = run_epochs(
@@ -162,49 +165,51 @@ class Trainer:
         )
 
     def _begin_callbacks(
-        self, callbacks: TrainingCallbacks, progress: Progress, saved: dict[str, np.ndarray]
+        self, callbacks: TrainingCallbacks, saved: dict[str, np.ndarray] | None
     ) -> None:
-        """Starts the callbacks; if the run is resumed, with the state that they had."""
+        """Starts the callbacks; if the run is resumed, with the state that they had.
+
+        Args:
+            callbacks: The callbacks.
+            saved: On the chief, their state in the checkpoint; None if the run begins.
+        """
         for _, callback in self._user_callbacks:
-            if isinstance(callback, keras.callbacks.CSVLogger) and self.directory.begun:
-                callback.append = callback.append or progress.step > 0
+            if isinstance(callback, keras.callbacks.CSVLogger) and saved is not None:
+                callback.append = True
         self.setup.model.stop_training = False
         callbacks.on_train_begin()
-        if self.directory.begun and progress.step > 0:
+        if saved is not None:
             load_callbacks(self._user_callbacks, saved, self.setup.backend)
 
-    def _resume(self) -> tuple[Progress, dict[str, np.ndarray]]:
+    def _resume(self) -> tuple[Progress, dict[str, np.ndarray] | None]:
         """Restores the newest state on the chief, and copies it to every replica.
 
         Returns:
-            The progress, and on the chief the saved state of the user's callbacks.
+            The progress, and on the chief the saved state of the user's callbacks; None in place of
+            the latter if this run has no checkpoint yet.
         """
-        setup, saved_callbacks = self.setup, {}
+        setup, saved = self.setup, {}
 
         def restore() -> dict[str, Any]:
-            progress, arrays = self._restore()
-            saved_callbacks.update(
-                {key: value for key, value in arrays.items() if key.startswith(CALLBACKS)}
-            )
-            return dataclasses.asdict(progress)
+            checkpoint = self._checkpoints().load_newest() if self.directory.begun else None
+            if checkpoint is None:
+                return {"own": False, "progress": dataclasses.asdict(self._begin())}
+            arrays, progress = checkpoint
+            setup.state.restore(arrays, str(self.directory.path))
+            log.info("resumed         %s at step %d", self.directory.path, progress.step)
+            saved.update({key: a for key, a in arrays.items() if key.startswith(CALLBACKS)})
+            return {"own": True, "progress": dataclasses.asdict(progress)}
 
-        progress = Progress(**setup.backend.run_on_chief(restore))
+        found = setup.backend.run_on_chief(restore)
+        progress = Progress(**found["progress"])
         setup.state.broadcast()
         setup.training.step = progress.step
-        return progress, saved_callbacks
+        return progress, saved if found["own"] else None
 
-    def _restore(self) -> tuple[Progress, dict[str, np.ndarray]]:
+    def _begin(self) -> Progress:
+        """Returns where a run without a checkpoint begins."""
         resume = self.config.checkpoint.resume
-        if not self.directory.begun:
-            is_path = resume not in ("auto", "never")
-            return (start_from(self.setup, resume) if is_path else Progress()), {}
-        checkpoint, origin = self._checkpoints().load_newest(), str(self.directory.path)
-        if checkpoint is None:
-            return Progress(), {}
-        arrays, progress = checkpoint
-        self.setup.state.restore(arrays, origin)
-        log.info("resumed         %s at step %d", origin, progress.step)
-        return progress, arrays
+        return Progress() if resume in ("auto", "never") else start_from(self.setup, resume)
 
     def _is_finished(self, progress: Progress) -> bool:
         epochs_done = progress.step // self.setup.sampler.steps_per_epoch

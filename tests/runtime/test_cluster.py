@@ -167,3 +167,7 @@ def test_ports_are_the_jobs_own():
     assert len(ports) > 45
     assert all(10_000 <= port < 30_000 for port in ports)
     assert find_cluster(slurm(1, node="gpu1")).port(None) == find_cluster(slurm()).port(None)
+
+
+def test_an_empty_list_of_another_job_names_nobody():
+    assert find_cluster(tf_config(1, ps=[], evaluator=[])).rank == 1

@@ -129,6 +129,8 @@ def test_a_new_run_may_start_from_the_state_of_another(tmp_path):
     assert third["weights_sha256"] == whole["weights_sha256"]
     with pytest.raises(DistcnnError, match="which does not exist"):
         small_run(tmp_path / "fourth", checkpoint__resume="nowhere")
+    with pytest.raises(DistcnnError, match=r"model\.keras, which is no checkpoint; expected a run"):
+        small_run(tmp_path / "fourth", checkpoint__resume=str(first / "model.keras"))
     with pytest.raises(DistcnnError, match="the state of another model"):
         small_run(
             tmp_path / "fifth",

@@ -21,8 +21,11 @@ WRITERS = (
 """Keras' callbacks that write or send data, and so run on rank 0 only."""
 
 
+_SET_THE_RATE = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
+
+
 def callbacks_for_rank(
-    callbacks: Sequence[keras.callbacks.Callback], *, is_chief: bool
+    callbacks: Sequence[keras.callbacks.Callback], *, is_chief: bool, rate_can_be_set: bool = True
 ) -> list[tuple[int, keras.callbacks.Callback]]:
     """Returns the user's callbacks that run in this process, with their place among all of them.
 
@@ -30,13 +33,20 @@ def callbacks_for_rank(
     the user's by the attribute `chief_only = True`.
 
     Raises:
-        UsageError: If a callback would overwrite the resumed state with its own.
+        UsageError: If a callback would overwrite the resumed state with its own, or sets a learning
+            rate that follows a schedule.
     """
     if any(isinstance(callback, keras.callbacks.BackupAndRestore) for callback in callbacks):
         raise UsageError(
             "keras.callbacks.BackupAndRestore would overwrite the run's own state; remove it: the "
             "same command resumes the run anyway"
         )
+    for callback in callbacks:
+        if isinstance(callback, _SET_THE_RATE) and not rate_can_be_set:
+            raise UsageError(
+                f"keras.callbacks.{type(callback).__name__} sets the learning rate, but "
+                "optimizer.schedule or optimizer.warmup_epochs already does; leave one of them out"
+            )
     return [
         (index, callback)
         for index, callback in enumerate(callbacks)
@@ -70,7 +80,9 @@ class TrainingCallbacks(CallbackList):
         weights_for_users: Callable[[], contextlib.AbstractContextManager[None]],
         **params: Any,
     ) -> None:
-        super().__init__(callbacks, add_history=True, add_progbar=False, model=model, **params)
+        super().__init__(
+            callbacks, add_history=True, add_progbar=False, model=model, verbose=0, **params
+        )
         self._metrics = metrics
         self._users = {id(callback) for callback in users}
         self._weights_for_users = weights_for_users

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from distcnn.errors import UsageError
 from distcnn.training.trainer import Trainer
 from tests.runs import SignalAt, rows, small_config
 
@@ -128,3 +129,23 @@ def test_a_callback_without_a_state_is_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "distcnn"):
         Trainer(config, [Weights()]).fit()
     assert "Weights starts anew after the interruption, as it has no state_dict()" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: keras.callbacks.ReduceLROnPlateau(),
+        lambda: keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate),
+    ],
+)
+@pytest.mark.parametrize(
+    "keys", [{"optimizer__schedule": "cosine"}, {"optimizer__warmup_epochs": 1.0}]
+)
+def test_a_callback_that_sets_a_scheduled_rate_is_refused_at_the_start(callback, keys, tmp_path):
+    with pytest.raises(UsageError, match=r"sets the learning rate, but .* already does"):
+        Trainer(small_config(tmp_path / "run", **keys), [callback()])
+
+
+def test_keras_own_progress_bar_is_no_error(tmp_path):
+    callbacks = [keras.callbacks.ProgbarLogger()]
+    assert Trainer(small_config(tmp_path / "run", train__epochs=1), callbacks).fit() is not None
