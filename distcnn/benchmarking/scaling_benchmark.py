@@ -308,7 +308,7 @@ class ScalingBenchmark:
 
 
 def _strategy_for_several(config: Config) -> str:
-    """Returns the strategy for several workers: the one asked for, or the default."""
+    """Returns the strategy for several workers: the configured one, or the default."""
     asked = config.distribute.strategy
     if asked == AUTO:
         return default_strategy(2)

@@ -301,8 +301,9 @@ class DistributeConfig:
     all GPUs of several processes, over TensorFlow's collectives. horovod: one GPU per process.
     auto: the one that fits the processes that were started and the available GPUs."""
     devices: int | None = None
-    """Number of devices per process for mirrored and multi_worker: GPUs, or, for mirrored on a
-    machine without a GPU, logical CPU devices. Default: all GPUs, else one CPU."""
+    """Number of devices per process for mirrored and multi_worker, each of them a worker: GPUs, or,
+    for mirrored on a machine without a GPU, logical CPU devices. Default: all GPUs, else one
+    CPU."""
     sync_batchnorm: bool = False
     """Let batch normalisation use the statistics of all workers instead of each worker's own."""
     compression: Literal["none", "fp16"] = "none"

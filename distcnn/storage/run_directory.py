@@ -132,22 +132,20 @@ class RunDirectory:
         file = self.path / "environment.json"
         if not self.begun or not file.exists():
             return
-        resolved = _read_resolved(file)
-        for key, before_count, what, remedy in (
-            ("training_images", "", "training images", "restore the original images"),
-            (
-                "global_batch_size",
-                "a global batch of ",
-                "images",
-                "pass the old number as --train.global_batch_size",
-            ),
-        ):
-            before, now = resolved[key], environment["resolved"][key]
-            if before != now:
-                raise DistcnnError(
-                    f"{self.path} was started with {before_count}{before} {what}, but this run "
-                    f"would use {now}; {remedy}, choose another --out, or delete it"
-                )
+        before, now = _read_resolved(file), environment["resolved"]
+        images, batch = "training_images", "global_batch_size"
+        if before[images] != now[images]:
+            raise DistcnnError(
+                f"{self.path} was started with {before[images]} training images, but this run "
+                f"would use {now[images]}; restore the original images, choose another --out, or "
+                "delete it"
+            )
+        if before[batch] != now[batch]:
+            raise DistcnnError(
+                f"{self.path} was started with a global batch of {before[batch]} images, but this "
+                f"run would use {now[batch]}; pass the old number as --train.global_batch_size, "
+                "choose another --out, or delete it"
+            )
 
     def cut_metrics(self, step: int) -> list[dict[str, Any]]:
         """Removes the rows of `metrics.jsonl` after a step, from which the run is resumed.

@@ -88,5 +88,5 @@ def test_a_quoted_message_is_one_of_the_code(quotation):
     ],
 )
 def test_quotations_are_compared_word_by_word(quotation, found):
-    message = f"{VALUE} was started with {VALUE}{VALUE} {VALUE}, but this run would use {VALUE}"
-    assert says(_words(message), quotation) == found
+    message = f"{VALUE} was started with a global batch of {VALUE} images, but this run would use "
+    assert says(_words(f"{message}{VALUE}; {VALUE}"), quotation) == found
