@@ -10,6 +10,8 @@ from keras import layers
 
 from distcnn.config import ModelConfig
 from distcnn.errors import DistcnnError
+from distcnn.models.building import build_model
+from distcnn.models.catalog import MODELS
 from distcnn.models.rebuilding import require_same_after_loading
 
 IMAGES = np.random.default_rng(0).random((2, 6, 6, 3), np.float32)
@@ -187,6 +189,14 @@ def test_what_saving_keeps_passes_and_nothing_is_changed(name, caplog):
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
     assert drawn_so_far() == drawn
+
+
+@pytest.mark.parametrize("path", MODELS.values())
+def test_the_built_in_models_are_the_same_after_loading(path):
+    config = ModelConfig(factory=path)
+    model = build_model(config, (32, 32, 3), 10)
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    require_same_after_loading(config, model, images)
 
 
 def test_what_is_forgotten_but_changes_training_only_is_warned_of(caplog):
