@@ -1,5 +1,6 @@
 """Splits of decoded images, held in memory or in a file."""
 
+import zlib
 from collections.abc import Callable
 from typing import Self
 
@@ -82,6 +83,16 @@ class ArraySplit(Split):
     def gather(self, indices: tf.Tensor) -> tf.Tensor:
         with tf.device("CPU:0"):
             return self._read(tf.gather(self._rows, indices))
+
+    @override
+    def content_hash(self) -> str:
+        """Hashes the pixels; a few tenths of a second for CIFAR-10's 60,000 images."""
+        checksum = 0
+        chunk = max(1, _CHUNK_BYTES // int(np.prod(self.image_shape)))
+        for start in range(0, len(self), chunk):
+            rows = np.arange(start, min(start + chunk, len(self)))
+            checksum = zlib.crc32(np.ascontiguousarray(self.gather(rows).numpy()).data, checksum)
+        return f"{checksum:08x}"
 
     @override
     def subset(self, indices: np.ndarray) -> Self:

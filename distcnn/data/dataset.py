@@ -26,12 +26,14 @@ class Dataset:
         validation: Images to validate on after every epoch, or None.
         test: Images to test on once at the end, or None.
         classes: Class names; the position is the label.
+        content_hash: Changes whenever images, labels or classes of the data set do.
     """
 
     train: Split
     validation: Split | None
     test: Split | None
     classes: tuple[str, ...]
+    content_hash: str
 
 
 def default_image_shape(config: DataConfig, source: Source) -> Shape:
@@ -75,7 +77,7 @@ def load_dataset(
         validation = loaded(source.validation)
     elif config.validation == "split":
         train, validation = split_train_validation(train, config.validation_split, seed)
-    return Dataset(train, validation, test, source.classes)
+    return Dataset(train, validation, test, source.classes, source.content_hash())
 
 
 def load_split(

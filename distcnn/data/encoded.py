@@ -64,6 +64,10 @@ class EncodedSplit(Split):
         """
 
     @override
+    def content_hash(self) -> str:
+        return self.fingerprint()
+
+    @override
     def gather(self, indices: tf.Tensor) -> tf.Tensor:
         """Reads, decodes and stretches images; works inside a `tf.data` graph.
 

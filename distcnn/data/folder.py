@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,15 @@ class FolderSplit(EncodedSplit):
     @override
     def fingerprint(self) -> str:
         """Hashes the paths, sizes and modification times of the files."""
+        return self._hash(lambda path: os.path.abspath(path))  # noqa: PTH100
+
+    @override
+    def content_hash(self) -> str:
+        """Hashes the paths below the split's folder, sizes and modification times of the files."""
+        root = os.path.commonpath(list(self._paths))
+        return self._hash(lambda path: os.path.relpath(path, root))
+
+    def _hash(self, name: Callable[[bytes], bytes]) -> str:
         digest = hashlib.sha256()
         for path in self._paths:
             try:
@@ -57,7 +66,7 @@ class FolderSplit(EncodedSplit):
                 state = "missing"  # such as a dangling link; decoding reports it
             except OSError as error:
                 state = f"unreadable {error.errno}"
-            digest.update(os.path.abspath(path) + b"\0" + state.encode() + b"\0")  # noqa: PTH100
+            digest.update(name(path) + b"\0" + state.encode() + b"\0")
         return digest.hexdigest()
 
     @override

@@ -5,6 +5,7 @@ the images at given indices. Order, sharding, caching and resuming are the same 
 """
 
 import abc
+import hashlib
 from dataclasses import dataclass
 from typing import Self
 
@@ -41,6 +42,14 @@ class Split(abc.ABC):
         """
 
     @abc.abstractmethod
+    def content_hash(self) -> str:
+        """Returns a hexadecimal hash of the stored images, their order and their names.
+
+        Images in files count by name, size and modification time. Where the data set lies does not
+        matter.
+        """
+
+    @abc.abstractmethod
     def subset(self, indices: np.ndarray) -> Self:
         """Returns a split of the images at `indices` (int64 array), in that order."""
 
@@ -68,3 +77,13 @@ class Source:
     validation: Split | None
     test: Split | None
     image_shape: Shape | None
+
+    def content_hash(self) -> str:
+        """Returns a hexadecimal hash that changes whenever images, labels or classes do."""
+        digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
+        for name in ("train", "validation", "test"):
+            split: Split | None = getattr(self, name)
+            if split is not None:
+                digest.update(f"{name} {split.content_hash()}".encode())
+                digest.update(np.ascontiguousarray(split.labels).tobytes())
+        return digest.hexdigest()

@@ -77,6 +77,9 @@ class RunDirectory:
             self._require_same_course(environment)
             write_json(self.path / "environment.json", environment)
             write_text(self.path / "config.yaml", config.to_yaml())
+        except DistcnnError:
+            self.close()
+            raise
         except BlockingIOError:
             self.close()
             raise DistcnnError(
@@ -84,6 +87,7 @@ class RunDirectory:
                 "another --out"
             ) from None
         except OSError as error:
+            self.close()
             raise DistcnnError(
                 f"the run directory {self.path} cannot be written: {error.strerror}; choose "
                 "another --out"
@@ -139,6 +143,13 @@ class RunDirectory:
                 f"{self.path} was started with {before[images]} training images, but this run "
                 f"would use {now[images]}; restore the original images, choose another --out, or "
                 "delete it"
+            )
+        content = "images_hash"
+        if before[content] != now[content]:
+            raise DistcnnError(
+                f"{self.path} was started with other images: names, sizes, modification times or "
+                "pixels have changed; restore the original images, choose another --out, or delete "
+                "it"
             )
         if before[batch] != now[batch]:
             raise DistcnnError(
@@ -205,6 +216,10 @@ def _admit(path: Path, config: Config) -> bool:
     return _is_begun(path)
 
 
+_COURSE = ("training_images", "images_hash", "global_batch_size")
+"""Resolved settings that must not change when a run is resumed."""
+
+
 def _read_resolved(file: Path) -> dict[str, Any]:
     """Reads the resolved settings out of an `environment.json`.
 
@@ -212,8 +227,8 @@ def _read_resolved(file: Path) -> dict[str, Any]:
         DistcnnError: If the file is damaged.
     """
     try:
-        resolved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["resolved"]
-        return {**resolved}
+        resolved = json.loads(file.read_text(encoding="utf-8"))["resolved"]
+        return {key: resolved[key] for key in _COURSE}
     except (ValueError, KeyError, TypeError) as error:
         raise DistcnnError(_damaged(file, error)) from None
 

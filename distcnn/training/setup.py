@@ -165,6 +165,7 @@ class TrainingSetup:
             "steps_per_epoch": self.sampler.steps_per_epoch,
             "steps": self.total_steps,
             "parameters": self.model.count_params(),
+            "images_hash": self.dataset.content_hash,
             "training_images": len(self.dataset.train),
             "validation_images": len(self.dataset.validation or ()),
             "test_images": len(self.dataset.test or ()),

@@ -65,3 +65,14 @@ def test_resized_to_its_own_shape_is_itself(images):
 def test_refuses_other_arrays(images, dtype, labels):
     with pytest.raises(ValueError, match="Expected uint8"):
         ArraySplit(images.astype(dtype), np.zeros(labels, np.int64))
+
+
+def test_the_content_hash_follows_pixels_and_order():
+    images = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
+    labels = np.zeros(5, np.int64)
+    first = ArraySplit(images, labels).content_hash()
+    assert first == ArraySplit(images.copy(), labels).content_hash()
+    changed = images.copy()
+    changed[3, 1, 1, 1] ^= 1
+    assert ArraySplit(changed, labels).content_hash() != first
+    assert ArraySplit(images[::-1].copy(), labels).content_hash() != first

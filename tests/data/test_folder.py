@@ -258,3 +258,20 @@ def test_a_file_that_vanishes_is_named_safely(tmp_path):
         f"{tmp_path}/\\x1b[2J.png (No such file or directory)",
         f"{tmp_path}/{names[1]} (No such file or directory)",
     ]
+
+
+def test_the_content_hash_does_not_depend_on_where_the_images_lie(tmp_path):
+    for place in ("here", "there"):
+        for name in ("a", "b"):
+            file = tmp_path / place / "train" / name / "1.png"
+            file.parent.mkdir(parents=True)
+            file.write_bytes(encoded(pixels(8, 8, 1), "PNG"))
+            os.utime(file, ns=(10**18, 10**18))
+    here, there = (
+        open_source(DataConfig(name="folder", dir=str(tmp_path / place)))
+        for place in ("here", "there")
+    )
+    assert here.content_hash() == there.content_hash()
+    (tmp_path / "there" / "train" / "a" / "1.png").rename(tmp_path / "there/train/a/2.png")
+    renamed = open_source(DataConfig(name="folder", dir=str(tmp_path / "there")))
+    assert renamed.content_hash() != here.content_hash()

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import keras
@@ -122,7 +123,19 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     overrides = {"data__name": "folder", "data__dir": str(images), "train__batch_size": 8}
     config = small_config(tmp_path / "run", **overrides)
     assert Trainer(config, [SignalAt(2)]).fit() is None
-    (images / "train" / "a" / "00.png").unlink()
+    first = images / "train" / "a" / "00.png"
+    content, times = first.read_bytes(), (first.stat().st_atime_ns, first.stat().st_mtime_ns)
+    changed = r"was started with other images: names, sizes, modification times or pixels have"
+    first.write_bytes(encoded(pixels(8, 8, 99), "PNG"))
+    with pytest.raises(DistcnnError, match=changed):
+        small_run(tmp_path / "run", **overrides)
+    first.write_bytes(content)
+    os.utime(first, ns=times)
+    first.rename(first.with_name("zz.png"))
+    with pytest.raises(DistcnnError, match=changed):
+        small_run(tmp_path / "run", **overrides)
+    first.with_name("zz.png").rename(first)
+    first.unlink()
     with pytest.raises(
         DistcnnError, match="started with 36 training images, but this run would use 35"
     ):

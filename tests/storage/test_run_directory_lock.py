@@ -10,7 +10,9 @@ from distcnn.config import Config
 from distcnn.errors import DistcnnError
 from distcnn.storage.run_directory import RunDirectory
 
-ENVIRONMENT: dict[str, Any] = {"resolved": {"training_images": 10, "global_batch_size": 2}}
+ENVIRONMENT: dict[str, Any] = {
+    "resolved": {"training_images": 10, "global_batch_size": 2, "images_hash": "a"}
+}
 
 
 def config_for(out: Path | None, **changes: Any) -> Config:
@@ -104,6 +106,7 @@ def test_other_files_are_left_alone(tmp_path):
         ("environment.json", b"{"),
         ("environment.json", b"[]"),
         ("environment.json", b'{"resolved": 3}'),
+        ("environment.json", b'{"resolved": {"training_images": 10}}'),
     ],
 )
 def test_damaged_files_are_named(name, content, tmp_path):
