@@ -69,8 +69,8 @@ class RunDirectory:
         there meanwhile: an unfinished run is resumed, a finished one is left alone.
 
         Raises:
-            DistcnnError: If another process trains in it, its run was started with another number
-                of images or another global batch, or it cannot be written.
+            DistcnnError: If another process trains in it, its run was started with other images or
+                another global batch, or it cannot be written.
         """
         try:
             self._take(config)
