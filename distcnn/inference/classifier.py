@@ -14,7 +14,7 @@ from distcnn.data.pixels import made_up_images, scale_pixels
 from distcnn.data.split import Shape
 from distcnn.errors import DistcnnError
 from distcnn.fast import fast_model
-from distcnn.inference.test_time_flip import mean_over_flip
+from distcnn.inference.flip import mean_over_flip
 from distcnn.models.building import takes_images
 from distcnn.models.outputs import resolve_output
 from distcnn.models.own_objects import needs_own_code, own_objects, strings_in

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from distcnn.data.pixels import PixelRange, scale_pixels
 from distcnn.distribute.base import Backend
-from distcnn.inference.test_time_flip import mean_over_flip
+from distcnn.inference.flip import mean_over_flip
 from distcnn.training.objective import Objective
 from distcnn.training.step import Batch
 
