@@ -19,6 +19,7 @@ from distcnn.models.building import takes_images
 from distcnn.models.outputs import resolve_output
 from distcnn.models.own_objects import needs_own_code, own_objects, strings_in
 from distcnn.models.pixel_range import resolve_pixels
+from distcnn.runtime.text import printable
 from distcnn.storage.model_file import ModelMetadata, find_model, load_model, read_description
 
 log = logging.getLogger("distcnn")
@@ -82,6 +83,11 @@ def load_classifier(path: Path, *, trust: bool = False) -> Classifier:
     if not takes_images(shape):
         raise DistcnnError(
             f"{file} takes the input {shape}; expected images (None, height, width, 1 or 3)"
+        )
+    outputs = model.output_shape[-1]
+    if outputs < 2:
+        raise DistcnnError(
+            f"{printable(file)} has {outputs} output; expected at least 2, one for each class"
         )
     return Classifier(file, model, metadata or _metadata_of(file, model))
 

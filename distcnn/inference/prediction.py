@@ -12,10 +12,9 @@ from distcnn.data.caching import cache_folder
 from distcnn.data.folder import FolderSplit
 from distcnn.data.undecodable import name_all
 from distcnn.data.verify import decode_all, explain
-from distcnn.errors import DataError, DistcnnError
+from distcnn.errors import DataError
 from distcnn.inference.classifier import Classifier, load_classifier
 from distcnn.inference.image_files import find_images
-from distcnn.runtime.text import printable
 
 log = logging.getLogger("distcnn")
 
@@ -71,7 +70,6 @@ def predict(
     """
     paths = find_images([images] if isinstance(images, str | Path) else images)
     classifier = load_classifier(Path(model), trust=trust)
-    _require_classes(classifier)
     probabilities, errors = predict_files(classifier, paths, batch_size)
     if errors and on_error == "fail":
         raise DataError(
@@ -88,15 +86,6 @@ def predict(
         Prediction(path, classes, values)
         for path, values in zip(decoded, probabilities, strict=True)
     ]
-
-
-def _require_classes(classifier: Classifier) -> None:
-    outputs = classifier.model.output_shape[-1]
-    if outputs < 2:
-        raise DistcnnError(
-            f"{printable(classifier.path)} has {outputs} output; expected at least 2, one for each "
-            "class"
-        )
 
 
 def predict_files(
