@@ -73,12 +73,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def main(arguments: Sequence[str]) -> int:
     """Runs a benchmark, reports it and compares it with a baseline.
 
-    Args:
-        arguments: The command line, without the program.
-
-    Returns:
-        The exit code, always 0.
-
     Raises:
         UsageError: If a flag is wrong.
         DistcnnError: If a group of workers fails, or a number is worse than the baseline's.

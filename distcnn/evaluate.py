@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command.
-
-    Args:
-        arguments: Command-line arguments, without the program name.
-
-    Returns:
-        The exit code, 0.
-    """
+    """Evaluates a classifier, prints its scores by class and draws the confusion matrix."""
     parser = Parser("distcnn.evaluate", "Evaluates a classifier on labelled images.")
     parser.add_argument("model", help="Run directory, or a .keras file.")
     parser.add_argument(

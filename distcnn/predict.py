@@ -14,14 +14,7 @@ log = logging.getLogger("distcnn")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command.
-
-    Args:
-        arguments: Command-line arguments, without the program name.
-
-    Returns:
-        The exit code, 0.
-    """
+    """Classifies images and prints their most probable classes."""
     parser = Parser("distcnn.predict", "Prints the most probable classes of images.")
     parser.add_argument("model", help="Run directory, or a .keras file.")
     parser.add_argument(

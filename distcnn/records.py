@@ -11,14 +11,7 @@ from distcnn.data.sources import open_source, require_fitting_dir
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command.
-
-    Args:
-        arguments: Command-line arguments, without the program name.
-
-    Returns:
-        The exit code, 0.
-    """
+    """Writes the shards and prints what each split holds."""
     parser = Parser("distcnn.records", "Writes a data set as TFRecord shards.")
     parser.add_argument("--out", required=True, help="Folder to write; must be new or empty.")
     parser.add_argument(
