@@ -79,7 +79,9 @@ class EvaluationStep:
     def _in_replica(self, shard: Batch) -> tf.Tensor:
         images, labels, weights = shard
         outputs = self._outputs_of(images)
-        losses = self._objective.losses(labels, outputs)
+        # Penalties of regularisers count as in training, and as in Keras' evaluate.
+        penalty = [tf.cast(loss, tf.float32) for loss in self._network.losses]
+        losses = self._objective.losses(labels, outputs) + sum(penalty, tf.constant(0.0))
         hits = self._objective.hits(labels, outputs)
         parts = [weights * losses, weights * hits, weights]
         return tf.stack([tf.reduce_sum(tf.cast(part, tf.float64)) for part in parts])
