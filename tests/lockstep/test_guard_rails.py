@@ -186,7 +186,7 @@ def test_keras_writers_work_in_rank_0_alone():
 
     stopping, csv = keras.callbacks.EarlyStopping(), keras.callbacks.CSVLogger("x")
     mine = [stopping, csv, Mine()]
-    assert callbacks_for_rank(mine, is_chief=True) == mine
-    assert callbacks_for_rank(mine, is_chief=False) == [stopping]
+    assert callbacks_for_rank(mine, is_chief=True) == list(enumerate(mine))
+    assert callbacks_for_rank(mine, is_chief=False) == [(0, stopping)]
     with pytest.raises(UsageError, match="BackupAndRestore would overwrite the run"):
         callbacks_for_rank([keras.callbacks.BackupAndRestore("x")], is_chief=True)
