@@ -160,7 +160,9 @@ class Run:
     def forget(self) -> None:
         for name in (self.module, f"blocks_{self.number}"):
             sys.modules.pop(name, None)
-        keras.saving.get_custom_objects().clear()
+        registered = keras.saving.get_custom_objects()
+        for name in [n for n in registered if not n.startswith("distcnn>")]:  # ours are in use
+            del registered[name]
         Path(f"ran_{self.number}").unlink()
 
     @property
