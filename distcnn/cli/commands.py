@@ -10,6 +10,7 @@ from distcnn.version import __version__
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("distcnn.train:main", "Trains an image classifier."),
+    "run": ("distcnn.run:main", "Runs a Keras script of your own on any number of workers."),
     "evaluate": ("distcnn.evaluate:main", "Evaluates a classifier on labelled images."),
     "predict": ("distcnn.predict:main", "Prints the most probable classes of images."),
     "records": ("distcnn.records:main", "Writes a data set as TFRecord shards."),

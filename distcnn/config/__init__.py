@@ -13,6 +13,7 @@ from distcnn.config.schema import (
     PrecisionConfig,
     TrainConfig,
 )
+from distcnn.config.script import ScriptConfig
 
 __all__ = [
     "AUGMENT_PRESETS",
@@ -25,5 +26,6 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PrecisionConfig",
+    "ScriptConfig",
     "TrainConfig",
 ]

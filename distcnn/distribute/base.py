@@ -98,6 +98,18 @@ class Backend(abc.ABC):
         """
         return list(tensors)
 
+    def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Joins tensors of all replicas along their first axis, inside `run`, by replica.
+
+        Args:
+            tensors: The same number of tensors on every replica, of the same types, and of the same
+                shapes but for the first axis.
+
+        Returns:
+            The joined tensors, the same on every replica.
+        """
+        return list(tensors)
+
     @abc.abstractmethod
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Sums an array over all processes, between steps.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from distcnn.config import Config
+from distcnn.config import Config, ScriptConfig
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.consistency import verify_reduction
 from distcnn.distribute.device_placement import bind_cores, gpus_of_process
@@ -44,7 +44,10 @@ class DistributedContext:
 
 
 def join_run(
-    config: Config, cluster: Cluster | None = None, *, cores_are_bound: bool = False
+    config: Config | ScriptConfig,
+    cluster: Cluster | None = None,
+    *,
+    cores_are_bound: bool = False,
 ) -> DistributedContext:
     """Claims this process's devices and joins the other processes of the run.
 

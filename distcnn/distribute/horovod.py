@@ -183,6 +183,14 @@ class Horovod(Backend):
         return tf.cast(tensor, target)
 
     @override
+    def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        if self.size == 1:
+            return list(tensors)
+        wire = [tf.cast(tensor, _WIRE_TYPES.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
+        joined = [self._hvd.allgather(tensor) for tensor in wire]
+        return [tf.cast(rows, t.dtype) for rows, t in zip(joined, tensors, strict=True)]
+
+    @override
     def sum(self, values: np.ndarray) -> np.ndarray:
         tensor = tf.constant(values, tf.float64)
         return self._hvd.allreduce(tensor, op=self._hvd.Sum, name="distcnn.sum").numpy()

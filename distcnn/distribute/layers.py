@@ -38,11 +38,21 @@ def decorrelate_seeds(model: keras.Model, backend: Backend) -> None:
 
 def _fold_in_replica_id(draw: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     def next_seed(ordered: bool = True) -> tf.Tensor:
-        seed = tf.convert_to_tensor(draw(ordered))
-        replica_id = tf.cast(backend.replica_id(), seed.dtype)
-        return seed + replica_id * tf.constant([_SPREAD, 0], seed.dtype)
+        return seed_of_replica(draw(ordered), backend)
 
     return next_seed
+
+
+def seed_of_replica(seed: Any, backend: Backend) -> tf.Tensor:
+    """Returns this replica's own seed, inside `backend.run`; replica 0 keeps the one it is given.
+
+    Args:
+        seed: Integer tensor of shape `(2,)`, the same on all replicas.
+        backend: Provides the replica's id.
+    """
+    seed = tf.convert_to_tensor(seed)
+    replica_id = tf.cast(backend.replica_id(), seed.dtype)
+    return seed + replica_id * tf.constant([_SPREAD, 0], seed.dtype)
 
 
 class SynchronisedBatchNorm:

@@ -71,6 +71,11 @@ class _Strategy(Backend):
         return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors))
 
     @override
+    def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        context = tf.distribute.get_replica_context()
+        return [context.all_gather(tf.identity(tensor), 0) for tensor in tensors]
+
+    @override
     def local_values(self, variable: Any) -> list[np.ndarray]:
         inner = variable.value if isinstance(variable, keras.Variable) else variable
         parts = getattr(inner, "values", None)  # one variable per replica

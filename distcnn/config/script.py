@@ -1,0 +1,32 @@
+"""The configuration of `distcnn.run` and `distcnn.session`, which train what a script compiles."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from distcnn.config.schema import DistributeConfig, PrecisionConfig
+from distcnn.errors import UsageError
+
+
+def _precision_of_script() -> PrecisionConfig:
+    return PrecisionConfig(policy="float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptConfig:
+    """How a user's own Keras script runs."""
+
+    seed: int = 21
+    """Seed of Python, NumPy, TensorFlow and Keras before the script's first line. Seeds that the
+    script sets replace it."""
+    output: Literal["chief", "all"] = "chief"
+    """chief: only rank 0 writes to standard output. all: every rank does."""
+    distribute: DistributeConfig = field(default_factory=DistributeConfig)
+    """Devices and processes of the run."""
+    precision: PrecisionConfig = field(default_factory=_precision_of_script)
+    """Precision, XLA and threads. The default policy is float32, so that a script computes what it
+    computes without distcnn."""
+
+    def __post_init__(self) -> None:
+        """Validates the seed."""
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is {self.seed}; expected 0 <= seed < 2**32")

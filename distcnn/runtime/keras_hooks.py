@@ -1,0 +1,197 @@
+"""The places in Keras at which a session changes what a user's script does.
+
+Beside `keras_internals`, the only module that uses what is not part of Keras' public interface;
+`tests/runtime/test_keras_internals.py` checks that each of these places exists.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src import tree
+from keras.src.backend.tensorflow import trainer as trainer_module
+from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.callbacks.callback_list import CallbackList
+from keras.src.losses import loss as loss_module
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.trainers.data_adapters import data_adapter_utils
+from keras.src.utils import file_utils
+
+FunctionMaker = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Takes the original function and returns its replacement."""
+
+_TRAINER = trainer_module.TensorFlowTrainer
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """A function of Keras that can be replaced: an attribute of a class."""
+
+    owner: Any
+    name: str
+
+
+@dataclass(frozen=True)
+class FunctionPoint:
+    """A function of Keras that can be replaced wherever one of Keras' modules has imported it."""
+
+    name: str
+    function: Any
+
+
+FIT = HookPoint(_TRAINER, "fit")
+EVALUATE = HookPoint(_TRAINER, "evaluate")
+PREDICT = HookPoint(_TRAINER, "predict")
+MAKE_FUNCTION = HookPoint(_TRAINER, "_make_function")
+MAKE_TRAIN_FUNCTION = HookPoint(_TRAINER, "make_train_function")
+MAKE_PREDICT_FUNCTION = HookPoint(_TRAINER, "make_predict_function")
+METRICS_RESULT = HookPoint(_TRAINER, "get_metrics_result")
+MAYBE_BUILD = HookPoint(_TRAINER, "_maybe_symbolic_build")
+EPOCH_ITERATOR = HookPoint(trainer_module.TFEpochIterator, "__init__")
+APPLY = HookPoint(BaseOptimizer, "apply")
+APPLY_SCALED = HookPoint(keras.optimizers.LossScaleOptimizer, "apply")
+REDUCE_GRADIENTS = HookPoint(TFOptimizer, "_all_reduce_sum_gradients")
+LOSS_CALL = HookPoint(keras.losses.Loss, "__call__")
+MEAN_UPDATE = HookPoint(keras.metrics.Mean, "update_state")
+SUM_UPDATE = HookPoint(keras.metrics.Sum, "update_state")
+NEXT_SEED = HookPoint(keras.random.SeedGenerator, "next")
+SAVE = HookPoint(keras.Model, "save")
+SAVE_WEIGHTS = HookPoint(keras.Model, "save_weights")
+EXPORT = HookPoint(keras.Model, "export")
+SCALE_LOSS = FunctionPoint("scale_loss_for_distribution", loss_module.scale_loss_for_distribution)
+UNSCALE_LOSS = FunctionPoint(
+    "unscale_loss_for_distribution", loss_module.unscale_loss_for_distribution
+)
+REDUCE_PER_REPLICA = FunctionPoint("reduce_per_replica", trainer_module.reduce_per_replica)
+GET_FILE = FunctionPoint("get_file", file_utils.get_file)
+
+
+class Hooks:
+    """The replaced functions, which can all be put back."""
+
+    def __init__(self) -> None:
+        self._undo: list[tuple[Any, str, Any]] = []
+
+    def replace(self, point: HookPoint | FunctionPoint, make: FunctionMaker) -> None:
+        """Replaces a function.
+
+        Args:
+            point: Which one.
+            make: Takes the original and returns the replacement.
+        """
+        if isinstance(point, HookPoint):
+            self._set(point.owner, point.name, make(getattr(point.owner, point.name)))
+            return
+        replacement = make(point.function)
+        for name, module in list(sys.modules.items()):
+            is_keras = name == "keras" or name.startswith("keras.")
+            if is_keras and vars(module).get(point.name) is point.function:
+                self._set(module, point.name, replacement)
+
+    def restore(self) -> None:
+        """Puts all originals back."""
+        while self._undo:
+            owner, name, original = self._undo.pop()
+            setattr(owner, name, original)
+
+    def _set(self, owner: Any, name: str, value: Any) -> None:
+        self._undo.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+
+def has_own_train_step(model: keras.Model) -> bool:
+    """Returns whether a model overrides Keras' `train_step`."""
+    return getattr(model.train_step, "__func__", None) is not _TRAINER.train_step
+
+
+def has_own_predict_step(model: keras.Model) -> bool:
+    """Returns whether a model overrides Keras' `predict_step`."""
+    return getattr(model.predict_step, "__func__", None) is not _TRAINER.predict_step
+
+
+def default_train_step(
+    model: keras.Model,
+    data: Any,
+    *,
+    network: Callable[..., Any],
+    reduce_and_apply: Callable[[Any, Any], None],
+    weight: Any,
+) -> Any:
+    """Does what Keras' own `train_step` does, with another network and another way to update.
+
+    Args:
+        model: The compiled model.
+        data: Inputs, targets and sample weights, as an iterator of Keras yields them.
+        network: Computes the outputs from the inputs.
+        reduce_and_apply: Takes the gradients of `weight` times the loss, and the variables.
+        weight: Factor of the loss before it is differentiated.
+
+    Returns:
+        The metrics by name.
+    """
+    x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(data)
+    with tf.GradientTape() as tape:
+        y_pred = network(x, training=True) if model._call_has_training_arg else network(x)
+        loss = model._compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+        )
+        count = tf.shape(next(i for i in tree.flatten(x) if i is not None))[0]
+        model._loss_tracker.update_state(loss, sample_weight=count)
+        scaled = model.optimizer.scale_loss(loss * tf.cast(weight, loss.dtype))
+    variables = model.trainable_weights
+    reduce_and_apply(tape.gradient(scaled, variables), variables)
+    return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+def without_optionals(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a function of a batch so that missing parts of the batch arrive as None."""
+    wrapped: Callable[..., Any] = model._autoconvert_optionals(function)
+    return wrapped
+
+
+def insert_callback(callbacks: Any, first: keras.callbacks.Callback, model: keras.Model) -> Any:
+    """Returns callbacks, as `fit` takes them, with one more in front of them."""
+    if isinstance(callbacks, CallbackList):
+        first.set_model(model)
+        callbacks.callbacks.insert(0, first)
+        return callbacks
+    return [first, *tree.flatten(callbacks or [])]
+
+
+@contextlib.contextmanager
+def without_xla(model: keras.Model) -> Iterator[None]:
+    """Makes functions that Keras makes in the context leave XLA to the session."""
+    before = model._jit_compile
+    model._jit_compile = False
+    try:
+        yield
+    finally:
+        model._jit_compile = before
+
+
+@contextlib.contextmanager
+def reading(values: list[tuple[Any, tf.Tensor]]) -> Iterator[None]:
+    """Makes Keras variables read as the given values in the context."""
+    with keras.StatelessScope(state_mapping=values):
+        yield
+
+
+def in_stateless_scope() -> bool:
+    """Returns whether Keras variables read as values that were given to a scope."""
+    from keras.src.backend.common.stateless_scope import in_stateless_scope as inside
+
+    return bool(inside())
+
+
+def forget_functions(model: keras.Model) -> None:
+    """Makes a model build its compiled functions anew."""
+    model.train_function = model.test_function = model.predict_function = None
+
+
+def build_symbolically(model: keras.Model, batch: Any) -> None:
+    """Creates the variables of a model, its metrics and its optimizer from one batch."""
+    model._symbolic_build(data_batch=batch)

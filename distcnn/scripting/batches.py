@@ -1,0 +1,84 @@
+"""Compares the batches of the ranks, so that other data on other ranks stops the run.
+
+Every rank reads the whole pipeline of a script and takes its rows of each batch by position. That
+is only right if all ranks read the same batches, so a hash of the whole batch is compared in the
+first steps and now and then.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distcnn.distribute.base import Backend
+
+FIRST_STEPS = 8
+"""The first steps of a run, all of which are checked."""
+
+INTERVAL = 64
+"""After the first steps, one of so many is checked."""
+
+MARK = "distcnn: the ranks read different batches"
+"""Begins the error of a failed comparison, by which it is recognised."""
+
+_HASH_BITS = 52
+"""So many bits of an integer fit into a float64, in which the hashes are exchanged."""
+
+
+class BatchComparison:
+    """Checks inside the step that all processes compute the same batch.
+
+    Args:
+        backend: Exchanges the hashes.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        with tf.device("CPU:0"):
+            self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def check(self, batch: Any) -> tf.Operation | None:
+        """Returns the comparison of a batch, on which the step's own work has to depend."""
+        backend = self._backend
+        if backend.size == 1:
+            return None
+        step = self._steps.assign_add(1)
+        due = (step <= FIRST_STEPS) | (step % INTERVAL == 0)
+        return tf.cond(due, lambda: self._compare(batch, step), lambda: tf.constant(True))
+
+    def _compare(self, batch: Any, step: tf.Tensor) -> tf.Tensor:
+        backend = self._backend
+        own = tf.one_hot(backend.rank, backend.size, dtype=tf.float64) * batch_hash(batch)
+        hashes = backend.reduce_sum([own / backend.local_replicas])[0]
+        differing = tf.where(hashes != hashes[0])[:, 0]
+        equal = tf.equal(tf.size(differing), 0)
+        tf.debugging.Assert(equal, [MARK, step, tf.strings.as_string(differing)], summarize=64)
+        return equal
+
+
+def batch_hash(batch: Any) -> tf.Tensor:
+    """Returns a hash of the contents of a batch, an integer of 52 bits, as a float64 scalar."""
+    total = tf.constant(0, tf.int64)
+    for number, part in enumerate(keras.tree.flatten(batch)):
+        if part is None:
+            continue
+        values = _bits(tf.convert_to_tensor(getattr(part, "values", part)))
+        # Odd factors: no change of a single value leaves the sum as it was.
+        factors = tf.range(tf.size(values, tf.int64), dtype=tf.int64) * 2 + 1
+        mixed = (values + number + 1) * factors * 0x5851F42D4C957F2D
+        mixed = tf.bitwise.bitwise_xor(
+            mixed, tf.bitwise.right_shift(mixed, tf.constant(29, tf.int64))
+        )
+        total = total * 31 + tf.reduce_sum(mixed)
+    mask = tf.constant(2**_HASH_BITS - 1, tf.int64)
+    return tf.cast(tf.bitwise.bitwise_and(total, mask), tf.float64)
+
+
+def _bits(values: tf.Tensor) -> tf.Tensor:
+    flat = tf.reshape(values, [-1])
+    if flat.dtype == tf.string:
+        return tf.strings.to_hash_bucket_fast(flat, 2**31 - 1)
+    integers = {1: tf.uint8, 2: tf.uint16, 4: tf.int32, 8: tf.int64}
+    if flat.dtype.is_floating:
+        flat = tf.bitcast(flat, integers[flat.dtype.size])
+    return tf.cast(flat, tf.int64)

@@ -1,0 +1,180 @@
+"""The functions that Keras' `fit`, `evaluate` and `predict` call for each batch, on every replica.
+
+Keras' own loops run unchanged. What they call is made here: each replica cuts its rows from the
+batch, runs the model's own step on them, and returns the results over all replicas.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distcnn.distribute.base import Backend
+from distcnn.runtime.keras_hooks import (
+    MAKE_FUNCTION,
+    MAKE_PREDICT_FUNCTION,
+    REDUCE_PER_REPLICA,
+    Hooks,
+    default_train_step,
+    has_own_predict_step,
+    has_own_train_step,
+    without_optionals,
+    without_xla,
+)
+from distcnn.scripting.batches import BatchComparison
+from distcnn.scripting.metrics import GlobalMetrics
+from distcnn.scripting.optimizers import GradientReduction
+from distcnn.scripting.shard import Shard, computing, current_shard, cut_batch
+
+Step = Callable[[Any], Any]
+"""A model's `train_step`, `test_step` or `predict_step`."""
+
+
+class StepFunctions:
+    """Makes the functions that Keras calls for each batch.
+
+    Args:
+        backend: Runs the replicas.
+        reduction: Reduces the gradients.
+        metrics: Adds up the metrics.
+        comparison: Compares the batches of the ranks.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        reduction: GradientReduction,
+        metrics: GlobalMetrics,
+        comparison: BatchComparison,
+    ) -> None:
+        self._backend = backend
+        self._reduction = reduction
+        self._metrics = metrics
+        self._comparison = comparison
+
+    def install(self, hooks: Hooks) -> None:
+        """Makes Keras call these functions."""
+        hooks.replace(MAKE_FUNCTION, self._making_sharded)
+        hooks.replace(MAKE_PREDICT_FUNCTION, self._making_predict_function)
+        hooks.replace(REDUCE_PER_REPLICA, lambda original: self._first_replica)
+
+    def _first_replica(self, values: Any, strategy: Any, reduction: str) -> Any:
+        """Returns the values of the first replica; they are the same on all."""
+        local = strategy.experimental_local_results
+        return keras.tree.map_structure(lambda value: local(value)[0], values)
+
+    def _making_sharded(self, original: Any) -> Any:
+        def make_function(model: keras.Model, step: Step) -> Any:
+            trains = getattr(step, "__name__", "") == "train_step"
+            if trains and not has_own_train_step(model) and model.optimizer is not None:
+                step = self._own_train_step(model)
+            with without_xla(model):
+                return original(model, self._sharded(model, step))
+
+        return make_function
+
+    def _sharded(self, model: keras.Model, step: Step) -> Step:
+        backend = self._backend
+
+        def in_replica(batch: Any) -> Any:
+            check = self._comparison.check(batch)
+            with tf.control_dependencies([] if check is None else [check]):
+                batch = keras.tree.map_structure(_identity, batch)
+            rows, shard = cut_batch(batch, backend.replica_id(), backend.replicas)
+            self._metrics.track(model)
+            if shard.may_be_empty:
+                self._remember(model, shard)
+            with computing(shard):
+                logs = step(rows)
+                shard.restore()
+                return self._global_logs(logs, shard)
+
+        return in_replica
+
+    def _own_train_step(self, model: keras.Model) -> Step:
+        def train_step(data: Any) -> Any:
+            shard = current_shard()
+            assert shard is not None
+
+            def reduce_and_apply(gradients: Any, variables: Any) -> None:
+                with self._reduction.of_weighted_loss():
+                    model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+            return default_train_step(
+                model,
+                data,
+                network=model,
+                reduce_and_apply=reduce_and_apply,
+                weight=shard.weight,
+            )
+
+        return train_step
+
+    def _remember(self, model: keras.Model, shard: Shard) -> None:
+        """Keeps what a row that does not count would change."""
+        for variable in [*self._metrics.variables(model), *model.non_trainable_variables]:
+            if variable.dtype in ("float16", "bfloat16", "float32", "float64"):
+                value = tf.identity(tf.convert_to_tensor(variable.value))
+                shard.before[id(variable)] = (variable, value)
+
+    def _global_logs(self, logs: Any, shard: Shard) -> Any:
+        """Returns what a step returned, over all replicas.
+
+        Results of metrics are global already, and stay as they are; any other scalar, such as a
+        loss, is averaged by the rows.
+        """
+        flat = keras.tree.flatten(logs)
+        numbers = [i for i, value in enumerate(flat) if _is_float_scalar(value)]
+        own = [tf.cast(flat[i], tf.float32) * shard.weight for i in numbers]
+        if own:
+            own = [tf.where(tf.equal(shard.rows, 0), 0.0, value) for value in own]
+            for i, total in zip(numbers, self._backend.reduce_sum(own), strict=True):
+                flat[i] = total
+        return keras.tree.pack_sequence_as(logs, flat)
+
+    def _making_predict_function(self, original: Any) -> Any:
+        def make_predict_function(model: keras.Model, force: bool = False) -> None:
+            if model.predict_function is not None and not force:
+                return
+            if has_own_predict_step(model):  # may look at the whole batch
+                original(model, force)
+            else:
+                model.predict_function = self._predict_function(model)
+
+        return make_predict_function
+
+    def _predict_function(self, model: keras.Model) -> Any:
+        backend = self._backend
+
+        def in_replica(batch: Any) -> Any:
+            rows, shard = cut_batch(batch, backend.replica_id(), backend.replicas)
+            with computing(shard):
+                outputs = model.predict_step(rows)
+            flat = [value[: shard.rows] for value in keras.tree.flatten(outputs)]
+            return keras.tree.pack_sequence_as(outputs, backend.gather_rows(flat))
+
+        def one_batch(batch: Any) -> Any:
+            return backend.run(without_optionals(model, in_replica), batch)[0]
+
+        @tf.autograph.experimental.do_not_convert
+        def predict_function(batches: Any) -> Any:
+            outputs = [one_batch(batch) for batch in batches]
+            return keras.tree.map_structure(lambda *parts: tf.concat(parts, 0), *outputs)
+
+        if model.run_eagerly:
+            return predict_function
+        return tf.function(predict_function, reduce_retracing=True)
+
+
+def _identity(part: Any) -> Any:
+    return (
+        part if part is None else tf.nest.map_structure(tf.identity, part, expand_composites=True)
+    )
+
+
+def _is_float_scalar(value: Any) -> bool:
+    if isinstance(value, float):
+        return True
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and tf.as_dtype(dtype).is_floating and len(value.shape) == 0

@@ -1,0 +1,109 @@
+"""Runs a user's script as Python would, inside a session."""
+
+import contextlib
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from distcnn.config import ScriptConfig
+from distcnn.distribute.base import Backend
+from distcnn.errors import DistcnnError, PeerLostError
+from distcnn.scripting.session import session
+
+QUIET_LOGGERS = {"WANDB_MODE": "disabled", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": ""}
+"""Variables by which third-party loggers do nothing in ranks other than 0."""
+
+
+def run_script(config: ScriptConfig, script: Path, arguments: Sequence[str]) -> int:
+    """Runs a script as `__main__`, with its own `sys.argv` and import path.
+
+    Args:
+        config: How to run it.
+        script: The script.
+        arguments: The script's own arguments.
+
+    Returns:
+        The exit code of the script.
+
+    Raises:
+        DistcnnError: If the run cannot be joined, or the ranks differ.
+    """
+    with (
+        session(config) as active,
+        _as_main(script, arguments),
+        _output_of_rank(active.backend, config.output),
+    ):
+        return _execute(script, active.backend)
+
+
+def _execute(script: Path, backend: Backend) -> int:
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as ended:
+        return _exit_code(ended.code)
+    except (DistcnnError, PeerLostError):
+        raise
+    except Exception as error:
+        if backend.is_chief:
+            _print_traceback(error, script)
+        else:
+            sys.stderr.write(f"error: rank {backend.rank}: {type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+        if backend.size > 1:
+            os._exit(1)  # immediately, so that the other ranks notice
+        return 1
+    return 0
+
+
+def _exit_code(code: object) -> int:
+    """Returns what `sys.exit` makes of its argument; prints it if it is a message."""
+    if code is None or isinstance(code, int):
+        return code or 0
+    sys.stderr.write(f"{code}\n")
+    return 1
+
+
+def _print_traceback(error: Exception, script: Path) -> None:
+    """Prints a traceback that begins in the script, as without distcnn."""
+    frames = traceback.extract_tb(error.__traceback__)
+    first = next((i for i, frame in enumerate(frames) if Path(frame.filename) == script), 0)
+    sys.stderr.write("Traceback (most recent call last):\n")
+    sys.stderr.write("".join(traceback.format_list(frames[first:])))
+    sys.stderr.write("".join(traceback.format_exception_only(error)))
+
+
+@contextlib.contextmanager
+def _as_main(script: Path, arguments: Sequence[str]) -> Iterator[None]:
+    argv, path = sys.argv, sys.path[:]
+    sys.argv = [str(script), *arguments]
+    sys.path[0] = str(script.resolve().parent)
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path
+
+
+@contextlib.contextmanager
+def _output_of_rank(backend: Backend, output: str) -> Iterator[None]:
+    """Silences standard output, and loggers that send elsewhere, in ranks other than 0."""
+    if backend.is_chief:
+        yield
+        return
+    os.environ.update(QUIET_LOGGERS)
+    if output == "all":
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)

@@ -1,0 +1,259 @@
+"""A session: puts the workers of a run behind what a script does with Keras."""
+
+import contextlib
+import re
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from typing_extensions import override
+
+from distcnn.config import ScriptConfig
+from distcnn.distribute.base import Backend, reporting_lost_peers
+from distcnn.distribute.consistency import (
+    ReplicaMismatchError,
+    average_across_replicas,
+    broadcast_variables,
+    require_identical_settings,
+    require_identical_state,
+)
+from distcnn.distribute.context import DistributedContext, join_run
+from distcnn.errors import UsageError
+from distcnn.runtime.cluster import Cluster
+from distcnn.runtime.keras_hooks import (
+    EPOCH_ITERATOR,
+    EVALUATE,
+    FIT,
+    MAYBE_BUILD,
+    NEXT_SEED,
+    PREDICT,
+    Hooks,
+    forget_functions,
+    insert_callback,
+)
+from distcnn.scripting.batches import MARK, BatchComparison
+from distcnn.scripting.functions import StepFunctions
+from distcnn.scripting.losses import install_loss_hooks
+from distcnn.scripting.metrics import GlobalMetrics
+from distcnn.scripting.optimizers import GradientReduction
+from distcnn.scripting.randomness import different_on_each_replica
+from distcnn.scripting.writing import install_writing_hooks
+
+
+class Session:
+    """The workers that train a script's models; created by `session`.
+
+    Attributes:
+        context: This process as a member of the run.
+        backend: Runs the strategy.
+    """
+
+    def __init__(self, config: ScriptConfig, context: DistributedContext) -> None:
+        self.config = config
+        self.context = context
+        self.backend: Backend = context.backend
+        self._hooks = Hooks()
+        self._metrics = GlobalMetrics(self.backend)
+        self._models: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+        self._default_strategy = tf.distribute.get_strategy()
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process."""
+        return self.backend.rank
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return self.backend.size
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is rank 0, the only process that prints and writes."""
+        return self.backend.is_chief
+
+    def barrier(self) -> None:
+        """Waits until every process has arrived."""
+        self.backend.barrier()
+
+    def fit(self, model: keras.Model, *arguments: Any, **keywords: Any) -> keras.callbacks.History:
+        """Trains a model on all workers; takes what `model.fit` takes, and returns the same."""
+        return model.fit(*arguments, **keywords)
+
+    def evaluate(self, model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
+        """Evaluates a model on all workers; takes and returns the same as `model.evaluate`."""
+        return model.evaluate(*arguments, **keywords)
+
+    def predict(self, model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
+        """Predicts on all workers: all predictions, in order, in every process."""
+        return model.predict(*arguments, **keywords)
+
+    def shard(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Returns this process's elements of a data set, for a training loop of one's own."""
+        return dataset.shard(self.size, self.rank)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator["Session"]:
+        """Puts the workers behind Keras in the context."""
+        if self.backend.replicas > 1:
+            self._install()
+        try:
+            with self.backend.scope():
+                yield self
+        finally:
+            self._hooks.restore()
+            self._metrics.release()
+            for model in self._models:
+                forget_functions(model)
+
+    def synchronise(self, model: keras.Model) -> None:
+        """Averages over the replicas what each of them updates by itself: moving statistics."""
+        metrics = {id(v) for v in self._metrics.variables(model)}
+        statistics = [
+            v for v in model.non_trainable_weights if v.dtype == "float32" and id(v) not in metrics
+        ]
+        average_across_replicas(self.backend, statistics)
+
+    def check(self, model: keras.Model, step: int) -> None:
+        """Checks that all replicas hold the same weights and optimizer state.
+
+        Raises:
+            ReplicaMismatchError: Names the first variable that differs, and the replicas.
+        """
+        optimizer = model.optimizer
+        groups = {"model": model.trainable_weights, "optimizer": []}
+        if isinstance(optimizer, keras.optimizers.Optimizer):
+            groups["optimizer"] = optimizer.variables
+        require_identical_state(self.backend, groups, step)
+
+    def _install(self) -> None:
+        hooks, backend = self._hooks, self.backend
+        reduction = GradientReduction(backend)
+        comparison = BatchComparison(backend)
+        install_loss_hooks(hooks, backend)
+        reduction.install(hooks)
+        self._metrics.install(hooks)
+        StepFunctions(backend, reduction, self._metrics, comparison).install(hooks)
+        hooks.replace(NEXT_SEED, different_on_each_replica(backend))
+        hooks.replace(EPOCH_ITERATOR, self._whole_batches)
+        hooks.replace(MAYBE_BUILD, lambda original: lambda model, **keywords: None)
+        hooks.replace(FIT, self._fitting)
+        for point in (EVALUATE, PREDICT):
+            hooks.replace(point, self._computing)
+        install_writing_hooks(hooks, backend, self.synchronise)
+
+    def _whole_batches(self, original: Any) -> Any:
+        """Makes Keras' iterators yield whole batches, in the same order, in every process."""
+
+        def init(iterator: Any, *arguments: Any, **keywords: Any) -> None:
+            keywords["distribute_strategy"] = self._default_strategy
+            original(iterator, *arguments, **keywords)
+
+        return init
+
+    def _fitting(self, original: Any) -> Any:
+        def fit(model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
+            self._prepare(model)
+            watcher = _Watcher(self)
+            if len(arguments) > _CALLBACKS_AT:
+                positional = list(arguments)
+                positional[_CALLBACKS_AT] = insert_callback(
+                    positional[_CALLBACKS_AT], watcher, model
+                )
+                arguments = tuple(positional)
+            else:
+                keywords["callbacks"] = insert_callback(keywords.get("callbacks"), watcher, model)
+            with self._readable_errors():
+                return original(model, *arguments, **keywords)
+
+        return fit
+
+    def _computing(self, original: Any) -> Any:
+        def compute(model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
+            if not keywords.get("_use_cached_eval_dataset"):
+                self._prepare(model)
+            self.synchronise(model)
+            with self._readable_errors():
+                return original(model, *arguments, **keywords)
+
+        return compute
+
+    def _prepare(self, model: keras.Model) -> None:
+        """Makes all replicas start from the chief's weights."""
+        self._models.add(model)
+        optimizer = getattr(model, "optimizer", None)
+        state = []
+        if isinstance(optimizer, keras.optimizers.Optimizer) and optimizer.built:
+            state = optimizer.variables
+        variables = [*model.variables, *state]
+        broadcast_variables(self.backend, [v for v in variables if v.dtype != "string"])
+
+    @contextlib.contextmanager
+    def _readable_errors(self) -> Iterator[None]:
+        try:
+            with reporting_lost_peers(self.backend):
+                yield
+        except tf.errors.InvalidArgumentError as error:
+            raise _as_mismatch(error) from None
+
+
+_CALLBACKS_AT = 5
+"""Place of `callbacks` among the arguments of `fit` after the model."""
+
+
+def _as_mismatch(error: tf.errors.InvalidArgumentError) -> Exception:
+    """Returns the error of a failed comparison of batches, or the error itself."""
+    found = re.search(re.escape(MARK) + r"\D*(\d+)\D+?((?:\"?\d+\"?\s?)+)", error.message)
+    if found is None:
+        return error
+    ranks = ", ".join(re.findall(r"\d+", found[2]))
+    return ReplicaMismatchError(
+        f"at step {found[1]}, rank {ranks} read another batch than rank 0; a script's pipeline "
+        "must give the same batches on every rank. Look for random numbers without a seed, a stateful "
+        "operation in Dataset.map with parallel calls (--precision.deterministic true runs it in "
+        "order), files listed in another order, or code that depends on the rank"
+    )
+
+
+class _Watcher(keras.callbacks.Callback):
+    """Keeps the replicas the same, before any callback of the user sees the model."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+        self._is_first = True
+
+    @override
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._is_first:
+            self._session.check(self.model, batch + 1)
+            self._is_first = False
+
+    @override
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._session.synchronise(self.model)
+        self._session.check(self.model, int(self._iterations()))
+
+    def _iterations(self) -> Any:
+        optimizer = self.model.optimizer
+        return 0 if optimizer is None else keras.ops.convert_to_numpy(optimizer.iterations)
+
+
+@contextlib.contextmanager
+def session(
+    config: ScriptConfig | None = None, cluster: Cluster | None = None
+) -> Iterator[Session]:
+    """Joins the run, and puts its workers behind Keras in the context."""
+    config = config or ScriptConfig()
+    if tf.distribute.has_strategy():
+        raise UsageError("distcnn.session is inside a strategy's scope(); remove the scope")
+    context = join_run(config, cluster)
+    backend = context.backend
+    with reporting_lost_peers(backend):
+        require_identical_settings(backend, {"the version of TensorFlow": tf.__version__})
+        keras.utils.set_random_seed(config.seed)
+        with Session(config, context).active() as active:
+            yield active
+            backend.barrier()

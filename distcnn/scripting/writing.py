@@ -1,0 +1,59 @@
+"""Rank 0 writes: saving a model and downloading a file happen once, while the others wait."""
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from distcnn.distribute.base import Backend
+from distcnn.runtime.keras_hooks import (
+    EXPORT,
+    GET_FILE,
+    SAVE,
+    SAVE_WEIGHTS,
+    FunctionMaker,
+    Hooks,
+)
+
+
+def install_writing_hooks(
+    hooks: Hooks, backend: Backend, synchronise: Callable[[keras.Model], None]
+) -> None:
+    """Makes rank 0 alone write models, and one process of each host download a file.
+
+    Args:
+        hooks: Where to install.
+        backend: Tells the ranks, and lets them wait.
+        synchronise: Makes a model the same on all replicas.
+    """
+    for point in (SAVE, SAVE_WEIGHTS, EXPORT):
+        hooks.replace(point, _written_once(backend, synchronise))
+    hooks.replace(GET_FILE, _downloaded_once)
+
+
+def _written_once(backend: Backend, synchronise: Callable[[keras.Model], None]) -> FunctionMaker:
+    def make(original: Any) -> Any:
+        def write(model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
+            synchronise(model)
+            try:
+                return original(model, *arguments, **keywords) if backend.is_chief else None
+            finally:
+                backend.barrier()
+
+        return write
+
+    return make
+
+
+def _downloaded_once(original: Any) -> Any:
+    def get_file(*arguments: Any, **keywords: Any) -> Any:
+        folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".distcnn.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return original(*arguments, **keywords)
+
+    return get_file
