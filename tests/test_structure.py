@@ -15,7 +15,7 @@ PACKAGE = Path(distcnn.__file__).parent
 TESTS = Path(__file__).parent
 
 COMMANDS = {
-    *("train", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
+    *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
     *("install_horovod", "launchers", "__main__"),
 }
 
@@ -29,13 +29,14 @@ LAYERS: list[set[str]] = [
     {"cli"},
     {"inference"},
     {"training"},
+    {"scripting"},
     {"benchmarking"},
     COMMANDS,
     {"__init__"},
 ]
 """The rooms of the package from the lowest up. A room imports from those below it only."""
 
-ADAPTERS = {"keras_internals.py", "horovod_internals.py"}
+ADAPTERS = {"keras_internals.py", "keras_hooks.py", "horovod_internals.py"}
 """The modules that may use private attributes of the libraries."""
 
 

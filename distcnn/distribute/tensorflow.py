@@ -66,9 +66,15 @@ class _Strategy(Backend):
     @override
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         # A tensor without a device, such as a constant, cannot be reduced.
-        tensors = [tf.identity(tensor) for tensor in tensors]
+        sums = [tf.identity(tensor) for tensor in tensors]
         context = tf.distribute.get_replica_context()
-        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors))
+        for dtype in dict.fromkeys(tensor.dtype for tensor in sums):  # a group needs a single type
+            indices = [index for index, tensor in enumerate(sums) if tensor.dtype == dtype]
+            group = [sums[index] for index in indices]
+            totals = context.all_reduce(tf.distribute.ReduceOp.SUM, group)
+            for index, total in zip(indices, totals, strict=True):
+                sums[index] = total
+        return sums
 
     @override
     def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -192,6 +192,34 @@ def forget_functions(model: keras.Model) -> None:
     model.train_function = model.test_function = model.predict_function = None
 
 
+def element_spec(iterator: Any) -> Any:
+    """Returns the shapes and types of the batches of one of Keras' epoch iterators."""
+    return iterator._distributed_dataset.element_spec
+
+
 def build_symbolically(model: keras.Model, batch: Any) -> None:
-    """Creates the variables of a model, its metrics and its optimizer from one batch."""
-    model._symbolic_build(data_batch=batch)
+    """Creates the variables of a model, its metrics and its optimizer.
+
+    Args:
+        model: The compiled model.
+        batch: Inputs, targets and sample weights: tensors, or their specifications.
+    """
+
+    def symbolic(part: Any) -> Any:
+        if part is None or isinstance(part, tf.OptionalSpec):
+            return None
+        dtype = keras.backend.standardize_dtype(part.dtype)
+        return keras.KerasTensor(tuple(part.shape), dtype)
+
+    model._symbolic_build(data_batch=tree.map_structure(symbolic, batch))
+
+
+@contextlib.contextmanager
+def one_step_an_execution(model: keras.Model) -> Iterator[None]:
+    """Makes a model's functions run a single step in the context."""
+    before = model.steps_per_execution
+    model.steps_per_execution = 1
+    try:
+        yield
+    finally:
+        model.steps_per_execution = before

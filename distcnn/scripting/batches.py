@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
+from distcnn.scripting.shard import Rider
 
 FIRST_STEPS = 8
 """The first steps of a run, all of which are checked."""
@@ -21,8 +22,8 @@ INTERVAL = 64
 MARK = "distcnn: the ranks read different batches"
 """Begins the error of a failed comparison, by which it is recognised."""
 
-_HASH_BITS = 52
-"""So many bits of an integer fit into a float64, in which the hashes are exchanged."""
+_PIECES = 4
+"""Numbers that a hash consists of, each of which float32 holds exactly."""
 
 
 class BatchComparison:
@@ -37,27 +38,28 @@ class BatchComparison:
         with tf.device("CPU:0"):
             self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
 
-    def check(self, batch: Any) -> tf.Operation | None:
-        """Returns the comparison of a batch, on which the step's own work has to depend."""
+    def rider(self, batch: Any) -> Rider | None:
+        """Returns the comparison of a batch, to be made with the next reduction of the step."""
         backend = self._backend
         if backend.size == 1:
             return None
         step = self._steps.assign_add(1)
         due = (step <= FIRST_STEPS) | (step % INTERVAL == 0)
-        return tf.cond(due, lambda: self._compare(batch, step), lambda: tf.constant(True))
+        pieces = tf.cond(due, lambda: batch_hash(batch), lambda: tf.zeros(_PIECES))
+        mine = tf.one_hot(backend.rank, backend.size) / backend.local_replicas
+        return Rider(mine[:, None] * pieces, lambda rows: _require_equal(rows, step))
 
-    def _compare(self, batch: Any, step: tf.Tensor) -> tf.Tensor:
-        backend = self._backend
-        own = tf.one_hot(backend.rank, backend.size, dtype=tf.float64) * batch_hash(batch)
-        hashes = backend.reduce_sum([own / backend.local_replicas])[0]
-        differing = tf.where(hashes != hashes[0])[:, 0]
-        equal = tf.equal(tf.size(differing), 0)
-        tf.debugging.Assert(equal, [MARK, step, tf.strings.as_string(differing)], summarize=64)
-        return equal
+
+def _require_equal(rows: tf.Tensor, step: tf.Tensor) -> None:
+    """Ends the run on every rank if the hashes, one row for each process, differ."""
+    differs = tf.reduce_any(rows != rows[:1], axis=1)
+    ranks = tf.strings.reduce_join(tf.strings.as_string(tf.where(differs)[:, 0]), separator=" ")
+    message = tf.strings.join([MARK, ": step ", tf.strings.as_string(step), " ranks ", ranks])
+    tf.debugging.Assert(~tf.reduce_any(differs), [message])
 
 
 def batch_hash(batch: Any) -> tf.Tensor:
-    """Returns a hash of the contents of a batch, an integer of 52 bits, as a float64 scalar."""
+    """Returns a hash of the contents of a batch: four numbers of 16 bits, as float32."""
     total = tf.constant(0, tf.int64)
     for number, part in enumerate(keras.tree.flatten(batch)):
         if part is None:
@@ -70,8 +72,8 @@ def batch_hash(batch: Any) -> tf.Tensor:
             mixed, tf.bitwise.right_shift(mixed, tf.constant(29, tf.int64))
         )
         total = total * 31 + tf.reduce_sum(mixed)
-    mask = tf.constant(2**_HASH_BITS - 1, tf.int64)
-    return tf.cast(tf.bitwise.bitwise_and(total, mask), tf.float64)
+    bits = tf.bitwise.right_shift(total, tf.constant([0, 16, 32, 48], tf.int64))
+    return tf.cast(tf.bitwise.bitwise_and(bits, tf.constant(0xFFFF, tf.int64)), tf.float32)
 
 
 def _bits(values: tf.Tensor) -> tf.Tensor:

@@ -19,6 +19,7 @@ from distcnn.runtime.keras_hooks import (
     default_train_step,
     has_own_predict_step,
     has_own_train_step,
+    one_step_an_execution,
     without_optionals,
     without_xla,
 )
@@ -70,7 +71,10 @@ class StepFunctions:
             if trains and not has_own_train_step(model) and model.optimizer is not None:
                 step = self._own_train_step(model)
             with without_xla(model):
-                return original(model, self._sharded(model, step))
+                function = original(model, self._sharded(model, step))
+            if model.steps_per_execution > 1 and tf.distribute.has_strategy():
+                return _step_by_step(model, function)
+            return function
 
         return make_function
 
@@ -78,10 +82,10 @@ class StepFunctions:
         backend = self._backend
 
         def in_replica(batch: Any) -> Any:
-            check = self._comparison.check(batch)
-            with tf.control_dependencies([] if check is None else [check]):
-                batch = keras.tree.map_structure(_identity, batch)
             rows, shard = cut_batch(batch, backend.replica_id(), backend.replicas)
+            rider = self._comparison.rider(batch)
+            if rider is not None:
+                shard.riders.append(rider)
             self._metrics.track(model)
             if shard.may_be_empty:
                 self._remember(model, shard)
@@ -127,9 +131,9 @@ class StepFunctions:
         flat = keras.tree.flatten(logs)
         numbers = [i for i, value in enumerate(flat) if _is_float_scalar(value)]
         own = [tf.cast(flat[i], tf.float32) * shard.weight for i in numbers]
-        if own:
+        if own or shard.riders:
             own = [tf.where(tf.equal(shard.rows, 0), 0.0, value) for value in own]
-            for i, total in zip(numbers, self._backend.reduce_sum(own), strict=True):
+            for i, total in zip(numbers, shard.reduce_sum(self._backend, own), strict=True):
                 flat[i] = total
         return keras.tree.pack_sequence_as(logs, flat)
 
@@ -167,10 +171,22 @@ class StepFunctions:
         return tf.function(predict_function, reduce_retracing=True)
 
 
-def _identity(part: Any) -> Any:
-    return (
-        part if part is None else tf.nest.map_structure(tf.identity, part, expand_composites=True)
-    )
+def _step_by_step(model: keras.Model, function: Any) -> Any:
+    """Runs the steps of an execution one by one, since Keras' loop of them fails in a strategy."""
+
+    def run(iterator: Any) -> Any:
+        logs = None
+        for step in range(model.steps_per_execution):
+            try:
+                with one_step_an_execution(model):
+                    logs = function(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                if step == 0:
+                    raise
+                break
+        return logs
+
+    return run
 
 
 def _is_float_scalar(value: Any) -> bool:

@@ -87,7 +87,7 @@ class GlobalMetrics:
         if not variables or (shard is None and backend.size == 1):
             return []
         if shard is not None:
-            sums = backend.reduce_sum([shard.value(variable) for variable in variables])
+            sums = shard.reduce_sum(backend, [shard.value(variable) for variable in variables])
             return list(zip(variables, sums, strict=True))
         if tf.distribute.has_strategy():  # which adds the states of the replicas up by itself
             return []

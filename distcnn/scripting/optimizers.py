@@ -7,14 +7,14 @@ applied, so that every rank takes the same decisions.
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.runtime.keras_hooks import APPLY, APPLY_SCALED, REDUCE_GRADIENTS, Hooks
-from distcnn.scripting.shard import current_shard
+from distcnn.scripting.shard import Shard, current_shard
 
 
 class GradientReduction:
@@ -28,6 +28,7 @@ class GradientReduction:
         self._backend = backend
         self._inner: set[int] = set()
         self._of_thread = threading.local()
+        self._found: dict[int, Any] | None = None
 
     def install(self, hooks: Hooks) -> None:
         """Makes Keras' optimizers apply reduced gradients."""
@@ -42,11 +43,32 @@ class GradientReduction:
             if inner is not None:
                 self._inner.add(id(inner))
             grads = list(grads)
+            if self._found is not None:
+                variables = trainable_variables or optimizer.trainable_variables
+                self._found[id(optimizer)] = (optimizer, list(variables))
+                return None
             if id(optimizer) not in self._inner:
                 grads = self.reduce(grads)
             return original(optimizer, grads, trainable_variables)
 
         return apply
+
+    def build_optimizers(self, step: Callable[[Any], Any], batch: Any) -> None:
+        """Builds the optimizers that a step uses, without running it.
+
+        Args:
+            step: A model's own `train_step`.
+            batch: Tensors, or their specifications.
+        """
+        backend, self._found = self._backend, {}
+        try:
+            tf.function(lambda rows: backend.run(step, rows)).get_concrete_function(batch)
+            found = self._found
+        finally:
+            self._found = None
+        for optimizer, variables in found.values():
+            if not optimizer.built:
+                optimizer.build(variables)
 
     @contextlib.contextmanager
     def of_weighted_loss(self) -> Iterator[None]:
@@ -66,21 +88,40 @@ class GradientReduction:
         Args:
             gradients: Tensors, `tf.IndexedSlices` or None, in the same order on every replica.
         """
-        used = [index for index, gradient in enumerate(gradients) if gradient is not None]
-        own = [tf.convert_to_tensor(gradients[index]) for index in used]
+        sparse = [i for i, g in enumerate(gradients) if isinstance(g, tf.IndexedSlices)]
+        dense = [i for i, g in enumerate(gradients) if g is not None and i not in sparse]
+        own = [tf.convert_to_tensor(gradients[i]) for i in dense]
+        reduced: list[Any] = [None] * len(gradients)
         shard = current_shard()
         if shard is None:
             sums = self._average(own)
+            for i in sparse:
+                reduced[i] = self._average([tf.convert_to_tensor(gradients[i])])[0]
         else:
-            if not getattr(self._of_thread, "weighted", False):
-                own = [gradient * tf.cast(shard.weight, gradient.dtype) for gradient in own]
-            if shard.may_be_empty:  # a row that does not count may still give NaN
-                own = [tf.where(tf.equal(shard.rows, 0), 0.0, gradient) for gradient in own]
-            sums = self._backend.reduce_sum(own, compressible=len(own))
-        reduced: list[Any] = [None] * len(gradients)
-        for index, total in zip(used, sums, strict=True):
-            reduced[index] = total
+            sums = self._backend.reduce_sum(
+                [self._weighted(gradient, shard) for gradient in own], compressible=len(own)
+            )
+            for i in sparse:
+                reduced[i] = self._gathered(gradients[i], shard)
+        for i, total in zip(dense, sums, strict=True):
+            reduced[i] = total
         return reduced
+
+    def _weighted(self, gradient: tf.Tensor, shard: Shard) -> tf.Tensor:
+        if not getattr(self._of_thread, "weighted", False):
+            gradient = gradient * tf.cast(shard.weight, gradient.dtype)
+        if shard.may_be_empty:  # a row that does not count may still give NaN
+            gradient = tf.where(tf.equal(shard.rows, 0), tf.zeros_like(gradient), gradient)
+        return gradient
+
+    def _gathered(self, gradient: tf.IndexedSlices, shard: Shard) -> tf.IndexedSlices:
+        """Joins the rows of all replicas into what one device has.
+
+        They are not added up: Keras' optimizers square rows of the same index one by one.
+        """
+        values = self._weighted(tf.convert_to_tensor(gradient.values), shard)
+        values, indices = self._backend.gather_rows([values, gradient.indices])
+        return tf.IndexedSlices(values, indices, gradient.dense_shape)
 
     def _average(self, own: list[tf.Tensor]) -> list[tf.Tensor]:
         backend = self._backend

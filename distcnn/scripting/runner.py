@@ -10,7 +10,7 @@ from pathlib import Path
 
 from distcnn.config import ScriptConfig
 from distcnn.distribute.base import Backend
-from distcnn.errors import DistcnnError, PeerLostError
+from distcnn.errors import DistcnnError, UsageError
 from distcnn.scripting.session import session
 
 QUIET_LOGGERS = {"WANDB_MODE": "disabled", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": ""}
@@ -39,12 +39,31 @@ def run_script(config: ScriptConfig, script: Path, arguments: Sequence[str]) -> 
         return _execute(script, active.backend)
 
 
+@contextlib.contextmanager
+def explained(script: Path, strategy: str) -> Iterator[None]:
+    """Explains an error of TensorFlow that means that a script cannot run in lockstep.
+
+    Raises:
+        UsageError: If a training loop of the script's own runs under `tf.distribute`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "DistributedVariable.handle is not available" not in str(error):
+            raise
+        raise UsageError(
+            f"{script} has a training loop of its own, which {strategy} cannot run; use horovod, "
+            "or fit with a train_step"
+        ) from error
+
+
 def _execute(script: Path, backend: Backend) -> int:
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        with explained(script, backend.name):
+            runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:
         return _exit_code(ended.code)
-    except (DistcnnError, PeerLostError):
+    except DistcnnError:
         raise
     except Exception as error:
         if backend.is_chief:

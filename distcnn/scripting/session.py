@@ -30,7 +30,10 @@ from distcnn.runtime.keras_hooks import (
     NEXT_SEED,
     PREDICT,
     Hooks,
+    build_symbolically,
+    element_spec,
     forget_functions,
+    has_own_train_step,
     insert_callback,
 )
 from distcnn.scripting.batches import MARK, BatchComparison
@@ -56,6 +59,7 @@ class Session:
         self.backend: Backend = context.backend
         self._hooks = Hooks()
         self._metrics = GlobalMetrics(self.backend)
+        self._reduction = GradientReduction(self.backend)
         self._models: weakref.WeakSet[keras.Model] = weakref.WeakSet()
         self._default_strategy = tf.distribute.get_strategy()
 
@@ -130,15 +134,14 @@ class Session:
 
     def _install(self) -> None:
         hooks, backend = self._hooks, self.backend
-        reduction = GradientReduction(backend)
         comparison = BatchComparison(backend)
         install_loss_hooks(hooks, backend)
-        reduction.install(hooks)
+        self._reduction.install(hooks)
         self._metrics.install(hooks)
-        StepFunctions(backend, reduction, self._metrics, comparison).install(hooks)
+        StepFunctions(backend, self._reduction, self._metrics, comparison).install(hooks)
         hooks.replace(NEXT_SEED, different_on_each_replica(backend))
         hooks.replace(EPOCH_ITERATOR, self._whole_batches)
-        hooks.replace(MAYBE_BUILD, lambda original: lambda model, **keywords: None)
+        hooks.replace(MAYBE_BUILD, self._building)
         hooks.replace(FIT, self._fitting)
         for point in (EVALUATE, PREDICT):
             hooks.replace(point, self._computing)
@@ -180,10 +183,36 @@ class Session:
 
         return compute
 
+    def _building(self, original: Any) -> Any:
+        """Creates the variables before the first step under tf.distribute, which cannot do it then.
+
+        Keras takes a batch from the iterator to do so; a generator would lose that batch.
+        """
+
+        def build(model: keras.Model, iterator: Any = None, data_batch: Any = None) -> None:
+            if not tf.distribute.has_strategy():
+                return
+            batch = element_spec(iterator) if data_batch is None else data_batch
+            own = has_own_train_step(model)
+            try:
+                build_symbolically(model, batch)
+            except RuntimeError:  # some models have no call, but only a train_step
+                if not own:
+                    raise
+            if own:
+                self._reduction.build_optimizers(model.train_step, batch)
+
+        return build
+
     def _prepare(self, model: keras.Model) -> None:
         """Makes all replicas start from the chief's weights."""
         self._models.add(model)
         optimizer = getattr(model, "optimizer", None)
+        if getattr(optimizer, "gradient_accumulation_steps", None) and tf.distribute.has_strategy():
+            raise UsageError(
+                f"the optimizer accumulates gradients, which Keras does not support under "
+                f"{self.backend.name}; use horovod, or drop gradient_accumulation_steps"
+            )
         state = []
         if isinstance(optimizer, keras.optimizers.Optimizer) and optimizer.built:
             state = optimizer.variables
@@ -205,15 +234,15 @@ _CALLBACKS_AT = 5
 
 def _as_mismatch(error: tf.errors.InvalidArgumentError) -> Exception:
     """Returns the error of a failed comparison of batches, or the error itself."""
-    found = re.search(re.escape(MARK) + r"\D*(\d+)\D+?((?:\"?\d+\"?\s?)+)", error.message)
+    found = re.search(re.escape(MARK) + r": step (\d+) ranks ([\d ]+)", error.message)
     if found is None:
         return error
-    ranks = ", ".join(re.findall(r"\d+", found[2]))
+    ranks = ", ".join(found[2].split())
     return ReplicaMismatchError(
         f"at step {found[1]}, rank {ranks} read another batch than rank 0; a script's pipeline "
-        "must give the same batches on every rank. Look for random numbers without a seed, a stateful "
-        "operation in Dataset.map with parallel calls (--precision.deterministic true runs it in "
-        "order), files listed in another order, or code that depends on the rank"
+        "must give the same batches on every rank. Look for random numbers without a seed, a "
+        "stateful operation in Dataset.map with parallel calls (--precision.deterministic true "
+        "runs it in order), files listed in another order, or code that depends on the rank"
     )
 
 

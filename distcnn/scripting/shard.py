@@ -6,7 +6,7 @@ the replicas is what one device computes of the whole batch.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +14,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distcnn.distribute.base import Backend
 from distcnn.errors import DataError
 
 _current = threading.local()
+
+
+@dataclass(frozen=True)
+class Rider:
+    """A tensor that is summed over the replicas with the next reduction.
+
+    Attributes:
+        own: This replica's tensor.
+        take: Receives the sum.
+    """
+
+    own: tf.Tensor
+    take: Callable[[tf.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -30,12 +44,14 @@ class Shard:
         may_be_empty: Whether `rows` can be 0.
         before: Values of variables before the step, by the variable's id; filled if the shard may
             be empty.
+        riders: Small tensors that are summed over the replicas together with the metrics.
     """
 
     rows: Any
     total: Any
     may_be_empty: bool
     before: dict[int, tuple[Any, tf.Tensor]] = field(default_factory=dict)
+    riders: list[Rider] = field(default_factory=list)
 
     @property
     def weight(self) -> tf.Tensor:
@@ -54,6 +70,15 @@ class Shard:
             return value
         _, before = self.before.get(id(variable), (variable, tf.zeros_like(value)))
         return tf.where(tf.equal(self.rows, 0), before, value)
+
+    def reduce_sum(self, backend: Backend, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Sums tensors over all replicas, and whatever else waits to be summed."""
+        riders = self.riders[:]
+        self.riders.clear()
+        sums = backend.reduce_sum([*tensors, *(rider.own for rider in riders)])
+        for rider, total in zip(riders, sums[len(tensors) :], strict=True):
+            rider.take(total)
+        return sums[: len(tensors)]
 
     def restore(self) -> None:
         """Puts back what the step has changed, other than the weights, if no row counts."""
@@ -90,38 +115,40 @@ def cut_batch(batch: Any, replica_id: Any, replicas: int) -> tuple[Any, Shard]:
         The same structure with this replica's rows, and what is known of them.
 
     Raises:
-        DataError: If the parts of the batch have different numbers of rows.
+        DataError: If nothing in the batch has rows.
     """
     tensors = [t for t in map(_as_tensor, keras.tree.flatten(batch)) if _has_rows(t)]
     if not tensors:
         raise DataError(f"a batch is {batch!r}; expected tensors whose first axis counts examples")
-    static = _static_rows(tensors)
-    total: Any = static if static is not None else _rows(tensors[0])
-    checks = [] if static is not None else [_same_rows(t, total) for t in tensors[1:]]
-    with tf.control_dependencies(checks):
-        start, end = replica_id * total // replicas, (replica_id + 1) * total // replicas
-        may_be_empty = static is None or static < replicas
-        first, last = start, end
-        if may_be_empty:
-            first = tf.minimum(start, total - 1)
-            last = tf.maximum(end, first + 1)
-        cut = keras.tree.map_structure(_cutter(first, last), batch)
-    return cut, Shard(end - start, total, may_be_empty)
+    total = _rows(tensors[0])
+    may_be_empty = not isinstance(total, int) or total < replicas
 
-
-def _cutter(first: Any, last: Any) -> Callable[[Any], Any]:
     def cut(part: Any) -> Any:
         part = _as_tensor(part)
         if not _has_rows(part):
             return part
-        if isinstance(part, tf.SparseTensor):
-            rest = [0] * (part.shape.rank - 1)
-            start = tf.cast(tf.stack([first, *rest]), tf.int64)
-            size = tf.concat([[tf.cast(last - first, tf.int64)], part.dense_shape[1:]], 0)
-            return tf.sparse.slice(part, start, size)
-        return part[first:last]
+        # By the part's own rows: where their numbers differ, the loss fails as without distcnn.
+        first, last = _bounds(_rows(part), replica_id, replicas)
+        if may_be_empty:
+            first = tf.minimum(first, _rows(part) - 1)
+            last = tf.maximum(last, first + 1)
+        return _slice(part, first, last)
 
-    return cut
+    first, last = _bounds(total, replica_id, replicas)
+    return keras.tree.map_structure(cut, batch), Shard(last - first, total, may_be_empty)
+
+
+def _bounds(rows: Any, replica_id: Any, replicas: int) -> tuple[Any, Any]:
+    return replica_id * rows // replicas, (replica_id + 1) * rows // replicas
+
+
+def _slice(part: Any, first: Any, last: Any) -> Any:
+    if isinstance(part, tf.SparseTensor):
+        rest = [0] * (part.shape.rank - 1)
+        start = tf.cast(tf.stack([first, *rest]), tf.int64)
+        size = tf.concat([[tf.cast(last - first, tf.int64)], part.dense_shape[1:]], 0)
+        return tf.sparse.slice(part, start, size)
+    return part[first:last]
 
 
 def _as_tensor(part: Any) -> Any:
@@ -133,24 +160,12 @@ def _has_rows(part: Any) -> bool:
     return part is not None and (part.shape.rank is None or part.shape.rank > 0)
 
 
-def _rows(part: Any) -> tf.Tensor:
+def _rows(part: Any) -> Any:
+    """Returns the number of rows: an integer where it is known, else an int32 scalar."""
+    if part.shape.rank is not None and part.shape[0] is not None:
+        return part.shape[0]
     if isinstance(part, tf.SparseTensor):
         return tf.cast(part.dense_shape[0], tf.int32)
     if isinstance(part, tf.RaggedTensor):
         return tf.cast(part.nrows(), tf.int32)
     return tf.shape(part)[0]
-
-
-def _static_rows(parts: list[Any]) -> int | None:
-    known = {part.shape[0] for part in parts if part.shape.rank is not None}
-    if len(known - {None}) > 1:
-        raise DataError(
-            f"the parts of a batch have {' and '.join(map(str, sorted(known - {None})))} rows, so "
-            "it cannot be divided by examples; expected the same number in every input and target"
-        )
-    return None if None in known or len(known) != 1 else next(iter(known))
-
-
-def _same_rows(part: Any, total: tf.Tensor) -> tf.Operation:
-    message = "the parts of a batch have different numbers of rows"
-    return tf.debugging.assert_equal(_rows(part), total, message)

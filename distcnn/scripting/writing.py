@@ -2,11 +2,13 @@
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.runtime.keras_hooks import (
@@ -36,10 +38,16 @@ def install_writing_hooks(
 
 def _written_once(backend: Backend, synchronise: Callable[[keras.Model], None]) -> FunctionMaker:
     def make(original: Any) -> Any:
-        def write(model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
+        def write(model: keras.Model, filepath: Any, *arguments: Any, **keywords: Any) -> Any:
             synchronise(model)
             try:
-                return original(model, *arguments, **keywords) if backend.is_chief else None
+                if backend.is_chief:
+                    return original(model, filepath, *arguments, **keywords)
+                if tf.distribute.has_strategy():  # reading variables may take all processes
+                    with tempfile.TemporaryDirectory() as folder:
+                        other = Path(folder, Path(filepath).name)
+                        return original(model, other, *arguments, **keywords)
+                return None
             finally:
                 backend.barrier()
 

@@ -1,0 +1,1 @@
+"""Users' own scripts, plain and in a session."""

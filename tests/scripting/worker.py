@@ -1,6 +1,6 @@
 """One process of a group: runs scripts in turn, so that many of them share a group.
 
-Usage: python -m tests.scripting.worker OUT plain|session SCRIPT...
+Usage: python -m tests.scripting.worker OUT PLAN
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import pickle
 import runpy
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ import numpy as np
 
 from distcnn.config import DistributeConfig, ScriptConfig
 from distcnn.runtime.cluster import find_cluster
-from distcnn.scripting.session import session
+from distcnn.scripting import losses, metrics, optimizers
+from distcnn.scripting.runner import explained
+from distcnn.scripting.session import Session, session
+from tests.lockstep.worker import replacing
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -38,25 +42,42 @@ def outcome(names: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def run(name: str, kind: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Runs one script, plainly or in a session."""
+@contextlib.contextmanager
+def broken(fault: str | None) -> Iterator[None]:
+    """Switches off a part of what keeps the replicas in lockstep, for negative controls."""
+    with contextlib.ExitStack() as stack:
+        if fault == "gradients":  # every rank applies its own; nothing else changes
+            own = lambda reduction, gradients: list(gradients)  # noqa: E731
+            stack.enter_context(replacing(optimizers.GradientReduction, "reduce", own))
+            stack.enter_context(replacing(Session, "check", lambda *_: None))
+        if fault == "losses":
+            stack.enter_context(replacing(losses, "_factor", lambda *_: None))
+        if fault == "metrics":
+            stack.enter_context(replacing(metrics, "_weighting_scalars", lambda original: original))
+            stack.enter_context(replacing(metrics.GlobalMetrics, "track", lambda *_: None))
+        yield
+
+
+def run(entry: str, how: str, distribute: dict[str, Any]) -> dict[str, Any]:
+    """Runs one script, plainly or in a session; NAME:FAULT breaks a part of the session."""
+    name, _, fault = entry.partition(":")
     keras.backend.clear_session()
-    context: Any = contextlib.nullcontext()
-    if kind == "session":
-        context = session(ScriptConfig(distribute=DistributeConfig(**options)))
+    script = SCRIPTS / f"{name}.py"
+    config = ScriptConfig(distribute=DistributeConfig(**distribute))
+    in_session = session(config) if how == "session" else contextlib.nullcontext()
     try:
-        with context:
-            return outcome(runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__"))
+        with broken(fault), in_session, explained(script, distribute.get("strategy", "")):
+            return outcome(runpy.run_path(str(script), run_name="__main__"))
     except Exception:
         return {"error": traceback.format_exc()}
 
 
-def main(out: Path, kind: str, options: str, names: list[str]) -> None:
+def main(out: Path, plan: dict[str, Any]) -> None:
     rank = find_cluster(os.environ).rank
-    for name in names:
-        result = run(name, kind, json.loads(options))
-        (out / f"{name}-{rank}.pickle").write_bytes(pickle.dumps(result))
+    for entry in plan["scripts"]:
+        result = run(entry, plan["how"], plan["distribute"])
+        (out / f"{entry}-{rank}.pickle").write_bytes(pickle.dumps(result))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

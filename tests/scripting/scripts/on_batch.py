@@ -14,7 +14,7 @@ model.compile(
     loss=keras.losses.BinaryCrossentropy(from_logits=True),
     metrics=[keras.metrics.BinaryAccuracy(threshold=0.0)],
 )
-history = {"loss": [], "binary_accuracy": [], "test_loss": []}
+history: dict[str, list[float]] = {"loss": [], "binary_accuracy": [], "test_loss": []}
 for start in [0, 16, 32, 48, 8]:
     logs = model.train_on_batch(x[start : start + 15], y[start : start + 15], return_dict=True)
     for name, value in logs.items():

@@ -27,7 +27,7 @@ def train(images, labels):
     return loss
 
 
-history = {"loss": [], "accuracy": []}
+history: dict[str, list[float]] = {"loss": [], "accuracy": []}
 for _ in range(2):
     accuracy.reset_state()
     losses = [float(train(images, labels)) for images, labels in batches]

@@ -49,5 +49,5 @@ class Autoencoder(keras.Model):
 
 model = Autoencoder()
 model.compile(optimizer=keras.optimizers.Adam(0.01))
-history = model.fit(data, epochs=3, batch_size=20, verbose=2)
+history = model.fit(data, epochs=3, batch_size=21, verbose=2)
 predictions = model.predict(data)
