@@ -56,6 +56,15 @@ def invert(
     return tf.where(chosen, 255 - images, images), labels
 
 
+def darken_if_bright(
+    images: tf.Tensor, labels: tf.Tensor, strength: float, random: Randomness
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """An augmentation with a Python branch on a tensor, which AutoGraph converts."""
+    if tf.reduce_max(images) > 200:
+        images = tf.cast(tf.cast(images, tf.float32) * strength, tf.uint8)
+    return images, labels
+
+
 class Renamed(OneDevice):
     """A backend: a single device under another name."""
 

@@ -1,10 +1,14 @@
 """The scripts in examples/ run as their docstrings say."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +16,54 @@ import pytest
 
 from tests.conftest import ROOT
 
+EXAMPLES = ROOT / "examples"
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the folder, as the working directory."""
-    copy = tmp_path / "examples"
-    shutil.copytree(ROOT / "examples", copy, ignore=shutil.ignore_patterns("runs", "__pycache__"))
-    monkeypatch.chdir(copy)
-    return copy
+(COMMAND,) = re.findall(r"python (-m .*own_model:net)", (EXAMPLES / "own_model.py").read_text())
+
+SCRIPTS = {
+    "own_model": ["own_model.py", "1"],
+    "command": [*COMMAND.split(), "--train.epochs", "1"],
+    "own_callback": ["own_callback.py", "0.2"],
+    "python_api": ["python_api.py", "1"],
+}
+"""Arguments of Python that run each script, or the command that it names, for a short time."""
 
 
-def python(*arguments: str) -> list[str]:
-    """Runs Python, and returns the lines that it printed."""
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+@dataclass(frozen=True)
+class Example:
+    """What a script printed, and the summary of the run that it made."""
+
+    lines: list[str]
+    summary: dict[str, Any]
+
+
+def run(arguments: list[str], folder: Path, environment: Mapping[str, str]) -> Example:
+    """Runs Python in a copy of the examples."""
+    shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**environment, "XDG_CACHE_HOME": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    summary = json.loads((folder / "runs/quickstart/summary.json").read_text())
+    return Example(done.stdout.splitlines(), summary)
 
 
-def summary(run: str = "runs/quickstart") -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(Path(run, "summary.json").read_text())
-    return content
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Example]]]:
+    """Runs every script; two at a time, as one leaves a core idle."""
+    root = tmp_path_factory.mktemp("examples")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with ThreadPoolExecutor(2) as executor:
+        yield {
+            name: executor.submit(run, arguments, root / name, environment)
+            for name, arguments in SCRIPTS.items()
+        }
 
 
 def parameters(width: int) -> int:
@@ -40,22 +71,20 @@ def parameters(width: int) -> int:
     return (27 + 1) * width + (9 * width + 1) * 2 * width + (2 * width + 1) * 10
 
 
-def test_own_model_runs_by_itself():
-    lines = python("own_model.py", "1")
-    found = summary()
+def test_own_model_runs_by_itself(examples):
+    example = examples["own_model"].result()
+    lines, found = example.lines, example.summary
     assert (found["epochs"], found["parameters"]) == (1, parameters(48))
     assert lines[-1] == f"{parameters(48):,} parameters, accuracy {found['test_accuracy']:.4f}"
 
 
-def test_own_model_is_trained_by_the_command():
-    (command,) = re.findall(r"python (-m .*own_model:net)", Path("own_model.py").read_text())
-    python(*command.split(), "--train.epochs", "1")
-    assert summary()["parameters"] == parameters(32)
+def test_own_model_is_trained_by_the_command(examples):
+    assert examples["command"].result().summary["parameters"] == parameters(32)
 
 
-def test_own_callback_stops_the_run():
-    lines = python("own_callback.py", "0.2")
-    found = summary()
+def test_own_callback_stops_the_run(examples):
+    example = examples["own_callback"].result()
+    lines, found = example.lines, example.summary
     assert found["epochs"] < 10
     assert found["val_accuracy"] >= 0.2
     rates = [float(rate) for rate in lines[-2].removeprefix("learning rates:").split()]
@@ -65,9 +94,9 @@ def test_own_callback_stops_the_run():
     assert lines[-1] == expected
 
 
-def test_python_api_trains_evaluates_and_predicts():
-    lines = python("python_api.py", "1")
-    found = summary()
+def test_python_api_trains_evaluates_and_predicts(examples):
+    example = examples["python_api"].result()
+    lines, found = example.lines, example.summary
     assert f"360 test images, accuracy {found['test_accuracy']:.4f}" in lines
     classes = [line.split()[1] for line in lines if line.startswith("class ")]
     assert classes == [str(digit) for digit in range(10)]
@@ -80,7 +109,7 @@ def test_python_api_trains_evaluates_and_predicts():
 
 
 def test_each_example_is_short_and_says_how_to_run_it():
-    for path in Path().glob("*.py"):
+    for path in EXAMPLES.glob("*.py"):
         text = path.read_text()
         assert len(text.splitlines()) <= 40, path
         assert f"    python {path.name}" in text.split('"""')[1], path

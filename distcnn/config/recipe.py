@@ -9,7 +9,9 @@ from typing import Any
 
 from distcnn.config.recipe_names import BUILT_IN, LoadedRecipe, recipe_names
 from distcnn.config.safe_yaml import read_yaml
-from distcnn.config.schema import WHOLE_KEYS, Config, DataConfig, TrainConfig
+from distcnn.config.schema import WHOLE_KEYS, Config
+from distcnn.config.sections.data import DataConfig
+from distcnn.config.sections.train import TrainConfig
 from distcnn.errors import UsageError
 
 

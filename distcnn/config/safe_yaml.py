@@ -4,11 +4,32 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typing_extensions import override
 
 MAX_BYTES = 1_000_000
 """Size of the largest YAML file that is read."""
 
 _MAX_DEPTH = 30
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Refuses aliases and deep nesting before anything is built from them."""
+
+    _depth = 0
+
+    @override
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {line} repeats a part by *{event.anchor}; write it out")
+        nests = isinstance(event, yaml.CollectionStartEvent)
+        self._depth += nests
+        if self._depth > _MAX_DEPTH:
+            raise ValueError(f"line {line} is nested more than {_MAX_DEPTH} levels deep")
+        node = super().compose_node(parent, index)
+        self._depth -= nests
+        return node
 
 
 def read_yaml(path: Path) -> Any:
@@ -29,27 +50,8 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
     try:
         text = content.decode("utf-8")
-        _require_plain(text)
-        return yaml.safe_load(text)
+        return yaml.load(text, _BoundedLoader)
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from None
     except Exception as error:  # of any kind: PyYAML trusts the values of explicit tags
         raise ValueError(" ".join(str(error).split())[:300]) from None
-
-
-def _require_plain(text: str) -> None:
-    """Checks the structure before anything is built from it."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"line {_line(event)} repeats a part by *{event.anchor}; write it out")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > _MAX_DEPTH:
-            raise ValueError(f"line {_line(event)} is nested more than {_MAX_DEPTH} levels deep")
-
-
-def _line(event: yaml.Event) -> int:
-    return event.start_mark.line + 1 if event.start_mark else 0

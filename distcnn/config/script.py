@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from distcnn.config.schema import DistributeConfig, PrecisionConfig
+from distcnn.config.sections.distribute import DistributeConfig
+from distcnn.config.sections.precision import PrecisionConfig
 from distcnn.errors import UsageError
 
 

@@ -22,6 +22,7 @@ class _MemoryReader:
         self._images: np.ndarray | None = images
         self._tensor: tf.Tensor | None = None
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, rows: tf.Tensor) -> tf.Tensor:
         if self._tensor is None:
             # Created eagerly, so that graphs capture it by reference instead of holding a copy.
@@ -37,6 +38,7 @@ class _FileReader:
     def __init__(self, images: np.memmap | DecodedFile) -> None:
         self._images = images
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, rows: tf.Tensor) -> tf.Tensor:
         pixels = tf.numpy_function(self._read, [rows], tf.uint8, stateful=False)
         return tf.ensure_shape(pixels, (rows.shape[0], *self._images.shape[1:]))
@@ -80,6 +82,7 @@ class ArraySplit(Split):
         )
 
     @override
+    @tf.autograph.experimental.do_not_convert
     def gather(self, indices: tf.Tensor) -> tf.Tensor:
         with tf.device("CPU:0"):
             return self._read(tf.gather(self._rows, indices))

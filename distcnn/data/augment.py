@@ -125,15 +125,22 @@ def augment(
     Raises:
         UsageError: If `config.extra` names an unknown augmentation.
     """
-    for name, strength in _strengths(config).items():
-        if strength:
-            key = "data.augment.extra"
-            is_path = ":" in name
-            apply = import_object(name, key) if is_path else look_up(key, name, AUGMENTATIONS)
-            shape = images.shape
-            images, labels = apply(images, labels, strength, random)
-            images = tf.ensure_shape(images, shape)
+    for apply, strength in _enabled(config):
+        shape = images.shape
+        images, labels = apply(images, labels, strength, random)
+        images = tf.ensure_shape(images, shape)
     return images, labels
+
+
+@tf.autograph.experimental.do_not_convert
+def _enabled(config: AugmentConfig) -> "list[tuple[Augmentation, Any]]":
+    """Returns the functions of the enabled augmentations and their strengths, in order."""
+    key = "data.augment.extra"
+    return [
+        (import_object(name, key) if ":" in name else look_up(key, name, AUGMENTATIONS), strength)
+        for name, strength in _strengths(config).items()
+        if strength
+    ]
 
 
 def _strengths(config: AugmentConfig) -> dict[str, Any]:
@@ -335,7 +342,7 @@ def _paste(images: tf.Tensor, patch: tf.Tensor, begin: tf.Tensor, end: tf.Tensor
 Augmentation = Callable[[tf.Tensor, tf.Tensor, Any, Randomness], tuple[tf.Tensor, tf.Tensor]]
 """Maps images, labels, strength and random numbers to images and labels of the same shapes."""
 
-AUGMENTATIONS: dict[str, Augmentation] = {
+_BUILT_IN: dict[str, Augmentation] = {
     "flip": lambda images, labels, _, random: (flip(images, random), labels),
     "crop": lambda images, labels, padding, random: (pad_and_crop(images, padding, random), labels),
     "color": lambda images, labels, strength, random: (
@@ -354,6 +361,10 @@ AUGMENTATIONS: dict[str, Augmentation] = {
         images,
         smooth_labels(labels, smoothing),
     ),
+}
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    name: tf.autograph.experimental.do_not_convert(apply) for name, apply in _BUILT_IN.items()
 }
 """The augmentations by name. To add one, write its function and register it here; then enable it
 with `--data.augment.extra '{"NAME": STRENGTH}'`."""

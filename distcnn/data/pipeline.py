@@ -3,6 +3,10 @@
 The order is a pure function of (seed, epoch, position), so a run can start at any step and any
 worker can compute its shards of any batch. Images stay uint8 until the model scales them, unless
 augmentation mixes them.
+
+`tf.data` converts what it maps with AutoGraph, for a split or an augmentation of a user's own that
+branches on tensors. The functions here have nothing to convert, and are exempt: reading and
+rewriting their source would take longer than tracing them.
 """
 
 import math
@@ -76,6 +80,7 @@ class BatchSharding:
         """Number of shards in a batch."""
         return self.replicas * self.accumulation_steps
 
+    @tf.autograph.experimental.do_not_convert
     def shard_at(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the step and the shard of this process's index-th element, counted from 0."""
         per_step = len(self.local_replica_ids) * self.accumulation_steps
@@ -83,6 +88,7 @@ class BatchSharding:
         replica = self.local_replica_ids.start + within % len(self.local_replica_ids)
         return index // per_step, within // len(self.local_replica_ids) * self.replicas + replica
 
+    @tf.autograph.experimental.do_not_convert
     def bounds(self, images: tf.Tensor, shard: tf.Tensor, group_size: int) -> tuple[tf.Tensor, ...]:
         """Returns the range of images in a shard.
 
@@ -144,6 +150,7 @@ def training_dataset(
     group_size = 2 if augmentation.mixup or augmentation.cutmix else 1
     per_step = len(sharding.local_replica_ids) * sharding.accumulation_steps
 
+    @tf.autograph.experimental.do_not_convert
     def steps_of(epoch: tf.Tensor) -> tf.data.Dataset:
         indices = tf.numpy_function(sampler.permutation, [epoch], tf.int64, stateful=False)
         indices.set_shape([sampler.examples])
@@ -240,7 +247,14 @@ def evaluation_dataset(split: Split, num_classes: int, batch_size: int) -> tf.da
         float32 one-hot of shape `(batch, num_classes)`.
     """
     batches, _ = sharded_evaluation_dataset(split, num_classes, batch_size, BatchSharding())
-    return batches.map(lambda images, labels, _: (images, labels))
+    return batches.map(_without_weights)
+
+
+@tf.autograph.experimental.do_not_convert
+def _without_weights(
+    images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    return images, labels
 
 
 def _to_cpu(labels: np.ndarray) -> tf.Tensor:

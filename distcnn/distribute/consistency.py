@@ -27,7 +27,7 @@ def verify_reduction(backend: Backend) -> None:
     """
     replicas = backend.replicas
 
-    @tf.function
+    @tf.function(autograph=False)
     def reduce() -> list[tf.Tensor]:
         def in_replica() -> tf.Tensor:
             number = tf.cast(backend.replica_id(), tf.float32) + 1.0

@@ -16,10 +16,10 @@ from distcnn.config.lookup import look_up, require_known
 from distcnn.distribute import launching
 from distcnn.errors import UsageError
 from distcnn.runtime.cluster import Cluster, ClusterError
-from distcnn.runtime.finding import Finding
 
 if TYPE_CHECKING:
     from distcnn.distribute.base import Backend
+    from distcnn.runtime.finding import Finding
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _never_chosen(resources: Resources) -> str | None:
     return None
 
 
-def _no_checks() -> Iterator[Finding]:
+def _no_checks() -> "Iterator[Finding]":
     return iter(())
 
 
@@ -80,7 +80,7 @@ class Strategy:
     more_devices: str = ""
     auto_reason: Callable[[Resources], str | None] = _never_chosen
     launch: launching.Launch = launching.one_process
-    check: Callable[[], Iterator[Finding]] = _no_checks
+    check: Callable[[], Iterator["Finding"]] = _no_checks
     can_compress: bool = False
     has_shared_memory: bool = False
     listens_publicly: bool = False
@@ -120,7 +120,7 @@ def _build_horovod(config: DistributeConfig, cluster: Cluster) -> "Backend":
     )
 
 
-def _check_horovod() -> Iterator[Finding]:
+def _check_horovod() -> "Iterator[Finding]":
     from distcnn.distribute.horovod_check import check_horovod
 
     return check_horovod()

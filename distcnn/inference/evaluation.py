@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from distcnn.config import DataConfig, TrainConfig
 from distcnn.config.recipe import data_of_run
-from distcnn.config.schema import DataConfig, TrainConfig
 from distcnn.data.dataset import load_split
 from distcnn.data.pipeline import evaluation_dataset
 from distcnn.data.sources import open_source

@@ -38,8 +38,9 @@ class EvaluationStep:
         self._objective = objective
         self._pixels = pixels
         self._test_flip = test_flip
-        self._sums = tf.function(self._sums_of, reduce_retracing=True)
-        self._outputs = tf.function(self._outputs_of, reduce_retracing=True)
+        # As in the training step: Keras keeps AutoGraph out of the layers of the classifier.
+        self._sums = tf.function(self._sums_of, autograph=False, reduce_retracing=True)
+        self._outputs = tf.function(self._outputs_of, autograph=False, reduce_retracing=True)
 
     def evaluate(self, batches: tf.data.Dataset, steps: int) -> dict[str, float]:
         """Evaluates on all processes together.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distcnn.config.schema import AugmentConfig
+from distcnn.config import AugmentConfig
 from distcnn.data.augment import Randomness, augment
 from distcnn.errors import UsageError
 

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from distcnn.config import AugmentConfig
 from distcnn.data.arrays import ArraySplit
@@ -180,3 +181,21 @@ def test_what_cannot_be_cropped_at_once_is_refused_by_name():
         dataset(8, BatchSharding())
     dataset(8, BatchSharding(range(1), replicas=2))
     dataset(0, BatchSharding())
+
+
+class Branching(ArraySplit):
+    """A split of a user's own, with a Python branch on a tensor."""
+
+    def gather(self, indices):
+        images = super().gather(indices)
+        if tf.reduce_min(images) == 0:
+            images = images + 1
+        return images
+
+
+def test_code_of_a_users_own_may_branch_on_tensors():
+    images = np.full((4, 2, 2, 1), 100, np.uint8)
+    images[0], images[1] = 0, 250
+    augment = AugmentConfig(extra={"tests.extension:darken_if_bright": 0.5})
+    found = sharding(Branching(images, np.arange(4)), 0, 4, augment, batch_size=1)
+    assert sorted(x.max() for x, _, _ in found) == [1, 100, 100, 125]

@@ -8,7 +8,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -75,13 +76,13 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
     return run
 
 
-def write_files() -> None:
+def write_files(folder: Path = Path()) -> None:
     """Writes the files that the pages show in blocks marked `<!-- file NAME -->`."""
     for page in PAGES:
         for block in blocks(page):
             kind, _, name = block.mark.partition(" ")
             if kind == "file":
-                Path(name).write_text(block.text, encoding="utf-8")
+                (folder / name).write_text(block.text, encoding="utf-8")
 
 
 @every_command
@@ -149,15 +150,35 @@ def test_code_blocks_say_what_they_are(page):
             ast.parse(block.text)
 
 
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if any(block.mark == "run" for block in blocks(page))],
-    ids=name_of,
-)
-def test_marked_examples_run(page):
-    write_files()
+MARKED = [page for page in PAGES if any(block.mark == "run" for block in blocks(page))]
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, Future[None]]]:
+    """Runs the marked blocks of every page; two pages at a time, as one leaves a core idle."""
+    folders = {page: tmp_path_factory.mktemp(page.stem) for page in MARKED}
     programs = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    with ThreadPoolExecutor(2) as executor:
+        yield {
+            page: executor.submit(run_marked, page, folder, environment)
+            for page, folder in folders.items()
+        }
+
+
+@pytest.mark.parametrize("page", MARKED, ids=name_of)
+def test_marked_examples_run(page, examples):
+    examples[page].result()
+
+
+def run_marked(page: Path, folder: Path, environment: Mapping[str, str]) -> None:
+    """Runs the marked blocks of a page in a folder with the files that the pages show."""
+    write_files(folder)
+    environment = {**environment, "XDG_CACHE_HOME": str(folder / "cache")}
     marked = [block for block in blocks(page) if block.mark == "run"]
     # Blocks of one language share a process, as importing TensorFlow takes seconds.
     for language, group in itertools.groupby(marked, lambda block: block.language):
@@ -167,6 +188,7 @@ def test_marked_examples_run(page):
         done = subprocess.run(
             command,
             input=text,
+            cwd=folder,
             env=environment,
             capture_output=True,
             text=True,

@@ -26,11 +26,13 @@ class Group:
 
     Attributes:
         kind: horovod, multi_worker or mirrored.
+        size: Number of ranks.
         processes: The started processes: Horovod's launcher alone, or every rank.
         logs: The output of each of them.
     """
 
     kind: str
+    size: int
     processes: list[subprocess.Popen[bytes]]
     logs: list[Path]
 
@@ -113,7 +115,7 @@ def start_group(
                     stderr=subprocess.STDOUT,
                 )
             )
-    return Group(kind, processes, logs)
+    return Group(kind, size, processes, logs)
 
 
 @dataclass(frozen=True)
@@ -143,19 +145,37 @@ class Outcome:
             return [archive[name] for name in archive.files]
 
 
-def run_plan(kind: str, size: int, plan: list[dict[str, Any]], folder: Path) -> dict[str, Outcome]:
-    """Trains every entry of a plan in one group of processes; see `tests.lockstep.worker`."""
+@dataclass(frozen=True)
+class StartedPlan:
+    """A plan that a group of processes works on."""
+
+    group: Group
+    plan: list[dict[str, Any]]
+    folder: Path
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """Waits until the group ends; returns the outcome of every entry by name."""
+        codes = self.group.wait()
+        assert not any(codes), self.group.output()
+        ranks = 1 if self.group.kind in ("mirrored", "alone") else self.group.size
+        outcomes = {}
+        for entry in self.plan:
+            files = sorted((self.folder / entry["name"]).glob("rank-*.json"))
+            results = [json.loads(path.read_text()) for path in files]
+            assert len(results) == ranks
+            outcomes[entry["name"]] = Outcome(results, self.folder / entry["name"])
+        return outcomes
+
+
+def start_plan(kind: str, size: int, plan: list[dict[str, Any]], folder: Path) -> StartedPlan:
+    """Lets a group of processes train every entry of a plan; see `tests.lockstep.worker`."""
     folder.mkdir(parents=True)
     file = folder / "plan.json"
     file.write_text(json.dumps(plan))
     arguments = ["-m", "tests.lockstep.worker", str(file), str(folder)]
-    group = start_group(kind, size, arguments, folder)
-    codes = group.wait()
-    assert not any(codes), group.output()
-    outcomes = {}
-    for entry in plan:
-        files = sorted((folder / entry["name"]).glob("rank-*.json"))
-        results = [json.loads(path.read_text()) for path in files]
-        assert len(results) == (1 if kind in ("mirrored", "alone") else size)
-        outcomes[entry["name"]] = Outcome(results, folder / entry["name"])
-    return outcomes
+    return StartedPlan(start_group(kind, size, arguments, folder), plan, folder)
+
+
+def run_plan(kind: str, size: int, plan: list[dict[str, Any]], folder: Path) -> dict[str, Outcome]:
+    """Trains every entry of a plan in one group of processes."""
+    return start_plan(kind, size, plan, folder).outcomes()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.lockstep.cases import ANY_WORKERS
-from tests.lockstep.groups import Outcome, run_plan
+from tests.lockstep.groups import Outcome, StartedPlan, run_plan, start_plan
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest weight of a variable, or to 0.1 if that is larger."""
@@ -62,10 +62,16 @@ def plan_of(kind: str, names: list[str]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """Every case, trained by one worker."""
+def started_alone(tmp_path_factory: pytest.TempPathFactory) -> StartedPlan:
+    """Every case, trained by one worker beside the first group, as it leaves a core idle."""
     plan = plan_of("one_device", list(ANY_WORKERS))
-    return run_plan("alone", 1, plan, tmp_path_factory.mktemp("alone") / "out")
+    return start_plan("alone", 1, plan, tmp_path_factory.mktemp("alone") / "out")
+
+
+@pytest.fixture
+def alone(started_alone: StartedPlan) -> dict[str, Outcome]:
+    """Every case, trained by one worker."""
+    return started_alone.outcomes()
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +83,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Outc
 @pytest.fixture
 def outcome(
     request: pytest.FixtureRequest,
+    started_alone: StartedPlan,
     groups: dict[str, dict[str, Outcome]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, Outcome]:

@@ -34,16 +34,23 @@ def measured(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in timed} for row in rows(run)]
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """The summary and the folder of a run with everything that was not interrupted."""
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return small_run(run, **EVERYTHING), run
+
+
 @pytest.mark.parametrize("stops", [[3], [7], [9, 2], [1, 1, 1]])
-def test_a_signal_stops_at_a_step_and_the_same_command_goes_on(tmp_path, stops):
-    whole = small_run(tmp_path / "whole", **EVERYTHING)
+def test_a_signal_stops_at_a_step_and_the_same_command_goes_on(tmp_path, stops, uninterrupted):
+    whole, folder = uninterrupted
     parts = interrupted_run(tmp_path / "parts", stops, **EVERYTHING)
     assert parts["weights_sha256"] == whole["weights_sha256"]
     timed = ("train_seconds", "images_per_second")
     assert {k: v for k, v in parts.items() if k not in timed} == {
         k: v for k, v in whole.items() if k not in timed
     }
-    assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
+    assert measured(tmp_path / "parts") == measured(folder)
 
 
 def test_steps_per_execution_may_straddle_the_stop(tmp_path):

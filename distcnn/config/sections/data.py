@@ -1,0 +1,56 @@
+"""The section `data`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from distcnn.config.sections.augment import AugmentConfig
+from distcnn.config.sections.bounds import (
+    require,
+    require_at_least,
+    require_at_most,
+    require_finite,
+    require_fraction,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Data set and input pipeline."""
+
+    name: str = "cifar10"
+    """Data set. digits needs no download; folder and tfrecord read your images from data.dir."""
+    dir: str | None = None
+    """Folder of the data set. folder: DIR/train/<class>/*.jpg and DIR/test/<class>/*.jpg.
+    tfrecord: shards written by `distcnn.records`. cifar10, cifar100: the batches or the
+    archive. Default: download them."""
+    image_size: int | None = None
+    """Resize images to squares with sides of this many pixels, without keeping the aspect ratio.
+    Default: the model's fixed input size, else 32 for digits and folder, else the stored size."""
+    pixels: Literal["auto", "unit", "signed", "byte"] = "auto"
+    """Range of the pixel values fed to the model: unit [0, 1], signed [-1, 1] or byte [0, 255].
+    auto: what the model's first layers expect (byte if it rescales them itself), else unit."""
+    validation: Literal["split", "test", "none"] = "split"
+    """Images to validate on. split: the data set's own val images, else a stratified split of the
+    training images. test: the test images. none: no validation."""
+    validation_split: float = 0.1
+    """Fraction of the training images of every class that data.validation=split holds out."""
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"
+    """Where to cache decoded images: in memory, in a file in the user's cache folder, or nowhere,
+    which decodes them in every epoch. auto: the first of these with enough space."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """What to do with images that cannot be decoded: stop and name them, or skip them."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation of the training images; 0 or false disables an augmentation."""
+    synthetic_examples: int = 10_000
+    """Training images of the data set synthetic (32x32x3, 10 classes), which is for benchmarks."""
+
+    def __post_init__(self) -> None:
+        """Validates the values and their combinations."""
+        require_finite("data", self)
+        require_at_most("data", self, 8192, "image_size")
+        require_at_least("data", self, 1, "image_size", "synthetic_examples")
+        require_fraction("data", self, "validation_split")
+        require(
+            self.validation != "split" or self.validation_split > 0,
+            "data.validation is split, but data.validation_split is 0; use --data.validation none",
+        )

@@ -1,0 +1,33 @@
+"""The section `model`."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from distcnn.config.sections.bounds import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Classifier."""
+
+    name: str = "article"
+    """Built-in model. article: the CIFAR-10 CNN with 2,264,458 parameters. compact: a residual CNN
+    with about a million, for short runs."""
+    factory: str | None = None
+    """Your own model, as package.module:function; replaces model.name. The function is called with
+    model.args, and with `input_shape` and `num_classes` if it accepts them; it returns a
+    keras.Model."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the model function, as a mapping."""
+    output: Literal["auto", "probabilities", "logits"] = "auto"
+    """What the model outputs. auto: probabilities if the rows of its output for a few images sum to
+    1, else logits."""
+
+    def __post_init__(self) -> None:
+        """Validates the form of the factory."""
+        pattern = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+        require(
+            self.factory is None or re.fullmatch(pattern, self.factory) is not None,
+            f"model.factory is {self.factory!r}; expected package.module:function",
+        )

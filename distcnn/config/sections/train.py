@@ -1,0 +1,53 @@
+"""The section `train`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from distcnn.config.sections.bounds import require_at_least, require_at_most
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Training length, batch sizes and execution."""
+
+    epochs: int = 25
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images per worker and forward pass; the global batch grows with the number of workers. A
+    worker is a replica: with mirrored and multi_worker, a process has one per device."""
+    global_batch_size: int | None = None
+    """Images per step over all workers; replaces train.batch_size, and makes the result independent
+    of the number of workers. Default: derived from train.batch_size."""
+    accumulation_steps: int = 1
+    """Forward passes per worker and step; their gradients are summed before they are reduced."""
+    eval_batch_size: int = 512
+    """Images per step of evaluation and prediction; does not affect the results."""
+    test_flip: bool = False
+    """Average the outputs for each image and its mirror image in validation, test, evaluate and
+    predict; takes twice as long."""
+    fast_path: Literal["auto", "on", "off"] = "auto"
+    """Compute the model in fewer passes over memory: fused normalisation, cheap random bits for
+    dropout, fused optimizer updates. auto: off if XLA compiles the step, since XLA fuses by
+    itself; else on."""
+    steps_per_execution: int = 1
+    """Training steps per call into TensorFlow; more than 1 saves Python overhead in small
+    models."""
+    seed: int = 21
+    """Seed of the initial weights, the order of the images, augmentation and dropout."""
+    early_stopping: int = 0
+    """Stop after this many epochs without a lower validation loss; 0 disables early stopping."""
+    callbacks: list[str] = field(default_factory=list)
+    """Your own Keras callbacks, each as package.module:name, created without arguments."""
+
+    def __post_init__(self) -> None:
+        """Validates the sizes and counts."""
+        require_at_most("train", self, 2**32 - 1, "seed")
+        sizes = (
+            "epochs",
+            "batch_size",
+            "global_batch_size",
+            "accumulation_steps",
+            "eval_batch_size",
+        )
+        require_at_least("train", self, 1, *sizes, "steps_per_execution")
+        require_at_least("train", self, 0, "seed", "early_stopping")
