@@ -7,6 +7,7 @@ None if the fault was survived.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import random
@@ -18,8 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 _TIMEOUT_SECONDS = 300
 _SHOWN = 20
@@ -101,7 +100,7 @@ def main(description: str, cases: Mapping[str, Case]) -> int:
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="distcnn-faults-"))
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder / ".cache")
     return run_cases(
         {name: cases[name] for name in options.case or cases}, options.points, options.seed, folder
     )
@@ -113,12 +112,8 @@ def run_cases(cases: Mapping[str, Case], points: int | None, seed: int, folder: 
     code = 0
     for name, case in cases.items():
         result, errors = folder / f"{name}.json", folder / f"{name}.stderr"
-        status = in_fork(
-            lambda name=name, case=case: run_case(name, case, points, seed, folder),  # type: ignore[misc]
-            result,
-            timeout=0,
-            errors=errors,
-        )
+        run = functools.partial(run_case, name, case, points, seed, folder)
+        status = in_fork(run, result, timeout=0, errors=errors)
         if status != 0:
             print(f"{name:20} ended with {status}: {errors.read_text()[-2000:]}", flush=True)
         if status != 0 or not json.loads(result.read_text()):

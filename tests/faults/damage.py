@@ -2,9 +2,10 @@
 
     python -m tests.faults.damage [--case NAME] [--points N] [--seed S] [--folder DIR]
 
-Every bit of a small file is flipped, one at a time; a large one gets 400 random bit flips, overwritten
-bytes and truncations. What is read must be exactly what was written, or be refused by an error that
-names the file; a CIFAR batch, whose format has no checksum, may be read with a warning instead.
+Every bit of a small file is flipped, one at a time; a large one gets 400 random bit flips,
+overwritten bytes and truncations. What is read must be exactly what was written, or be refused by
+an error that names the file; a CIFAR batch, whose format has no checksum, may be read with a
+warning instead.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from distcnn.data.sources import open_source
 from distcnn.data.tfrecord_index import read_index
 from distcnn.data.tfrecord_writer import write_records
 from distcnn.errors import DistcnnError
+from distcnn.runtime.files import file_digest
 from distcnn.storage.checkpoint import Checkpoints, Progress, read_checkpoint, write_checkpoint
 from distcnn.storage.model_file import ModelMetadata, load_model, read_description, save_model
 from distcnn.storage.run_directory import RunDirectory
@@ -168,9 +170,7 @@ def run_configuration(campaign: Campaign) -> Iterator[tuple[str, str | None]]:
     run = campaign.folder
     _begin_run(run)
     path = run / "config.yaml"
-    yield from damaged(
-        path, every_bit(campaign, path.read_bytes()), lambda: settings_of_run(run)
-    )
+    yield from damaged(path, every_bit(campaign, path.read_bytes()), lambda: settings_of_run(run))
 
 
 def run_environment(campaign: Campaign) -> Iterator[tuple[str, str | None]]:
@@ -190,8 +190,10 @@ def run_environment(campaign: Campaign) -> Iterator[tuple[str, str | None]]:
 
 def _begin_run(run: Path) -> dict[str, Any]:
     resolved = {
-        **{"model": "tiny", "strategy": "single", "training_images": 230, "hosts": ["a"]},
-        **{"images_hash": "0123456789abcdef" * 4, "global_batch_size": 32, "learning_rate": 0.1},
+        "model": "tiny",
+        "training_images": 230,
+        "images_hash": "0123456789abcdef" * 4,
+        "global_batch_size": 32,
     }
     environment = {"distcnn": "1", "host": "a", "command": ["train"], "resolved": resolved}
     config = small_config(run)
@@ -204,11 +206,13 @@ def _begin_run(run: Path) -> dict[str, Any]:
 def metrics(campaign: Campaign) -> Iterator[tuple[str, str | None]]:
     """`metrics.jsonl`, whose rows a resumed run keeps."""
     path = campaign.folder / "metrics.jsonl"
+    checkpoints = Checkpoints(campaign.folder / "checkpoints", keep=1)
     rows = [
         {"step": step, "epoch": 1, "loss": 1 / step, "val_loss": 0.25 if step == 3 else None}
         for step in (1, 2, 3)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checkpoints.save({"a": np.zeros(3)}, Progress(step=3))
     directory = RunDirectory(campaign.folder, begun=True)
     faults = every_bit(campaign, path.read_bytes())
     yield from damaged(path, faults, lambda: directory.cut_metrics(3))
@@ -243,7 +247,8 @@ def checkpoint(campaign: Campaign) -> Iterator[tuple[str, str | None]]:
 
 def older_checkpoint(campaign: Campaign) -> Iterator[tuple[str, str | None]]:
     """An older checkpoint, which must not keep the run from saving the next."""
-    folder = campaign.folder
+    folder = campaign.folder / "checkpoints"
+    folder.mkdir()
     old = folder / "step-00000007.npz"
     _write_checkpoint(folder / "step-00000001.npz")
     _write_checkpoint(old)
@@ -310,6 +315,45 @@ def cache(campaign: Campaign, suffix: str) -> Iterator[tuple[str, str | None]]:
     yield from damaged(path, faults, lambda: _content(config), same=same_arrays)
 
 
+def cifar_batch(campaign: Campaign) -> Iterator[tuple[str, str | None]]:
+    """A pickled batch; as its format has no checksum, it may be read with a warning."""
+    layout = cifar.SETS["cifar10"].layouts[0]
+    folder = campaign.folder / layout.folder
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name in layout.train + layout.test:
+        data = random.integers(0, 256, (20, 3072), np.uint8)
+        batch = {b"data": data, b"labels": random.integers(0, 10, 20).tolist()}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    sums = {name: file_digest(folder / name, "md5") for name in layout.md5}
+    cifar.SETS["cifar10"] = dataclasses.replace(
+        cifar.SETS["cifar10"],
+        batch_images=(20, 20),
+        layouts=(dataclasses.replace(layout, md5=sums),),
+    )
+    config = DataConfig(name="cifar10", dir=str(campaign.folder))
+    warnings: list[str] = []
+    log = logging.getLogger("distcnn")
+    log.propagate = False
+
+    def note(record: logging.LogRecord) -> bool:
+        warnings.append(record.getMessage())
+        return False
+
+    log.addFilter(note)
+
+    def read() -> Any:
+        warnings.clear()
+        source = cifar.open_cifar(config)
+        if any("data_batch_2 in" in warning and "differ" in warning for warning in warnings):
+            raise DistcnnError("data_batch_2 is warned of")
+        assert source.train is not None
+        return [source.train.labels, source.train.gather(tf.range(100, dtype=tf.int64)).numpy()]
+
+    path = folder / "data_batch_2"
+    yield from damaged(path, at_random(campaign, path.read_bytes()), read, same=same_arrays)
+
+
 def _write_records(campaign: Campaign) -> DataConfig:
     folder = write_images(campaign.folder / "images")
     records = campaign.folder / "records"
@@ -343,6 +387,7 @@ CASES: dict[str, Case] = {
     "model.keras": model_file,
     "cache.npy": functools.partial(cache, suffix=".npy"),
     "cache.json": functools.partial(cache, suffix=".json"),
+    "cifar_batch": cifar_batch,
     "index.json": records_index,
     "shard": functools.partial(records, name="train-00001-of-00002.tfrecord"),
     "offsets": functools.partial(records, name="train.index.npz"),
