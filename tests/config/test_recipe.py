@@ -1,5 +1,7 @@
 """Recipe files: what they start from, and what is refused."""
 
+import os
+
 import pytest
 
 from distcnn.config import OptimizerConfig
@@ -42,6 +44,12 @@ def test_bad_recipe_files_are_named_with_the_fix(text, message, tmp_path):
         parse("--recipe", str(file))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_is_no_file_does_not_stop_the_reader(tmp_path):
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(UsageError, match="is not valid YAML: it is not a regular file"):
+        parse(f"--recipe={tmp_path / 'recipe.yaml'}")
 
 
 def test_a_sealed_file_that_was_changed_is_refused_until_its_seal_is_removed(tmp_path):

@@ -167,6 +167,16 @@ def test_reads_the_pickles_of_python_2():
     assert read_labels.tolist() == labels
 
 
+def test_a_batch_that_is_no_file_does_not_stop_the_reader(tmp_path):
+    folder = tmp_path / "batches"
+    write_folder("cifar10", 0, folder)
+    for write in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (folder / "data_batch_2").unlink()
+        write(folder / "data_batch_2")
+        with pytest.raises(DataError, match="data_batch_2: it is not a regular file"):
+            open_dir("cifar10", folder)
+
+
 def test_batches_that_are_not_the_published_ones_are_named(tmp_path, monkeypatch, caplog):
     folder = tmp_path / "cifar-10-batches-py"
     write_folder("cifar10", 0, folder)

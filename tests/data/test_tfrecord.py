@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import zipfile
 from typing import Any
 
@@ -212,6 +213,14 @@ def test_index_errors(records, tmp_path):
         open_records(records)
     (records / "index.json").write_text('{"version": 2}')
     with pytest.raises(DataError, match="format version 2; expected 1"):
+        open_records(records)
+
+
+def test_a_shard_that_is_no_file_does_not_stop_the_reader(records):
+    shard = records / "train-00002-of-00004.tfrecord"
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(DataError, match=r"00002-of-00004\.tfrecord cannot be read: it is not"):
         open_records(records)
 
 
