@@ -1,11 +1,13 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in every published format."""
 
+import hashlib
 import logging
 import os
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from distcnn.data.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES
 from distcnn.data.download import download
 from distcnn.data.split import Source
 from distcnn.errors import DataError
-from distcnn.runtime.files import file_digest
+from distcnn.runtime.files import file_digest, open_regular
 
 URL = "https://www.cs.toronto.edu/~kriz"
 """Where the archives are downloaded from."""
@@ -37,6 +39,8 @@ class Layout:
         train: File names of the training batches.
         test: File names of the test batches.
         read: Parses the bytes of a batch; see `cifar_batches`.
+        md5: MD5 of the published batches by file name, where it is known; the format itself has no
+            checksum.
     """
 
     folder: str
@@ -46,6 +50,7 @@ class Layout:
     train: tuple[str, ...]
     test: tuple[str, ...]
     read: Callable[[bytes, int], tuple[np.ndarray, np.ndarray]]
+    md5: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,14 @@ SETS: dict[str, Cifar] = {
                 train=tuple(f"data_batch_{number}" for number in range(1, 6)),
                 test=("test_batch",),
                 read=read_python_batch,
+                md5={
+                    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+                    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+                    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+                    "data_batch_4": "634d18415352ddfa80567beed471001a",
+                    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+                    "test_batch": "40351d587109b95175f43aff81a1287e",
+                },
             ),
             Layout(
                 folder="cifar-10-batches-bin",
@@ -103,6 +116,10 @@ SETS: dict[str, Cifar] = {
                 train=("train",),
                 test=("test",),
                 read=read_python_batch,
+                md5={
+                    "train": "16019d7e3df5f24257cddd939b257f8d",
+                    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+                },
             ),
             Layout(
                 folder="cifar-100-binary",
@@ -205,12 +222,35 @@ def _read_folder(layout: Layout, folder: Path) -> Mapping[str, bytes]:
     try:
         for name in layout.train + layout.test:
             _require_bounded(folder / name, (folder / name).stat().st_size)
-        return {name: (folder / name).read_bytes() for name in layout.train + layout.test}
+        batches = {name: _read_batch(folder / name) for name in layout.train + layout.test}
     except OSError as error:
         raise DataError(
             f"cannot read {error.filename}: {error.strerror}; expected the batches "
             f"{', '.join(layout.train + layout.test)}; unpack {layout.archive} again"
         ) from error
+    _warn_of_other_batches(layout, folder, batches)
+    return batches
+
+
+def _read_batch(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _warn_of_other_batches(layout: Layout, folder: Path, batches: Mapping[str, bytes]) -> None:
+    """Warns of batches that are not the published ones: somebody's own, or damaged."""
+    known = [name for name in batches if name in layout.md5]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the GIL
+        found = pool.map(lambda name: hashlib.md5(batches[name]).hexdigest(), known)
+    differing = [name for name, md5 in zip(known, found, strict=True) if md5 != layout.md5[name]]
+    if differing:
+        _logger.warning(
+            "warning: %s in %s differ from the published files, so pixels or labels may be wrong; "
+            "if you did not change them, unpack %s again",
+            ", ".join(differing),
+            folder,
+            layout.archive,
+        )
 
 
 def _read_archive(layout: Layout, path: Path) -> Mapping[str, bytes]:

@@ -62,6 +62,8 @@ def _open_shard(entry: dict[str, Any], path: Path) -> WatchedFile:
         return WatchedFile(path, find_damage, REMEDY)
     except FileNotFoundError as error:
         raise DataError(f"the shard {path} is missing; {REMEDY}") from error
+    except OSError as error:
+        raise DataError(f"the shard {path} cannot be read: {error.strerror}; {REMEDY}") from error
 
 
 class RecordSplit(EncodedSplit):

@@ -41,6 +41,13 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not an index of records; {REMEDY}") from error
     if version != layout.VERSION:
         raise DataError(f"{path} has format version {version}; expected {layout.VERSION}; {REMEDY}")
+    digest = layout.index_digest(index)
+    # Older folders have no checksum. Other keys are refused, as damage may have renamed it.
+    if set(index) - layout.KEYS or index.get("sha256", digest) != digest:
+        raise DataError(
+            f"{path} does not match its checksum; {REMEDY}, or remove its key sha256 if you edited "
+            "it on purpose"
+        )
     for key, is_valid in (
         ("classes", _is_list(index.get("classes"), str)),
         ("image_shape", _is_shape(index.get("image_shape"))),

@@ -81,6 +81,7 @@ def _write_all(source: Source, folder: Path, shards: int) -> dict[str, Any]:
             if split is not None
         },
     }
+    index["sha256"] = layout.index_digest(index)
     (folder / layout.INDEX).write_text(json.dumps(index, indent=2) + "\n")
     return index
 

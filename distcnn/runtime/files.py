@@ -1,10 +1,13 @@
 """Locks, checksums and atomic writes of files."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: The file cannot be flushed or renamed.
     """
     partial = path.with_name(f".partial-{path.name}")
+    partial.unlink(missing_ok=True)  # a link that somebody planted there is not followed
     try:
         yield partial
         for name in (partial, path.parent):
@@ -60,13 +64,34 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def open_regular(path: Path) -> io.BufferedReader:
+    """Opens a regular file, which links may lead to, for reading.
+
+    No other file is opened: a FIFO would block, and a device might never end.
+
+    Raises:
+        OSError: The file is of another kind or cannot be opened.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    if _is_regular(path.stat()):
+        file = os.fdopen(os.open(path, flags), "rb")
+        if _is_regular(os.fstat(file.fileno())):  # it may have been replaced since
+            return file
+        file.close()
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def _is_regular(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)
+
+
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Returns the checksum of a file in hexadecimal.
 
     Raises:
         OSError: The file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distcnn.errors import DataError
+from distcnn.runtime.files import open_regular
 
 
 class DamagedFileError(DataError):
@@ -49,7 +50,8 @@ class WatchedFile:
         self.path = path
         self._find_damage = find_damage
         self._remedy = remedy
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open_regular(path) as file:
+            self._descriptor = os.dup(file.fileno())
         # Not at exit, when a reading thread may still be running.
         weakref.finalize(self, os.close, self._descriptor).atexit = False
         self._lock = threading.Lock()

@@ -1,22 +1,27 @@
 """Checkpoints: the whole state of a run in one file with a checksum, for an exact resume."""
 
+import hashlib
 import json
 import logging
+import os
 import re
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distcnn.errors import DistcnnError
-from distcnn.runtime.files import file_digest, replacing, write_text
+from distcnn.runtime.files import file_digest, open_regular, replacing, write_text
 
 log = logging.getLogger("distcnn")
 
 _NAME = re.compile(r"step-(\d{8,})\.npz")
 _META = "meta"
+_METRICS = "metrics"
+_MAX_CHECKSUM_BYTES = 4096
+METRICS_FILE = "metrics.jsonl"
 
 NAMES = "names"
 """Name of the array that holds the paths of the variables."""
@@ -72,8 +77,9 @@ class Checkpoints:
 
     A checkpoint is a NumPy archive `step-NNNNNNNN.npz` beside a `.sha256` file in the format of
     `sha256sum`. Its `Progress` says which step was the best so far, so that this fact and the state
-    of the run appear together or not at all. The checkpoint of the best step is kept, and so is the
-    one that each kept checkpoint calls the best, in case the newest is damaged.
+    of the run appear together or not at all. It also has the checksum of the metrics so far. The
+    checkpoint of the best step is kept, and so is the one that each kept checkpoint calls the best,
+    in case the newest is damaged.
 
     Args:
         folder: The folder, which is created with the first checkpoint.
@@ -109,7 +115,7 @@ class Checkpoints:
         path = self.path(progress.step)
         try:
             self._folder.mkdir(exist_ok=True)  # not its parent, which somebody may have deleted
-            write_checkpoint(path, arrays, progress)
+            write_checkpoint(path, arrays, progress, self._folder.parent / METRICS_FILE)
             self._delete_old()
         except OSError as error:
             newest = self.newest_first()
@@ -139,12 +145,51 @@ class Checkpoints:
         return None
 
 
-def write_checkpoint(path: Path, arrays: dict[str, np.ndarray], progress: Progress) -> None:
-    """Writes a checkpoint and its checksum, each atomically."""
-    meta = np.frombuffer(json.dumps(asdict(progress)).encode(), np.uint8)
+def write_checkpoint(
+    path: Path, arrays: dict[str, np.ndarray], progress: Progress, metrics: Path | None = None
+) -> None:
+    """Writes a checkpoint and its checksum, each atomically.
+
+    Args:
+        path: The checkpoint.
+        arrays: The state: arrays by name.
+        progress: The progress of the run.
+        metrics: The file of metrics, whose size and checksum are stored too if it exists.
+    """
+    described = {_META: asdict(progress)}
+    if metrics is not None and metrics.is_file():
+        described[_METRICS] = _describe_metrics(metrics)
+    own = {key: np.frombuffer(json.dumps(d).encode(), np.uint8) for key, d in described.items()}
     with replacing(path) as partial:
-        np.savez(partial, allow_pickle=False, **{_META: meta}, **arrays)
+        np.savez(partial, allow_pickle=False, **own, **arrays)
         write_text(_checksum_file(path), f"{file_digest(partial)}  {path.name}\n")
+
+
+def _describe_metrics(path: Path) -> dict[str, Any]:
+    with open_regular(path) as file:
+        os.fsync(file.fileno())  # a power failure must not leave less than the checkpoint expects
+        content = file.read()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def metrics_until(checkpoint: Path, content: bytes) -> bytes:
+    """Returns the part of a file of metrics that existed when a checkpoint was written.
+
+    Args:
+        checkpoint: An intact checkpoint.
+        content: The content of the file; all of it is returned for a checkpoint of an earlier
+            version, which does not know.
+
+    Raises:
+        ValueError: The file does not begin as it did then.
+    """
+    stored = _read_meta(checkpoint, _METRICS)
+    if stored is None:
+        return content
+    beginning = content[: stored["bytes"]]
+    if hashlib.sha256(beginning).hexdigest() != stored["sha256"]:
+        raise ValueError(f"it is not as {checkpoint.name} expects")
+    return beginning
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
@@ -157,22 +202,47 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
         DistcnnError: If the file is missing, damaged, or not a checkpoint.
     """
     try:
-        expected = _checksum_file(path).read_text().split()[0]
+        with open_regular(_checksum_file(path)) as file:
+            expected = file.read(_MAX_CHECKSUM_BYTES).decode().split()[0]
         digest = file_digest(path)
     except (OSError, IndexError, UnicodeDecodeError) as error:
         raise DistcnnError(f"the checkpoint {path} cannot be read: {error}") from None
     if digest != expected:
         raise DistcnnError(f"the checkpoint {path} is damaged: its checksum does not match")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = _read_archive(path)
+        arrays.pop(_METRICS, None)
         meta = json.loads(arrays.pop(_META).tobytes())
         if "best_step" not in meta:
             raise ValueError("it was written by an earlier version; start the run anew")
         progress = Progress(**meta)
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise DistcnnError(f"{path} is not a checkpoint of distcnn: {error}") from None
+        _require_types(progress)
+    except Exception as error:  # whatever is inside, as anybody can write a checksum
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DistcnnError(f"{path} is not a checkpoint of distcnn: {reason}") from None
     return arrays, progress
+
+
+def _require_types(progress: Progress) -> None:
+    for field in fields(Progress):
+        value = getattr(progress, field.name)
+        kind: Any = field.type
+        if type(value) not in ((int, float) if kind is float else (kind,)):
+            raise ValueError(f"its {field.name} is {value!r}; expected {kind.__name__}")
+
+
+def _read_archive(path: Path) -> dict[str, np.ndarray]:
+    """Reads all arrays; takes no more memory than the file has bytes.
+
+    Raises:
+        Exception: Of many kinds, if the file is not an archive of plain arrays.
+    """
+    size = path.stat().st_size
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        if sum(member.file_size for member in archive.infolist()) > size:
+            raise ValueError("its arrays are larger than the file")
+    with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def find_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
@@ -196,7 +266,14 @@ def find_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
             f"checkpoint.resume is {path}, which is no checkpoint; expected a run directory, or a "
             "file such as checkpoints/step-00000704.npz in one"
         )
-    return read_checkpoint(path)
+    arrays, progress = read_checkpoint(path)
+    try:
+        is_whole = isinstance(paths_in(arrays), dict)
+    except (KeyError, ValueError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise DistcnnError(f"{path} is not a checkpoint of distcnn: it has no names of variables")
+    return arrays, progress
 
 
 def snapshot(variables: dict[str, list[Any]]) -> dict[str, np.ndarray]:
@@ -266,9 +343,15 @@ def _checksum_file(path: Path) -> Path:
 
 def _best_step(path: Path) -> int | None:
     """Reads which step a checkpoint calls the best; None if it says none, or cannot be read."""
+    meta = _read_meta(path, _META)
+    step = meta.get("best_step") if isinstance(meta, dict) else None
+    return step if isinstance(step, int) and step >= 0 else None
+
+
+def _read_meta(path: Path, name: str) -> Any:
+    """Reads one of the descriptions in a checkpoint; None if it has none, or is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            step = int(json.loads(archive[_META].tobytes())["best_step"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
+            return json.loads(archive[name].tobytes())
+    except Exception:  # of any kind: NumPy and zipfile trust what they read
         return None
-    return step if step >= 0 else None

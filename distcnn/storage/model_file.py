@@ -14,9 +14,11 @@ from typing import Any, Literal
 import keras
 
 from distcnn.errors import DistcnnError
-from distcnn.runtime.files import replacing
+from distcnn.runtime.files import open_regular, replacing
 
 _METADATA = "distcnn.json"
+_MOST_EXPANSION = 100
+"""How many times larger a file may become; Keras does not compress, but others may have."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def read_description(path: Path) -> dict[str, Any]:
     Raises:
         DistcnnError: If the file is not one that Keras wrote.
     """
-    with _as_one_line(path), zipfile.ZipFile(path) as archive:
+    with _as_one_line(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        _require_bounded(archive, path.stat().st_size)
         description: dict[str, Any] = json.loads(archive.read("config.json"))
     return description
 
@@ -98,7 +101,8 @@ def load_model(
     """
     metadata: ModelMetadata | None = None
     with _as_one_line(path):
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            _require_bounded(archive, path.stat().st_size)
             if _METADATA in archive.namelist():
                 content: dict[str, Any] = json.loads(archive.read(_METADATA))
                 metadata = ModelMetadata(**{**content, "classes": tuple(content["classes"])})
@@ -106,6 +110,12 @@ def load_model(
             path, dict(custom_objects or {}), compile=False, safe_mode=safe_mode
         )
     return model, metadata
+
+
+def _require_bounded(archive: zipfile.ZipFile, size: int) -> None:
+    expanded = sum(member.file_size for member in archive.infolist())
+    if expanded > _MOST_EXPANSION * size:
+        raise ValueError(f"it has {size:,} bytes and would expand to {expanded:,}")
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from distcnn.config.safe_yaml import read_yaml
+from distcnn.config.safe_yaml import read_yaml, sealed
 from distcnn.config.schema import WHOLE_KEYS, Config
 from distcnn.errors import DistcnnError
-from distcnn.runtime.files import write_json, write_text
+from distcnn.runtime.files import open_regular, write_json, write_text
+from distcnn.storage.checkpoint import METRICS_FILE, Checkpoints, metrics_until
 
 log = logging.getLogger("distcnn")
 
@@ -76,7 +77,7 @@ class RunDirectory:
             self._take(config)
             self._require_same_course(environment)
             write_json(self.path / "environment.json", environment)
-            write_text(self.path / "config.yaml", config.to_yaml())
+            write_text(self.path / "config.yaml", sealed(config.to_yaml()))
         except DistcnnError:
             self.close()
             raise
@@ -166,17 +167,25 @@ class RunDirectory:
 
         Returns:
             The remaining rows.
+
+        Raises:
+            DistcnnError: If the file is damaged; it is left unchanged.
         """
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = []
-        for line in lines:
+        path = self.path / METRICS_FILE
+        checkpoint = Checkpoints(self.path / "checkpoints", keep=1).path(step)
+        rows: list[dict[str, Any]] = []
+        if checkpoint.exists() and path.exists():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the last row was not written completely
-            if row["step"] <= step:
-                rows.append(row)
+                with open_regular(path) as file:
+                    kept = metrics_until(checkpoint, file.read())
+                rows = [row for row in _parse_rows(kept) if row["step"] <= step]
+            except (OSError, ValueError) as error:
+                raise DistcnnError(
+                    f"{path} is damaged ({error}); restore it, or delete it, which lets the run go "
+                    "on without its rows"
+                ) from None
+        elif checkpoint.exists():
+            log.warning("warning: %s is missing; its rows up to step %d are lost", path, step)
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
@@ -227,10 +236,30 @@ def _read_resolved(file: Path) -> dict[str, Any]:
         DistcnnError: If the file is damaged.
     """
     try:
-        resolved = json.loads(file.read_text(encoding="utf-8"))["resolved"]
+        with open_regular(file) as content:
+            resolved = json.loads(content.read())["resolved"]
         return {key: resolved[key] for key in _COURSE}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DistcnnError(_damaged(file, error)) from None
+
+
+def _parse_rows(content: bytes) -> list[dict[str, Any]]:
+    """Parses rows of metrics; a last one that was not written completely is left out.
+
+    Raises:
+        ValueError: Another one is damaged; the message is on one line.
+    """
+    rows = []
+    complete, _, _ = content.rpartition(b"\n")
+    for number, line in enumerate(complete.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if type(row["step"]) is not int or not {"epoch", "loss"} <= set(row):
+                raise ValueError("expected step, epoch and loss")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"line {number}: {' '.join(str(error).split())[:200]}") from None
+        rows.append(row)
+    return rows
 
 
 def _damaged(file: Path, error: Exception) -> str:

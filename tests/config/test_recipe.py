@@ -1,9 +1,12 @@
 """Recipe files: what they start from, and what is refused."""
 
+import os
+
 import pytest
 
 from distcnn.config import OptimizerConfig
 from distcnn.config.recipe import recipe_names
+from distcnn.config.safe_yaml import read_yaml, sealed
 from distcnn.errors import UsageError
 from tests.runs import parse
 
@@ -41,6 +44,25 @@ def test_bad_recipe_files_are_named_with_the_fix(text, message, tmp_path):
         parse("--recipe", str(file))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_is_no_file_does_not_stop_the_reader(tmp_path):
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(UsageError, match="is not valid YAML: it is not a regular file"):
+        parse(f"--recipe={tmp_path / 'recipe.yaml'}")
+
+
+def test_a_sealed_file_that_was_changed_is_refused_until_its_seal_is_removed(tmp_path):
+    path = tmp_path / "config.yaml"
+    text = sealed("recipe: small\ntrain: {seed: 1}\n")
+    path.write_text(text)
+    assert read_yaml(path) == {"recipe": "small", "train": {"seed": 1}}
+    for changed in (text.replace("seed: 1", "seed: 3"), text[: text.index("train")]):
+        path.write_text(changed)
+        with pytest.raises(ValueError, match="does not match the checksum in its first line"):
+            read_yaml(path)
+    path.write_text(text.partition("\n")[2].replace("seed: 1", "seed: 3"))
+    assert read_yaml(path) == {"recipe": "small", "train": {"seed": 3}}
 
 
 def test_bad_values_are_refused_from_python_too():

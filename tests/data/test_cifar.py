@@ -167,6 +167,36 @@ def test_reads_the_pickles_of_python_2():
     assert read_labels.tolist() == labels
 
 
+def test_a_batch_that_is_no_file_does_not_stop_the_reader(tmp_path):
+    folder = tmp_path / "batches"
+    write_folder("cifar10", 0, folder)
+    for write in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (folder / "data_batch_2").unlink()
+        write(folder / "data_batch_2")
+        with pytest.raises(DataError, match="data_batch_2: it is not a regular file"):
+            open_dir("cifar10", folder)
+
+
+def test_batches_that_are_not_the_published_ones_are_named(tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "cifar-10-batches-py"
+    write_folder("cifar10", 0, folder)
+    published = cifar.SETS["cifar10"].layouts[0]
+    sums = {n: hashlib.md5((folder / n).read_bytes()).hexdigest() for n in published.md5}
+    assert set(sums) == {*published.train, *published.test}
+    changed = dataclasses.replace(published, md5=sums)
+    layouts = (changed, *cifar.SETS["cifar10"].layouts[1:])
+    small = dataclasses.replace(cifar.SETS["cifar10"], layouts=layouts)
+    monkeypatch.setitem(cifar.SETS, "cifar10", small)
+    open_dir("cifar10", tmp_path)
+    assert "differ" not in caplog.text
+    content = bytearray((folder / "data_batch_3").read_bytes())
+    content[len(content) // 2] ^= 1  # a pixel
+    (folder / "data_batch_3").write_bytes(content)
+    open_dir("cifar10", tmp_path)
+    assert f"data_batch_3 in {folder} differ from the published files" in caplog.text
+    assert "unpack cifar-10-python.tar.gz again" in caplog.text
+
+
 class Malicious:
     def __reduce__(self):
         return os.system, (f"touch {os.environ['XDG_CACHE_HOME']}/owned",)

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import zipfile
 from typing import Any
 
@@ -132,6 +133,7 @@ def expect_offsets(folder):
 
     index = json.loads((folder / "index.json").read_text())
     index["splits"]["train"]["offsets"] = _entry(folder / "train.index.npz")
+    index.pop("sha256", None)
     (folder / "index.json").write_text(json.dumps(index))
 
 
@@ -214,10 +216,42 @@ def test_index_errors(records, tmp_path):
         open_records(records)
 
 
+def test_a_shard_that_is_no_file_does_not_stop_the_reader(records):
+    shard = records / "train-00002-of-00004.tfrecord"
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(DataError, match=r"00002-of-00004\.tfrecord cannot be read: it is not"):
+        open_records(records)
+
+
+def test_a_changed_index_is_refused(records):
+    path = records / "index.json"
+    original = path.read_text()
+    assert '"7",' in original
+    path.write_text(original.replace('"7",', '"6",'))
+    with pytest.raises(DataError, match=r"index\.json does not match its checksum; copy it again"):
+        open_records(records)
+    path.write_text(original.replace('"sha256": "', '"sha257": "'))
+    with pytest.raises(DataError, match="does not match its checksum"):
+        open_records(records)
+    path.write_text(json.dumps(json.loads(original)))  # other spaces
+    assert open_records(records).classes[7] == "7"
+
+
+def test_an_index_of_an_older_version_has_no_checksum(records):
+    index = json.loads((records / "index.json").read_text())
+    assert set(index) == {"version", "classes", "image_shape", "splits", "sha256"}
+    del index["sha256"]
+    (records / "index.json").write_text(json.dumps(index))
+    assert len(open_records(records).train) == 30
+
+
 @pytest.mark.parametrize("value", [None, 3, "x", [], {}, [1], {"a": 1}, [None], -1, 1.5, True])
 def test_a_damaged_index_is_never_an_internal_error(value, records):
     path = records / "index.json"
-    original = path.read_text()
+    content = json.loads(path.read_text())
+    content.pop("sha256")  # an older folder has none
+    original = json.dumps(content)
 
     def places(part, where=()):
         if isinstance(part, dict | list):

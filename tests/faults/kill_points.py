@@ -7,28 +7,24 @@ the same run is then started again and must end with the weights and the summary
 never killed. The processes are forks of one parent that has imported TensorFlow. Prints a table.
 """
 
-import argparse
+import functools
 import json
-import os
-import random
 import shutil
 import signal
 import sys
-import tempfile
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-
-# Imported once, before the forks; nothing here starts TensorFlow's threads.
 from distcnn.training.trainer import Trainer
-from tests.runs import small_config
+from tests.faults.campaign import Campaign, Case, in_fork, main
+from tests.faults.kill_point import KillPoint
+from tests.lockstep.groups import Group, start_group
+from tests.runs import flags, small_config
 
 COMMON: dict[str, Any] = {"model__args": {"dropout": 0.0}, "data__synthetic_examples": 120}
 
-CASES: dict[str, dict[str, Any]] = {
+RUNS: dict[str, dict[str, Any]] = {
     "plain": {"train__epochs": 2},
     # The validation loss is lowest in the middle of the run.
     "early_stopping": {
@@ -40,77 +36,17 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "ema": {"train__epochs": 3, "train__early_stopping": 1, "optimizer__ema": 0.9},
 }
+"""Configurations by the name of their case."""
 
 COMPARED = ("weights_sha256", "epochs", "saved_epoch", "steps", "val_loss", "val_accuracy")
 """What must not depend on the kill."""
 
-_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
-_TIMEOUT_SECONDS = 300
+_POINTS_OF_TWO_RANKS = 5
 
 
-class KillPoint:
-    """Counts this process's operations on files in a folder, and kills it before one of them.
-
-    Args:
-        folder: Only operations below this folder count.
-        number: Before which one to kill, counted from 1; 0 never kills.
-    """
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self._folder = str(folder)
-        self._number = number
-        self.count = 0
-
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Is called by the interpreter before each audited event."""
-        if event not in _EVENTS or not arguments or not self._counts(event, arguments):
-            return
-        self.count += 1
-        if self.count == self._number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def _counts(self, event: str, arguments: tuple[Any, ...]) -> bool:
-        path = arguments[0]
-        if not isinstance(path, str | bytes | os.PathLike):
-            return False
-        if event == "open":
-            mode, flags = arguments[1], arguments[2]
-            reads = mode in ("r", "rb") if mode else not flags & (os.O_WRONLY | os.O_RDWR)
-            if reads:
-                return False
-        return os.fsdecode(path).startswith(self._folder)
-
-
-def in_fork(function: Callable[[], Any], out: Path) -> int:
-    """Calls a function in a fork of this process, and returns its exit status.
-
-    Args:
-        function: What to call; what it returns is written to `out` as JSON.
-        out: File for the result.
-
-    Returns:
-        0 if the function returned, minus the signal's number if one ended the process, else 1.
-    """
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            signal.alarm(_TIMEOUT_SECONDS)
-            out.write_text(json.dumps(function()))
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
-def train(case: str, run: Path, kill_before: int) -> dict[str, Any]:
-    """Trains a case; returns what its summary says and the number of file operations."""
-    config = small_config(run, **COMMON | CASES[case])
+def train(name: str, run: Path, kill_before: int) -> dict[str, Any]:
+    """Trains a run; returns what its summary says and the number of file operations."""
+    config = small_config(run, **COMMON | RUNS[name])
     point = KillPoint(run, kill_before)
     sys.addaudithook(point)
     summary = Trainer(config).fit()
@@ -118,64 +54,74 @@ def train(case: str, run: Path, kill_before: int) -> dict[str, Any]:
     return {**{key: summary[key] for key in COMPARED}, "operations": point.count}
 
 
-def survives(case: str, number: int, folder: Path, expected: dict[str, Any]) -> str | None:
+def survives(name: str, number: int, folder: Path, expected: dict[str, Any]) -> str | None:
     """Kills a run at a point and finishes it; returns what went wrong, or None."""
-    run, result = folder / f"{case}-{number}", folder / f"{case}-{number}.json"
-    if in_fork(lambda: train(case, run, number), result) != -signal.SIGKILL:
+    run, result = folder / f"{name}-{number}", folder / f"{name}-{number}.json"
+    if in_fork(lambda: train(name, run, number), result) != -signal.SIGKILL:
         return "the run was not killed"
     if (run / "summary.json").exists():  # the last operations come after it
         shutil.copyfile(run / "summary.json", result)
-    elif in_fork(lambda: train(case, run, 0), result) != 0:
+    elif in_fork(lambda: train(name, run, 0), result) != 0:
         return f"the same command failed (run directory {run})"
-    found = json.loads(result.read_text())
+    wrong = _difference(json.loads(result.read_text()), expected, run)
+    if wrong is None:
+        shutil.rmtree(run)
+    return wrong
+
+
+def one_rank(name: str, campaign: Campaign) -> Iterator[tuple[str, str | None]]:
+    """Kills a run of one process."""
+    reference = campaign.folder / f"{name}.json"
+    status = in_fork(lambda: train(name, campaign.folder / name, 0), reference)
+    assert status == 0, f"the uninterrupted run of {name} failed"
+    expected = json.loads(reference.read_text())
+    for number in campaign.sample(range(1, expected["operations"] + 1)):
+        reason = survives(name, number, campaign.folder, expected)
+        yield f"before operation {number}", reason
+
+
+def two_ranks(campaign: Campaign) -> Iterator[tuple[str, str | None]]:
+    """Kills rank 0 of a run of two processes, each of which imports TensorFlow anew."""
+    reference, operations = campaign.folder / "reference", campaign.folder / "operations"
+    group = _run_two_ranks(reference, 0, operations)
+    assert group.wait() == [0, 0], group.output()
+    expected = json.loads((reference / "summary.json").read_text())
+    points = range(1, int(operations.read_text()) + 1)
+    for number in sorted(campaign.random.sample(points, campaign.number(_POINTS_OF_TWO_RANKS))):
+        yield f"rank 0 before operation {number}", _survives_two(campaign.folder, number, expected)
+
+
+def _survives_two(folder: Path, number: int, expected: dict[str, Any]) -> str | None:
+    run = folder / f"run-{number}"
+    killed, left = _run_two_ranks(run, number, folder / "unused").wait()
+    if killed != -signal.SIGKILL:
+        return f"rank 0 was not killed, but ended with {killed}"
+    is_finished = (run / "summary.json").exists()  # the last operations come after it
+    if left != 1 and not (is_finished and left == 0):
+        return f"rank 1 ended with {left}; expected 1"
+    if not is_finished:
+        group = _run_two_ranks(run, 0, folder / "unused")
+        if group.wait() != [0, 0]:
+            return f"the same command failed (run directory {run}): {group.output()[-300:]}"
+    return _difference(json.loads((run / "summary.json").read_text()), expected, run)
+
+
+def _run_two_ranks(run: Path, kill_before: int, operations: Path) -> Group:
+    config = small_config(run, **COMMON | RUNS["plain"] | {"distribute__strategy": "multi_worker"})
+    arguments = ["-m", "tests.faults.killed_rank", str(kill_before), str(operations)]
+    folder = Path(f"{run}-output-{kill_before}")
+    return start_group("multi_worker", 2, [*arguments, *flags(config)], folder)
+
+
+def _difference(found: dict[str, Any], expected: dict[str, Any], run: Path) -> str | None:
     differing = [key for key in COMPARED if found[key] != expected[key]]
-    if differing:
-        return f"other {', '.join(differing)} (run directory {run})"
-    shutil.rmtree(run)
-    return None
+    return f"other {', '.join(differing)} (run directory {run})" if differing else None
 
 
-def campaign(
-    cases: Sequence[str], points: int | None, seed: int, folder: Path
-) -> dict[str, dict[int, str | None]]:
-    """Returns what went wrong at each point of each case.
-
-    Args:
-        cases: Names of `CASES`.
-        points: Points per case, drawn at random; None for all.
-        seed: Seed of the draw.
-        folder: Where to train.
-    """
-    outcomes: dict[str, dict[int, str | None]] = {}
-    for case in cases:
-        reference = folder / f"{case}.json"
-        status = in_fork(lambda case=case: train(case, folder / case, 0), reference)  # type: ignore[misc]
-        assert status == 0, f"the uninterrupted run of {case} failed"
-        expected = json.loads(reference.read_text())
-        numbers = list(range(1, expected["operations"] + 1))
-        if points is not None:
-            numbers = sorted(random.Random(seed).sample(numbers, min(points, len(numbers))))
-        outcomes[case] = {n: survives(case, n, folder, expected) for n in numbers}
-        failed = {n: reason for n, reason in outcomes[case].items() if reason}
-        print(f"{case:16} tried {len(numbers):4}  survived {len(numbers) - len(failed):4}")
-        for number, reason in failed.items():
-            print(f"{'':16} before operation {number}: {reason}")
-    return outcomes
-
-
-def main() -> int:
-    """Runs the campaign of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=tuple(CASES), action="append", help="Default: all.")
-    parser.add_argument("--points", type=int, help="Points per case. Default: all.")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--folder", type=Path, help="Where to train. Default: a temporary folder.")
-    options = parser.parse_args()
-    print(f"seed {options.seed}")
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="distcnn-kill-points-"))
-    outcomes = campaign(options.case or tuple(CASES), options.points, options.seed, folder)
-    return int(any(reason for found in outcomes.values() for reason in found.values()))
-
+CASES: dict[str, Case] = {
+    **{name: functools.partial(one_rank, name) for name in RUNS},
+    "two_ranks": two_ranks,
+}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, CASES))

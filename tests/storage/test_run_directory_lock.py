@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from distcnn.config import Config
+from distcnn.config.safe_yaml import sealed
 from distcnn.errors import DistcnnError
 from distcnn.storage.run_directory import RunDirectory
 
@@ -85,7 +86,7 @@ def test_an_unfinished_beginning_is_begun_again(names, tmp_path):
     directory = RunDirectory.choose(config)
     directory.create(config, ENVIRONMENT)
     assert not directory.begun
-    assert (run / "config.yaml").read_text() == config.to_yaml()
+    assert (run / "config.yaml").read_text() == sealed(config.to_yaml())
 
 
 def test_other_files_are_left_alone(tmp_path):
