@@ -21,6 +21,9 @@ class ScriptConfig:
     script sets replace it."""
     output: Literal["chief", "all"] = "chief"
     """chief: only rank 0 writes to standard output. all: every rank does."""
+    fast_path: Literal["auto", "off"] = "auto"
+    """auto: models whose train_step is Keras' own compute in their fast form, with fewer passes
+    over memory; dropout draws other random numbers there. off: they compute as Keras does."""
     distribute: DistributeConfig = field(default_factory=DistributeConfig)
     """Devices and processes of the run."""
     precision: PrecisionConfig = field(default_factory=_precision_of_script)

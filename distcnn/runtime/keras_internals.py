@@ -59,6 +59,12 @@ def normalised_axes(layer: keras.layers.BatchNormalization) -> Sequence[int]:
     return layer._reduction_axes
 
 
+def batch_moments(layer: keras.layers.BatchNormalization) -> Callable[[Any, Any], Any]:
+    """Returns the function by which a batch normalisation takes its batch's mean and variance."""
+    moments: Callable[[Any, Any], Any] = layer._moments
+    return moments
+
+
 def replace_batch_moments(
     layer: keras.layers.BatchNormalization, moments: Callable[[Any, Any], tuple[Any, Any]]
 ) -> None:

@@ -37,7 +37,7 @@ from distcnn.runtime.keras_hooks import (
     insert_callback,
 )
 from distcnn.scripting.batches import MARK, BatchComparison
-from distcnn.scripting.functions import StepFunctions
+from distcnn.scripting.functions import StepFunctions, StepOptions
 from distcnn.scripting.losses import install_loss_hooks
 from distcnn.scripting.metrics import GlobalMetrics
 from distcnn.scripting.optimizers import GradientReduction
@@ -101,6 +101,14 @@ class Session:
     @contextlib.contextmanager
     def active(self) -> Iterator["Session"]:
         """Puts the workers behind Keras in the context."""
+        options = StepOptions(
+            fast=self.config.fast_path == "auto",
+            sync_batchnorm=self.config.distribute.sync_batchnorm,
+        )
+        functions = StepFunctions(
+            self.backend, self._reduction, self._metrics, BatchComparison(self.backend), options
+        )
+        functions.install(self._hooks)
         if self.backend.replicas > 1:
             self._install()
         try:
@@ -134,11 +142,9 @@ class Session:
 
     def _install(self) -> None:
         hooks, backend = self._hooks, self.backend
-        comparison = BatchComparison(backend)
         install_loss_hooks(hooks, backend)
         self._reduction.install(hooks)
         self._metrics.install(hooks)
-        StepFunctions(backend, self._reduction, self._metrics, comparison).install(hooks)
         hooks.replace(NEXT_SEED, different_on_each_replica(backend))
         hooks.replace(EPOCH_ITERATOR, self._whole_batches)
         hooks.replace(MAYBE_BUILD, self._building)
