@@ -23,7 +23,8 @@ EXIT_STOPPED = 75
 """Exit code of a run that a signal stopped after saving a checkpoint (EX_TEMPFAIL: retry)."""
 
 _GRACE_SECONDS = 5
-"""How long a process that lost a peer waits, so that the peer's own message comes first."""
+"""How long a process waits before it reports what another process reports better: the loss of that
+process, or an error of every rank. Launchers that stop the others then end with the right line."""
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -56,7 +57,8 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
         sys.stderr.write("interrupted\n")
         code = 130
     except Exception as error:
-        if isinstance(error, PeerLostError):
+        everywhere = isinstance(error, DistcnnError) and error.on_every_rank
+        if isinstance(error, PeerLostError) or (everywhere and not cluster.is_chief):
             time.sleep(_GRACE_SECONDS)
         if "--debug" in arguments:
             traceback.print_exc()
@@ -73,8 +75,6 @@ def _report(error: Exception, cluster: Cluster) -> int:
     code, text = 1, describe(error)
     if isinstance(error, DistcnnError):
         code = error.exit_code
-        if error.on_every_rank and not cluster.is_chief:
-            return code
     elif not isinstance(error, (OSError, MemoryError)):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
     rank = f"rank {cluster.rank}: " if cluster.size > 1 else ""
