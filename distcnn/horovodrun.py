@@ -7,12 +7,13 @@ failure; the ranks stop when the launcher is killed.
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from distcnn.cli.command import run_command
 from distcnn.errors import UsageError
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> NoReturn:
     """Runs the command.
 
     Raises:
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("Horovod is not installed; run distcnn install-horovod") from None
     if not sys.argv[0].startswith("distcnn "):  # set by `distcnn.cli.commands.main`
         sys.argv[0] = "python -m distcnn.horovodrun"
-    return run_launcher()
+    run_launcher()
 
 
 if __name__ == "__main__":

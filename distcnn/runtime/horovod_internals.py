@@ -5,7 +5,7 @@ They were tried with Horovod 0.28.1; `tests/runtime/test_horovod_internals.py` c
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from distcnn.runtime.rank_group import RankGroup
 from distcnn.runtime.rendezvous_store import RendezvousServer
@@ -29,12 +29,12 @@ class LauncherStore:
         self._server.serve_hosts([slot.hostname for slot in host_alloc_plan])
 
 
-def run_launcher() -> int:
+def run_launcher() -> NoReturn:
     """Runs Horovod's launcher on the process's arguments, with this package's store and ranks.
 
-    Returns:
-        The exit code: that of the rank that ended first with another one than 0; 130 if a second
-        signal arrived before the run had saved.
+    Raises:
+        SystemExit: With the exit code of the rank that ended first with another one than 0; with
+            130 if a second signal arrived before the run had saved.
     """
     from horovod.runner import gloo_run, launch
     from horovod.runner.common.util.safe_shell_exec import prefix_connection
@@ -52,4 +52,4 @@ def run_launcher() -> int:
     line = ranks.last_line() if code else None
     if line is not None:
         sys.stderr.write(f"horovodrun: {line}\n")
-    return 130 if code and len(ranks.signals) > 1 else code
+    sys.exit(130 if code and len(ranks.signals) > 1 else code)

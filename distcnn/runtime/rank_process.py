@@ -68,6 +68,7 @@ def _obey(rank: subprocess.Popen[bytes]) -> None:
     order = os.read(0, 1)
     if order != b"k":
         _send(rank, signal.SIGTERM)
+        _send(rank, signal.SIGCONT)  # a suspended one would not notice
         deadline = time.monotonic() + GRACE_SECONDS
         while order != b"k" and (left := deadline - time.monotonic()) > 0:
             if order == b"":
@@ -85,6 +86,4 @@ def _send(rank: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
-    result = run(sys.argv[1])
-    sys.stdout.flush()
-    os._exit(result)
+    sys.exit(run(sys.argv[1]))
