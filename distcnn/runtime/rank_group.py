@@ -18,6 +18,8 @@ from distcnn.runtime.signals import REPEAT_SECONDS, SIGNALS
 
 _CAUSE = re.compile(r"(?:error: |stopped by ).*\S")
 _POLL_SECONDS = 0.1
+_NOT_FAILED = (0, 75)
+"""Exit codes of a rank that is done, or that has saved because a signal asked it to."""
 
 
 class Stream(Protocol):
@@ -137,21 +139,29 @@ class RankGroup:
 
     def _await(self, process: subprocess.Popen[Any], events: Sequence[threading.Event]) -> int:
         """Passes orders on until the rank ends; returns its exit code."""
-        orders = [
-            (b"t", lambda: any(event.is_set() for event in events)),
-            (b"k", lambda: len(self.signals) > 1),
-        ]
+        given = b""
         assert process.stdin is not None
         while process.poll() is None:
-            if orders and orders[0][1]():
+            order = self._order(events)
+            if order not in (b"", given):
+                given = order
                 with contextlib.suppress(OSError):
-                    process.stdin.write(orders.pop(0)[0])
+                    process.stdin.write(order)
                     process.stdin.flush()
             else:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_SECONDS)
         process.stdin.close()
         return process.returncode
+
+    def _order(self, events: Sequence[threading.Event]) -> bytes:
+        """Returns what a rank is to be told; see `rank_process`."""
+        if len(self.signals) > 1:
+            return b"k"
+        if not any(event.is_set() for event in events):
+            return b""
+        failed = any(ending.code not in _NOT_FAILED for ending in self._endings.values())
+        return b"f" if failed and not self.signals else b"t"
 
     def last_line(self) -> str | None:
         """Returns what the launcher says last; None if the first rank to end gave the cause."""

@@ -1,8 +1,9 @@
 """Runs one rank for the launcher, as a program of its own: `python -I rank_process.py COMMAND`.
 
 It forwards the rank's output and exit code. Its standard input carries the launcher's orders: `t`
-stops the rank, `k` kills it. When the launcher dies, even by `kill -9`, that input ends, which
-stops the rank too. Standard library only, and nothing of this package, so that it starts fast.
+stops the rank, `f` does so because another rank has failed, `k` kills it. When the launcher dies,
+even by `kill -9`, that input ends, which stops the rank too. Standard library only, and nothing of
+this package, so that it starts fast.
 """
 
 import contextlib
@@ -17,6 +18,9 @@ from typing import IO
 
 GRACE_SECONDS = 20
 """How long a rank may take to save after it was asked to stop."""
+
+FAILED_GRACE_SECONDS = 10
+"""How long it may take after another rank failed: enough to report that, since it cannot save."""
 
 _DRAIN_SECONDS = 5
 """How long the output is awaited after the rank's end; a process that it left may keep it open."""
@@ -69,7 +73,8 @@ def _obey(rank: subprocess.Popen[bytes]) -> None:
     if order != b"k":
         _send(rank, signal.SIGTERM)
         _send(rank, signal.SIGCONT)  # a suspended one would not notice
-        deadline = time.monotonic() + GRACE_SECONDS
+        grace = FAILED_GRACE_SECONDS if order == b"f" else GRACE_SECONDS
+        deadline = time.monotonic() + grace
         while order != b"k" and (left := deadline - time.monotonic()) > 0:
             if order == b"":
                 time.sleep(left)

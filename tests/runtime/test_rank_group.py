@@ -55,6 +55,21 @@ def test_an_event_stops_a_rank():
     assert err.getvalue() == "[0]<stderr>:stopped by SIGTERM\n"
 
 
+def test_after_a_failure_the_others_are_given_less_time():
+    group, event = RankGroup(forward), threading.Event()
+    assert group._order([event]) == b""
+    event.set()
+    assert group._order([event]) == b"t"
+    group._endings[1] = rank_group._Ending(io.StringIO(), code=75)
+    assert group._order([event]) == b"t"
+    group._endings[1].code = 1
+    assert group._order([event]) == b"f"
+    group.signals.append("SIGTERM")
+    assert group._order([event]) == b"t"
+    group.signals.append("SIGTERM")
+    assert group._order([event]) == b"k"
+
+
 def test_a_second_signal_kills_a_rank_that_would_rather_save():
     group, out = RankGroup(forward), io.StringIO()
     ignoring = SAVES.replace("sys.exit('stopped by SIGTERM')", "None")
