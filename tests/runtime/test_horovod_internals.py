@@ -1,11 +1,15 @@
 """The contract with Horovod's private parts."""
 
+import subprocess
+import sys
+import time
 import urllib.request
 from types import SimpleNamespace
 
 import pytest
 
 from distcnn.runtime.horovod_internals import LauncherStore
+from tests.runtime.test_rendezvous_store import as_nobody, needs_root
 
 
 def test_the_launcher_uses_its_store_in_these_ways():
@@ -22,3 +26,40 @@ def test_the_launcher_uses_its_store_in_these_ways():
     urllib.request.urlopen(request, timeout=5).close()
     with urllib.request.urlopen(address, timeout=5) as answer:
         assert answer.read() == b"1"
+
+
+RANK = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+if os.environ["HOROVOD_RANK"] == "0":
+    (folder / "port.new").write_text(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
+    (folder / "port.new").rename(folder / "port")
+while not (folder / "go").exists():
+    time.sleep(0.1)
+import horovod.tensorflow as hvd
+hvd.init()
+print("size", hvd.size())
+"""
+
+
+@needs_root
+def test_another_user_cannot_disturb_the_launcher(tmp_path):
+    """Plain `horovodrun` answers 200 to all of this, and its run then aborts."""
+    pytest.importorskip("horovod.runner")
+    ranks = [sys.executable, "-c", RANK, str(tmp_path)]
+    command = [sys.executable, "-m", "distcnn.horovodrun", "--gloo", "-np", "2", *ranks]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "port").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        requests = [("PUT", f"/global/{key}", "wrong") for key in ("0", "1", "rank_0")]
+        port = int((tmp_path / "port").read_text())
+        assert as_nobody(port, [*requests, ("GET", "/global/0", None)]) == [403] * 4
+    finally:
+        (tmp_path / "go").touch()
+        output = launcher.communicate(timeout=120)[0].decode()
+    assert launcher.returncode == 0, output
+    assert output.count("size 2") == 2
+    assert output.count("the start-up store refused a connection") == 1
