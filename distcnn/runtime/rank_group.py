@@ -174,9 +174,14 @@ class RankGroup:
         order = sorted(failed, key=lambda rank: failed[rank].time)
         if not order or failed[order[0]].cause:
             return None
+        killed = failed[order[0]].code - 128
+        if killed in set(signal.Signals) and not self.signals:
+            name = signal.Signals(killed).name
+            hint = ", as Linux does when memory runs short" if name == "SIGKILL" else ""
+            return f"rank {order[0]} was ended by {name}{hint}"
         for rank in order:
             if failed[rank].cause:
-                return f"rank {rank}: {failed[rank].cause}"
+                return f"rank {rank} reports {failed[rank].cause}"
         if self.signals:
             return f"stopped by {self.signals[0]}; run the same command again to continue"
         return None

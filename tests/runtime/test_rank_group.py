@@ -89,10 +89,15 @@ def test_a_second_signal_kills_a_rank_that_would_rather_save():
 @pytest.mark.parametrize(
     ("endings", "line"),
     [
-        ([(1, 1.0, ""), (1, 2.0, "error: rank 0: no")], "rank 1: error: rank 0: no"),
-        ([(75, 2.0, "stopped by SIGTERM"), (75, 1.0, "")], "rank 0: stopped by SIGTERM"),
+        ([(1, 1.0, ""), (1, 2.0, "error: no")], "rank 1 reports error: no"),
+        ([(75, 2.0, "stopped by SIGTERM"), (75, 1.0, "")], "rank 0 reports stopped by SIGTERM"),
         ([(1, 1.0, "error: first"), (1, 2.0, "error: second")], None),
-        ([(143, 1.0, ""), (143, 2.0, "")], None),
+        ([(3, 1.0, ""), (3, 2.0, "")], None),
+        (
+            [(1, 2.0, "error: the connection to rank 1 was lost"), (137, 1.0, "")],
+            "rank 1 was ended by SIGKILL, as Linux does when memory runs short",
+        ),
+        ([(134, 1.0, ""), (1, 2.0, "error: lost")], "rank 0 was ended by SIGABRT"),
     ],
 )
 def test_the_last_line_is_that_of_the_rank_that_knows_the_cause(endings, line):
