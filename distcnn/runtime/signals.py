@@ -8,7 +8,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-REPEAT_SECONDS = 0.2
+REPEAT_SECONDS = 0.5
 """A signal this soon after another counts as the same one: `timeout` sends it to the process and to
 its group, and launchers may pass on what the terminal has sent already."""
 
