@@ -44,7 +44,7 @@ fi
 python=$venv/bin/python
 train=("$python" -m distcnn.train --distribute.strategy "$strategy")
 case $strategy in
-  horovod) command=("$venv/bin/horovodrun" --gloo -np "$workers" "${train[@]}") ;;
+  horovod) command=("$python" -m distcnn.horovodrun --gloo -np "$workers" "${train[@]}") ;;
   mirrored) command=("${train[@]}" --distribute.devices "$workers") ;;
   *)
     echo "error: STRATEGY is $strategy; expected horovod or mirrored" >&2

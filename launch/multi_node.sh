@@ -71,7 +71,7 @@ if [[ -z $nic ]] && command -v ip >/dev/null; then
 fi
 
 # Horovod's launcher starts the workers of both strategies; it stops all when one fails.
-command=("$venv/bin/horovodrun" --gloo -np "$workers" -H "$hosts")
+command=("$venv/bin/python" -m distcnn.horovodrun --gloo -np "$workers" -H "$hosts")
 if [[ -n ${SSH_PORT:-} ]]; then command+=(--ssh-port "$SSH_PORT"); fi
 if [[ -n ${SSH_KEY:-} ]]; then command+=(--ssh-identity-file "$SSH_KEY"); fi
 if [[ -n $nic ]]; then command+=(--network-interfaces "$nic"); fi

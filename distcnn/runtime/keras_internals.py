@@ -39,6 +39,12 @@ def in_evaluation(operation: Any) -> dict[str, bool]:
     return {"training": False} if takes_training else {}
 
 
+def input_structure(graph: keras.Model) -> Any:
+    """Returns a functional model's inputs, nested as it takes them; a single one is not nested."""
+    inputs = graph._inputs_struct
+    return inputs[0] if isinstance(inputs, list | tuple) and len(inputs) == 1 else inputs
+
+
 def output_structure(graph: keras.Model) -> Any:
     """Returns a functional model's outputs, nested as it returns them."""
     return graph._outputs_struct

@@ -9,7 +9,7 @@ import keras
 from distcnn.distribute.layers import SynchronisedBatchNorm
 from distcnn.fast import fast_model
 from distcnn.optim.fused_updates import fuse_updates
-from distcnn.runtime.keras_internals import all_layers, functional_graph
+from distcnn.runtime.keras_internals import all_layers, functional_graph, input_structure
 
 
 def can_be_fast(model: Any) -> bool:
@@ -18,7 +18,7 @@ def can_be_fast(model: Any) -> bool:
     The fast form has no masks and takes a single input, so that the order of inputs is clear.
     """
     graph = functional_graph(model) if isinstance(model, keras.Model) and model.built else None
-    if graph is None or len(graph.inputs) != 1 or isinstance(model.input, dict | list):
+    if graph is None or keras.tree.is_nested(input_structure(graph)):
         return False
     return not any(_makes_mask(layer) for layer in all_layers(model))
 
