@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
 
 
 def _functional_class() -> type:
@@ -104,3 +105,8 @@ def skip_gradient_reduction(optimizer: keras.optimizers.Optimizer) -> None:
 def call_synchronously(callbacks: keras.callbacks.CallbackList) -> None:
     """Keeps a list of callbacks from calling them in a thread of its own."""
     callbacks._async_train = False
+
+
+def forget_dtype_policy() -> None:
+    """Makes Keras' dtype policy follow `keras.config.set_floatx` again, as in a new process."""
+    global_state.set_global_attribute("dtype_policy", None)

@@ -36,6 +36,7 @@ from distcnn.runtime.keras_hooks import (
     has_own_train_step,
     insert_callback,
 )
+from distcnn.runtime.keras_internals import forget_dtype_policy
 from distcnn.scripting.batches import MARK, BatchComparison
 from distcnn.scripting.functions import StepFunctions, StepOptions
 from distcnn.scripting.losses import install_loss_hooks
@@ -289,6 +290,8 @@ def session(
     with reporting_lost_peers(backend):
         require_identical_settings(backend, {"the version of TensorFlow": tf.__version__})
         keras.utils.set_random_seed(config.seed)
+        if context.precision.policy == "float32":
+            forget_dtype_policy()  # so that the script may choose another type
         with Session(config, context).active() as active:
             yield active
             backend.barrier()
