@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from typing_extensions import override
 
-from distcnn.config import ScriptConfig
+from distcnn.config import DistributeConfig, PrecisionConfig, ScriptConfig
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.consistency import (
     ReplicaMismatchError,
@@ -279,10 +279,46 @@ class _Watcher(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def session(
-    config: ScriptConfig | None = None, cluster: Cluster | None = None
+    *,
+    strategy: str = "auto",
+    precision: str = "float32",
+    seed: int = 21,
+    config: ScriptConfig | None = None,
+    cluster: Cluster | None = None,
 ) -> Iterator[Session]:
-    """Joins the run, and puts its workers behind Keras in the context."""
-    config = config or ScriptConfig()
+    """Joins the run that the launcher started, and puts its workers behind Keras in the context.
+
+    Inside, `model.fit`, `evaluate` and `predict` divide every batch among the workers, and so do
+    the methods of the session. Build and compile the models inside, too.
+
+    Args:
+        strategy: As `distribute.strategy` of a run: auto, one_device, mirrored, multi_worker or
+            horovod.
+        precision: As `precision.policy` of a run: auto, float32, mixed_bfloat16 or mixed_float16.
+        seed: Seed of Python, NumPy, TensorFlow and Keras.
+        config: All settings, in place of the three above.
+        cluster: The processes of the run; read from the environment by default.
+
+    Yields:
+        The session.
+
+    Raises:
+        DistcnnError: If the devices cannot be used, or the ranks do not reduce or differ.
+
+    Example:
+        >>> with distcnn.session(precision="auto") as run:
+        ...     model = build_model()
+        ...     history = run.fit(model, x_train, y_train, epochs=3)
+        ...     if run.is_chief:
+        ...         print(history.history)
+    """
+    if config is None:
+        policy: Any = precision  # checked by what uses it
+        config = ScriptConfig(
+            seed=seed,
+            distribute=DistributeConfig(strategy=strategy),
+            precision=PrecisionConfig(policy=policy),
+        )
     if tf.distribute.has_strategy():
         raise UsageError("distcnn.session is inside a strategy's scope(); remove the scope")
     context = join_run(config, cluster)

@@ -66,6 +66,17 @@ def test_multi_gpu_starts_a_worker_a_gpu(gpus):
     assert dry("multi_gpu.sh", WORKERS="2")[:6] == [*workers[:5], "2"]
 
 
+def test_an_argument_that_ends_in_py_is_run_as_a_script(tmp_path, gpus):
+    own = ["--precision.policy", "auto", "cats.py", "--epochs", "3"]
+    run = [PYTHON, "-m", "distcnn.run"]
+    assert dry("local.sh", *own)[1:] == [*run, *own]
+    expected = [*HOROVODRUN, "--gloo", "-np", "4", *run, "--distribute.strategy", "horovod", *own]
+    assert dry("multi_gpu.sh", *own, **gpus) == expected
+    assert dry("multi_node.sh", "-H", "127.0.0.1:2", *own)[-10:-7] == run
+    slurm = dry("slurm.sbatch", *own, SLURM_SUBMIT_DIR=str(ROOT))
+    assert slurm[-len(own) - 5 :] == [*run, "--distribute.strategy", "horovod", *own]
+
+
 def test_multi_node_starts_a_worker_a_slot(tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text("# the cluster\n127.0.0.1 slots=2\nnode-b:1  # the small one\n\nnode-c\n")
