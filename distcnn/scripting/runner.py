@@ -32,7 +32,7 @@ def run_script(config: ScriptConfig, script: Path, arguments: Sequence[str]) -> 
         DistcnnError: If the run cannot be joined, or the ranks differ.
     """
     with (
-        session(config) as active,
+        session(config, command=[str(script), *arguments]) as active,
         _as_main(script, arguments),
         _output_of_rank(active.backend, config.output),
     ):

@@ -2,14 +2,17 @@
 
 import contextlib
 import re
+import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 from typing_extensions import override
 
+from distcnn.cli.command import EXIT_STOPPED
 from distcnn.config import ScriptConfig
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.consistency import (
@@ -42,7 +45,10 @@ from distcnn.scripting.losses import install_loss_hooks
 from distcnn.scripting.metrics import GlobalMetrics
 from distcnn.scripting.optimizers import GradientReduction
 from distcnn.scripting.randomness import different_on_each_replica
+from distcnn.scripting.resume_folder import ResumeFolder, ScriptIdentity
+from distcnn.scripting.resuming import Resuming
 from distcnn.scripting.writing import install_writing_hooks
+from distcnn.training.callbacks.checkpointing import StoppedBySignal
 
 
 class Session:
@@ -53,8 +59,11 @@ class Session:
         backend: Runs the strategy.
     """
 
-    def __init__(self, config: ScriptConfig, context: DistributedContext) -> None:
+    def __init__(
+        self, config: ScriptConfig, context: DistributedContext, command: Sequence[str]
+    ) -> None:
         self.config = config
+        self._command = command
         self.context = context
         self.backend: Backend = context.backend
         self._hooks = Hooks()
@@ -104,7 +113,7 @@ class Session:
         if self.backend.replicas > 1:
             self._install()
         try:
-            with self.backend.scope():
+            with self.backend.scope(), self._resuming():
                 yield self
         finally:
             self._hooks.restore()
@@ -146,6 +155,23 @@ class Session:
         for point in (EVALUATE, PREDICT):
             hooks.replace(point, self._computing)
         install_writing_hooks(hooks, backend, self.synchronise)
+
+    def _resuming(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context in which what the script fits is saved and resumed, if it should."""
+        config = self.config
+        if config.resume is None:
+            return contextlib.nullcontext()
+        script, *arguments = self._command
+        identity = ScriptIdentity.of(Path(script), arguments, config)
+        folder = ResumeFolder(Path(config.resume), identity, self.backend)
+        resuming = Resuming(
+            folder,
+            self.backend,
+            self.synchronise,
+            self._metrics.variables,
+            config.checkpoint_every_steps,
+        )
+        return resuming.active(self._hooks)
 
     def _whole_batches(self, original: Any) -> Any:
         """Makes Keras' iterators yield whole batches, in the same order, in every process."""
@@ -272,9 +298,21 @@ class _Watcher(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def session(
-    config: ScriptConfig | None = None, cluster: Cluster | None = None
+    config: ScriptConfig | None = None,
+    cluster: Cluster | None = None,
+    command: Sequence[str] | None = None,
 ) -> Iterator[Session]:
-    """Joins the run, and puts its workers behind Keras in the context."""
+    """Joins the run, and puts its workers behind Keras in the context.
+
+    Args:
+        config: How to run.
+        cluster: The processes of the run; None finds them in the environment.
+        command: The script and its arguments, to which checkpoints belong; by default this
+            process's own.
+
+    Raises:
+        SystemExit: With 75, if a signal stopped the run after its state was saved.
+    """
     config = config or ScriptConfig()
     if tf.distribute.has_strategy():
         raise UsageError("distcnn.session is inside a strategy's scope(); remove the scope")
@@ -283,6 +321,10 @@ def session(
     with reporting_lost_peers(backend):
         require_identical_settings(backend, {"the version of TensorFlow": tf.__version__})
         keras.utils.set_random_seed(config.seed)
-        with Session(config, context).active() as active:
-            yield active
-            backend.barrier()
+        try:
+            with Session(config, context, command or sys.argv).active() as active:
+                yield active
+                backend.barrier()
+        except StoppedBySignal:
+            backend.close()
+            raise SystemExit(EXIT_STOPPED) from None
