@@ -7,6 +7,7 @@ Whatever else a callback holds is what the script gives it again.
 
 import csv
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,15 @@ def go_on_writing(
     Args:
         callbacks: The callbacks, before `on_train_begin`.
         epoch: The first epoch that is still to be written.
-        is_chief: Whether this process may change the files.
+        is_chief: Whether this process writes the files.
     """
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.CSVLogger):
             callback.append = True
             path = Path(callback.filename)
-            if is_chief and path.is_file():
+            if not is_chief:
+                callback.filename = os.devnull  # not the chief's rows once more
+            elif path.is_file():
                 _cut_rows(path, callback.sep, epoch)
 
 

@@ -8,13 +8,10 @@ them. Only the first batch is computed, which creates whatever is created by the
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
@@ -37,122 +34,19 @@ from distcnn.runtime.keras_hooks import (
 )
 from distcnn.runtime.signals import StopRequest
 from distcnn.scripting.callback_state import (
-    Digests,
     digests,
     encode_callbacks,
     go_on_writing,
     restore_callbacks,
 )
+from distcnn.scripting.fit_call import FitCall, Position, describe, name_of
 from distcnn.scripting.fit_state import ModelState, RandomState, Variables, pack, unpack
 from distcnn.scripting.plain_state import digest
 from distcnn.scripting.resume_folder import ResumeFolder
+from distcnn.scripting.stop_vote import StopVote
 from distcnn.training.callbacks.checkpointing import StoppedBySignal
 
 log = logging.getLogger("distcnn")
-
-_SECONDS_BETWEEN_VOTES = 1.0
-_MOST_EXECUTIONS_BETWEEN_VOTES = 256
-
-
-@dataclass
-class Position:
-    """A place in a `fit` call.
-
-    Attributes:
-        epoch: The epoch, as Keras counts it; -1 before the first.
-        executions: Executions done in it.
-        ended: Whether it has ended, its callbacks included.
-        cut: Whether a callback ended it before its last batch.
-        finished: Whether the call has ended.
-    """
-
-    epoch: int = -1
-    executions: int = 0
-    ended: bool = False
-    cut: bool = False
-    finished: bool = False
-
-
-@dataclass
-class FitCall:
-    """A `fit` call in progress.
-
-    Attributes:
-        number: Its number in the process, counted from 0.
-        model: The model.
-        only_arrays: Whether reading its data changes nothing but its own order.
-        stored: The arrays of the checkpoint to go on from, or none.
-        serial: Number of the newest checkpoint.
-        target: The place of that checkpoint; None if nothing is to be skipped any more.
-        description: The rest of that checkpoint.
-        position: The place now.
-        steps: Steps of the call so far.
-        callbacks: Keras' list of callbacks, once it exists.
-        known: Hashes of the callbacks' attributes when the call began.
-        random_state: Random states when the call began.
-        train_function: Keras' own function, while another one stands in for it.
-        logs: What the last step returned.
-    """
-
-    number: int
-    model: keras.Model
-    only_arrays: bool
-    stored: dict[str, np.ndarray]
-    serial: int
-    target: Position | None = None
-    description: dict[str, Any] = field(default_factory=dict)
-    position: Position = field(default_factory=Position)
-    steps: int = 0
-    callbacks: Any = None
-    known: Digests = field(default_factory=list)
-    random_state: dict[str, Any] = field(default_factory=dict)
-    train_function: Any = None
-    logs: Any = None
-
-    @property
-    def is_skipped(self) -> bool:
-        """Whether the whole call is skipped."""
-        return self.target is not None and self.target.finished
-
-    @property
-    def of_the_script(self) -> list[keras.callbacks.Callback]:
-        """The callbacks but for distcnn's own, which depend on the number of workers."""
-        every = self.callbacks.callbacks
-        return [c for c in every if not type(c).__module__.startswith("distcnn.")]
-
-
-class StopVote:
-    """Lets all ranks agree to stop, about once a second.
-
-    Args:
-        backend: Adds up the votes.
-        stop: The signal that this process has received.
-    """
-
-    def __init__(self, backend: Backend, stop: StopRequest) -> None:
-        self._backend = backend
-        self._stop = stop
-        self._interval = 1
-        self._waited = 0
-        self._since = time.monotonic()
-
-    def after_execution(self) -> bool:
-        """Returns whether all stop after this execution."""
-        if self._backend.size == 1:
-            return self._stop.name is not None
-        self._waited += 1
-        return self._waited >= self._interval and self.now()
-
-    def now(self) -> bool:
-        """Returns whether any rank has received a signal; called in all processes together."""
-        seconds = time.monotonic() - self._since
-        own = np.array([self._stop.name is not None, seconds], np.float64)
-        votes, total = self._backend.sum(own)
-        each = total / self._backend.size / max(self._waited, 1)
-        wanted = int(_SECONDS_BETWEEN_VOTES / max(each, 1e-6))
-        self._interval = min(max(wanted, 1), _MOST_EXECUTIONS_BETWEEN_VOTES)
-        self._waited, self._since = 0, time.monotonic()
-        return bool(votes > 0)
 
 
 class Resuming:
@@ -238,7 +132,7 @@ class Resuming:
             call.description = unpack(stored)
             call.target = Position(**call.description["position"])
             if self._backend.is_chief:
-                log.info("resuming        %s", _describe(call))
+                log.info("resuming        %s", describe(call))
         return call
 
     def _end(self, call: FitCall) -> None:
@@ -248,7 +142,7 @@ class Resuming:
             return
         if call.target is not None:
             raise DistcnnError(
-                f"the data of {_name(call)} ended before the place of the checkpoint in "
+                f"the data of {name_of(call)} ended before the place of the checkpoint in "
                 f"{self._folder.path}; restore the data, or start anew in another directory"
             )
         call.position.finished = True
@@ -417,13 +311,16 @@ class Resuming:
             is_validation = keywords.get("_use_cached_eval_dataset")
             if call is None or call.target is None or not is_validation:
                 return original(model, *arguments, **keywords)
+            logs = call.description["logs"]
+            found = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
+            if call.is_skipped and call.only_arrays:
+                return found
             iterator = validation_iterator(model)
             iterator.reset()
             with iterator.catch_stop_iteration():
                 for _, _, batches in iterator:
                     _take(batches, iterator.steps_per_execution)
-            logs = call.description["logs"]
-            return {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
+            return found
 
         return evaluate
 
@@ -453,7 +350,7 @@ class Resuming:
 
     def _restore(self, call: FitCall) -> None:
         stored, description = call.stored, call.description
-        origin = f"the checkpoint of {_name(call)} in {self._folder.path}"
+        origin = f"the checkpoint of {name_of(call)} in {self._folder.path}"
         self._state_of(call).restore(stored, description["trained"], origin)
         restore_callbacks(call.of_the_script, description["callbacks"], stored)
         call.model.stop_training = description["stop_training"]
@@ -469,7 +366,7 @@ class Resuming:
             log.info(
                 "stopped by %s in %s; run the same command again to continue",
                 self._stop.name or "a signal to another rank",
-                _name(call),
+                name_of(call),
             )
         raise StoppedBySignal
 
@@ -484,17 +381,3 @@ def _take(batches: Any, count: int) -> None:
             if step == 0:
                 raise
             return
-
-
-def _name(call: FitCall) -> str:
-    return f"fit call {call.number + 1}"
-
-
-def _describe(call: FitCall) -> str:
-    target = call.target
-    assert target is not None
-    if target.finished:
-        return f"{_name(call)} is finished"
-    epoch = target.epoch + 1
-    where = "at its end" if target.ended else f"after execution {target.executions}"
-    return f"{_name(call)} in epoch {epoch}, {where}"
