@@ -24,6 +24,12 @@ class ScriptConfig:
     fast_path: Literal["auto", "off"] = "auto"
     """auto: models whose train_step is Keras' own compute in their fast form, with fewer passes
     over memory; dropout draws other random numbers there. off: they compute as Keras does."""
+    resume: str | None = None
+    """Directory for checkpoints of what `fit` trains. If it is missing or empty, a new run saves
+    there; otherwise the same script with the same arguments goes on where it was stopped."""
+    checkpoint_every_steps: int = 0
+    """Steps between checkpoints inside an epoch, besides those at the end of each epoch and when a
+    signal stops the run; 0: none."""
     distribute: DistributeConfig = field(default_factory=DistributeConfig)
     """Devices and processes of the run."""
     precision: PrecisionConfig = field(default_factory=_precision_of_script)
@@ -31,6 +37,16 @@ class ScriptConfig:
     computes without distcnn."""
 
     def __post_init__(self) -> None:
-        """Validates the seed."""
+        """Validates the seed and the checkpoints."""
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed is {self.seed}; expected 0 <= seed < 2**32")
+        if self.resume == "":
+            raise UsageError("resume is empty; expected a directory")
+        if self.checkpoint_every_steps < 0:
+            raise UsageError(
+                f"checkpoint_every_steps is {self.checkpoint_every_steps}; expected at least 0"
+            )
+        if self.checkpoint_every_steps and self.resume is None:
+            raise UsageError(
+                "checkpoint_every_steps needs a directory for the checkpoints; add --resume DIR"
+            )

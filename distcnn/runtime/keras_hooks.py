@@ -5,6 +5,8 @@ Beside `keras_internals`, the only module that uses what is not part of Keras' p
 """
 
 import contextlib
+import inspect
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,20 +14,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src import tree
+from keras.src.backend.common import global_state
 from keras.src.backend.tensorflow import trainer as trainer_module
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.callbacks.callback_list import CallbackList
 from keras.src.losses import loss as loss_module
 from keras.src.optimizers.base_optimizer import BaseOptimizer
-from keras.src.trainers.data_adapters import data_adapter_utils
+from keras.src.random import seed_generator
+from keras.src.trainers.data_adapters import array_data_adapter, data_adapter_utils
 from keras.src.utils import file_utils
+from keras.src.utils.python_utils import pythonify_logs
+from tensorflow.python.eager import context
 
 FunctionMaker = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes the original function and returns its replacement."""
 
 _TRAINER = trainer_module.TensorFlowTrainer
+_FIT_SIGNATURE = inspect.signature(_TRAINER.fit)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,12 @@ NEXT_SEED = HookPoint(keras.random.SeedGenerator, "next")
 SAVE = HookPoint(keras.Model, "save")
 SAVE_WEIGHTS = HookPoint(keras.Model, "save_weights")
 EXPORT = HookPoint(keras.Model, "export")
+TRAIN_BEGIN = HookPoint(CallbackList, "on_train_begin")
+TRAIN_END = HookPoint(CallbackList, "on_train_end")
+EPOCH_BEGIN = HookPoint(CallbackList, "on_epoch_begin")
+EPOCH_END = HookPoint(CallbackList, "on_epoch_end")
+TRAIN_BATCH_BEGIN = HookPoint(CallbackList, "on_train_batch_begin")
+TRAIN_BATCH_END = HookPoint(CallbackList, "on_train_batch_end")
 SCALE_LOSS = FunctionPoint("scale_loss_for_distribution", loss_module.scale_loss_for_distribution)
 UNSCALE_LOSS = FunctionPoint(
     "unscale_loss_for_distribution", loss_module.unscale_loss_for_distribution
@@ -244,3 +258,59 @@ def one_step_an_execution(model: keras.Model) -> Iterator[None]:
         yield
     finally:
         model.steps_per_execution = before
+
+
+def fit_arguments(
+    model: keras.Model, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the arguments of a `fit` call by name; none if they are wrong."""
+    try:
+        return _FIT_SIGNATURE.bind(model, *arguments, **keywords).arguments
+    except TypeError:  # which Keras will report
+        return {}
+
+
+def has_only_arrays(data: Any) -> bool:
+    """Returns whether `fit` slices what it was given, so that reading it changes no state."""
+    return bool(array_data_adapter.can_convert_arrays(data))
+
+
+def validation_iterator(model: keras.Model) -> Any:
+    """Returns the iterator over the validation data of the `fit` in progress."""
+    return model._eval_epoch_iterator
+
+
+def plain_logs(logs: Any) -> dict[str, Any]:
+    """Returns the results of a step as Python numbers and arrays."""
+    found: dict[str, Any] = pythonify_logs(logs)
+    return found
+
+
+def wait_for_callbacks(callbacks: CallbackList) -> None:
+    """Waits for callbacks that Keras calls in a thread."""
+    callbacks._flush_futures()
+
+
+def optimized_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """Returns the variables that an optimizer was built for; none if it is not built."""
+    return list(optimizer._trainable_variables) if optimizer.built else []
+
+
+def global_seed() -> np.ndarray | None:
+    """Returns the state of Keras' global seed generator; None if nothing has drawn from it yet."""
+    generator = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    return None if generator is None else np.asarray(generator.state)
+
+
+def set_global_seed(state: np.ndarray | None) -> None:
+    """Sets what `global_seed` returns."""
+    if state is None:
+        global_state.set_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR, None)
+    else:
+        seed_generator.global_seed_generator().state.assign(state)
+
+
+def operation_seeds() -> random.Random | None:
+    """Returns what draws the seeds of TensorFlow's operations; None without a global seed."""
+    found: random.Random | None = context.context()._rng
+    return found

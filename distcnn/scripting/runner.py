@@ -45,7 +45,7 @@ def run_script(config: ScriptConfig, script: Path, arguments: Sequence[str]) -> 
     """
     try:
         with (
-            session(config=config) as active,
+            session(config=config, command=[str(script), *arguments]) as active,
             _as_main(script, arguments),
             _output_of_rank(active.backend, config.output),
         ):

@@ -2,14 +2,17 @@
 
 import contextlib
 import re
+import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 from typing_extensions import override
 
+from distcnn.cli.command import EXIT_STOPPED
 from distcnn.config import DistributeConfig, PrecisionConfig, ScriptConfig
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.consistency import (
@@ -43,7 +46,10 @@ from distcnn.scripting.losses import install_loss_hooks
 from distcnn.scripting.metrics import GlobalMetrics
 from distcnn.scripting.optimizers import GradientReduction
 from distcnn.scripting.randomness import different_on_each_replica
+from distcnn.scripting.resume_folder import ResumeFolder, ScriptIdentity
+from distcnn.scripting.resuming import Resuming
 from distcnn.scripting.writing import install_writing_hooks
+from distcnn.training.callbacks.checkpointing import StoppedBySignal
 
 
 class Session:
@@ -54,8 +60,11 @@ class Session:
         backend: Runs the strategy.
     """
 
-    def __init__(self, config: ScriptConfig, context: DistributedContext) -> None:
+    def __init__(
+        self, config: ScriptConfig, context: DistributedContext, command: Sequence[str]
+    ) -> None:
         self.config = config
+        self._command = command
         self.context = context
         self.backend: Backend = context.backend
         self._hooks = Hooks()
@@ -113,7 +122,7 @@ class Session:
         if self.backend.replicas > 1:
             self._install()
         try:
-            with self.backend.scope():
+            with self.backend.scope(), self._resuming():
                 yield self
         finally:
             self._hooks.restore()
@@ -153,6 +162,23 @@ class Session:
         for point in (EVALUATE, PREDICT):
             hooks.replace(point, self._computing)
         install_writing_hooks(hooks, backend, self.synchronise)
+
+    def _resuming(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context in which what the script fits is saved and resumed, if it should."""
+        config = self.config
+        if config.resume is None:
+            return contextlib.nullcontext()
+        script, *arguments = self._command
+        identity = ScriptIdentity.of(Path(script), arguments, config)
+        folder = ResumeFolder(Path(config.resume), identity, self.backend)
+        resuming = Resuming(
+            folder,
+            self.backend,
+            self.synchronise,
+            self._metrics.variables,
+            config.checkpoint_every_steps,
+        )
+        return resuming.active(self._hooks)
 
     def _whole_batches(self, original: Any) -> Any:
         """Makes Keras' iterators yield whole batches, in the same order, in every process."""
@@ -285,6 +311,7 @@ def session(
     seed: int = 21,
     config: ScriptConfig | None = None,
     cluster: Cluster | None = None,
+    command: Sequence[str] | None = None,
 ) -> Iterator[Session]:
     """Joins the run that the launcher started, and puts its workers behind Keras in the context.
 
@@ -298,12 +325,15 @@ def session(
         seed: Seed of Python, NumPy, TensorFlow and Keras.
         config: All settings, in place of the three above.
         cluster: The processes of the run; read from the environment by default.
+        command: The script and its arguments, to which checkpoints belong; by default this
+            process's own.
 
     Yields:
         The session.
 
     Raises:
         DistcnnError: If the devices cannot be used, or the ranks do not reduce or differ.
+        SystemExit: With 75, if a signal stopped the run after its state was saved.
 
     Example:
         >>> with distcnn.session(precision="auto") as run:
@@ -328,6 +358,10 @@ def session(
         keras.utils.set_random_seed(config.seed)
         if context.precision.policy == "float32":
             forget_dtype_policy()  # so that the script may choose another type
-        with Session(config, context).active() as active:
-            yield active
-            backend.barrier()
+        try:
+            with Session(config, context, command or sys.argv).active() as active:
+                yield active
+                backend.barrier()
+        except StoppedBySignal:
+            backend.close()
+            raise SystemExit(EXIT_STOPPED) from None

@@ -1,0 +1,383 @@
+"""Resuming a script: `fit` goes on where the last checkpoint was, in the middle of an epoch too.
+
+The script runs again from its beginning. A `fit` call with a checkpoint runs Keras' own loop, but
+reads its batches without computing and calls no callbacks until it is where the checkpoint was;
+there, everything is set to what it was then. So the data come in the same order, whatever yields
+them. Only the first batch is computed, which creates whatever is created by the first batch.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distcnn.distribute.base import Backend
+from distcnn.errors import DistcnnError, UsageError
+from distcnn.runtime.keras_hooks import (
+    EPOCH_BEGIN,
+    EPOCH_END,
+    EVALUATE,
+    FIT,
+    TRAIN_BATCH_BEGIN,
+    TRAIN_BATCH_END,
+    TRAIN_BEGIN,
+    TRAIN_END,
+    Hooks,
+    fit_arguments,
+    has_only_arrays,
+    plain_logs,
+    validation_iterator,
+    wait_for_callbacks,
+)
+from distcnn.runtime.signals import StopRequest
+from distcnn.scripting.callback_state import (
+    digests,
+    encode_callbacks,
+    go_on_writing,
+    restore_callbacks,
+)
+from distcnn.scripting.fit_call import FitCall, Position, describe, name_of
+from distcnn.scripting.fit_state import ModelState, RandomState, Variables, pack, unpack
+from distcnn.scripting.plain_state import digest
+from distcnn.scripting.resume_folder import ResumeFolder
+from distcnn.scripting.stop_vote import StopVote
+from distcnn.training.callbacks.checkpointing import StoppedBySignal
+
+log = logging.getLogger("distcnn")
+
+
+class Resuming:
+    """Saves the `fit` calls of a script, and resumes them.
+
+    Args:
+        folder: The checkpoints.
+        backend: Runs the replicas.
+        synchronise: Makes a model the same on all replicas.
+        metric_variables: Returns the variables of a model's metrics.
+        every_steps: Steps between checkpoints inside an epoch; 0 for none.
+    """
+
+    def __init__(
+        self,
+        folder: ResumeFolder,
+        backend: Backend,
+        synchronise: Callable[[keras.Model], None],
+        metric_variables: Variables,
+        every_steps: int,
+    ) -> None:
+        self._folder = folder
+        self._backend = backend
+        self._synchronise = synchronise
+        self._metric_variables = metric_variables
+        self._every_steps = every_steps
+        self._stop = StopRequest()
+        self._vote = StopVote(backend, self._stop)
+        self._call: FitCall | None = None
+        self._count = 0
+
+    @contextlib.contextmanager
+    def active(self, hooks: Hooks) -> Iterator[None]:
+        """Saves and resumes what the script fits in the context."""
+        self._folder.open()
+        hooks.replace(FIT, self._fitting)
+        hooks.replace(EVALUATE, self._evaluating)
+        for point, make in (
+            (TRAIN_BEGIN, self._train_begin),
+            (TRAIN_END, self._train_end),
+            (EPOCH_BEGIN, self._epoch_begin),
+            (EPOCH_END, self._epoch_end),
+            (TRAIN_BATCH_BEGIN, self._batch_begin),
+            (TRAIN_BATCH_END, self._batch_end),
+        ):
+            hooks.replace(point, make)
+        try:
+            with self._stop.listening():
+                yield
+            if self._count == 0 and self._backend.is_chief:
+                log.warning(
+                    "warning: resume is %s, but the script has called no fit, so that nothing was "
+                    "saved; loops with train_on_batch or GradientTape cannot be resumed",
+                    self._folder.path,
+                )
+        finally:
+            self._folder.close()
+
+    def _fitting(self, original: Any) -> Any:
+        def fit(model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
+            if self._call is not None:  # a callback's own
+                return original(model, *arguments, **keywords)
+            call = self._call = self._begin(model, fit_arguments(model, arguments, keywords))
+            try:
+                history = original(model, *arguments, **keywords)
+                self._end(call)
+            finally:
+                self._call = None
+                if call.train_function is not None:
+                    model.train_function = call.train_function
+            return history
+
+        return fit
+
+    def _begin(self, model: keras.Model, given: dict[str, Any]) -> FitCall:
+        stored, serial = self._folder.load(self._count)
+        validation = given.get("validation_data")
+        data = [given.get("x"), given.get("y"), given.get("sample_weight"), validation]
+        call = FitCall(self._count, model, has_only_arrays(data), stored, serial)
+        call.random_state = RandomState.save()
+        self._count += 1
+        if stored:
+            call.description = unpack(stored)
+            call.target = Position(**call.description["position"])
+            if self._backend.is_chief:
+                log.info("resuming        %s", describe(call))
+        return call
+
+    def _end(self, call: FitCall) -> None:
+        """Restores the state at the end of a call that was skipped, or saves that of another."""
+        if call.is_skipped:
+            self._restore(call)
+            return
+        if call.target is not None:
+            raise DistcnnError(
+                f"the data of {name_of(call)} ended before the place of the checkpoint in "
+                f"{self._folder.path}; restore the data, or start anew in another directory"
+            )
+        call.position.finished = True
+        self._save(call)
+        if self._vote.now():
+            self._leave(call)
+
+    def _current(self, callbacks: Any) -> FitCall | None:
+        """Returns the call that a list of callbacks belongs to, if it is one to save."""
+        call = self._call
+        return call if call is not None and call.callbacks is callbacks else None
+
+    def _train_begin(self, original: Any) -> Any:
+        def on_train_begin(callbacks: Any, logs: Any = None) -> None:
+            call = self._call
+            if call is None or call.callbacks is not None:
+                original(callbacks, logs)
+                return
+            call.callbacks = callbacks
+            users = call.of_the_script
+            if any(isinstance(c, keras.callbacks.BackupAndRestore) for c in users):
+                raise UsageError(
+                    "the script has a BackupAndRestore callback, which resumes by itself; remove "
+                    "it, or run without resume"
+                )
+            call.known = digests(users)
+            if call.target is not None:
+                call.train_function = call.model.train_function
+                call.model.train_function = self._reading(call)
+            if call.is_skipped:
+                return
+            if call.target is not None:
+                epoch = call.target.epoch + call.target.ended
+                go_on_writing(users, epoch, is_chief=self._backend.is_chief)
+                self._backend.barrier()
+            original(callbacks, logs)
+
+        return on_train_begin
+
+    def _train_end(self, original: Any) -> Any:
+        def on_train_end(callbacks: Any, logs: Any = None) -> None:
+            call = self._current(callbacks)
+            if call is None or not call.is_skipped:
+                original(callbacks, logs)
+
+        return on_train_end
+
+    def _epoch_begin(self, original: Any) -> Any:
+        def on_epoch_begin(callbacks: Any, epoch: int, logs: Any = None) -> None:
+            call = self._current(callbacks)
+            if call is not None:
+                call.position = Position(epoch)
+            if call is None or call.target is None:
+                original(callbacks, epoch, logs)
+
+        return on_epoch_begin
+
+    def _batch_begin(self, original: Any) -> Any:
+        def on_train_batch_begin(callbacks: Any, batch: int, logs: Any = None) -> None:
+            call = self._current(callbacks)
+            if call is None or call.target is None:
+                original(callbacks, batch, logs)
+
+        return on_train_batch_begin
+
+    def _batch_end(self, original: Any) -> Any:
+        def on_train_batch_end(callbacks: Any, batch: int, logs: Any = None) -> None:
+            call = self._current(callbacks)
+            if call is None:
+                original(callbacks, batch, logs)
+                return
+            call.position.executions += 1
+            steps = call.model.steps_per_execution
+            call.steps += steps
+            if call.target is not None:
+                self._skipped_batch(call, call.target)
+                return
+            original(callbacks, batch, logs)
+            call.logs = logs
+            call.position.cut = bool(call.model.stop_training)
+            if call.position.cut:
+                return
+            every = self._every_steps
+            is_due = every and call.steps // every > (call.steps - steps) // every
+            stop = self._vote.after_execution()
+            if is_due or stop:
+                self._save(call)
+            if stop:
+                self._leave(call)
+
+        return on_train_batch_end
+
+    def _epoch_end(self, original: Any) -> Any:
+        def on_epoch_end(callbacks: Any, epoch: int, logs: Any = None) -> None:
+            call = self._current(callbacks)
+            if call is None:
+                original(callbacks, epoch, logs)
+                return
+            call.position.ended = True
+            if call.target is not None:
+                self._skipped_epoch(call, call.target, logs)
+                return
+            original(callbacks, epoch, logs)
+            is_last = epoch + 1 >= (callbacks.params or {}).get("epochs", 0)
+            if call.model.stop_training or is_last:
+                return  # saved when the call ends
+            call.logs = logs
+            self._save(call)
+            if self._vote.now():
+                self._leave(call)
+
+        return on_epoch_end
+
+    def _skipped_batch(self, call: FitCall, target: Position) -> None:
+        position = call.position
+        if position.epoch != target.epoch or position.executions != target.executions:
+            if target.finished and call.only_arrays:
+                call.model.stop_training = True  # there is nothing whose order matters later
+            return
+        if target.cut:
+            call.model.stop_training = True
+        elif not target.ended:
+            self._go_on(call, in_epoch=True)
+
+    def _skipped_epoch(self, call: FitCall, target: Position, logs: Any) -> None:
+        if call.position.epoch != target.epoch:
+            return
+        if target.finished:
+            call.model.stop_training = True
+        elif target.ended:
+            logs.clear()
+            logs.update(call.description["logs"])
+            self._go_on(call, in_epoch=False)
+
+    def _go_on(self, call: FitCall, *, in_epoch: bool) -> None:
+        """Ends the skipping: from here on everything is computed."""
+        call.model.train_function, call.train_function = call.train_function, None
+        # What the data have drawn from has been drawn from in the same way now, maybe by a thread
+        # that is ahead; it is left as it is.
+        now = RandomState.save()
+        drawn = [n for n in ("python", "numpy") if digest(now[n]) != digest(call.random_state[n])]
+        for name in drawn:
+            del call.description["random"][name]
+        call.target = None
+        if in_epoch:
+            position = call.position
+            call.callbacks.on_epoch_begin(position.epoch)
+            call.position = position
+        self._restore(call)
+
+    def _reading(self, call: FitCall) -> Callable[[Any], Any]:
+        """Returns a train function that reads the batches of an execution without computing."""
+
+        def read(batches: Any) -> Any:
+            if call.steps == 0:
+                call.train_function(batches)
+                return call.description["logs"]
+            _take(batches, call.model.steps_per_execution)
+            return call.description["logs"]
+
+        return read
+
+    def _evaluating(self, original: Any) -> Any:
+        def evaluate(model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
+            call = self._call
+            is_validation = keywords.get("_use_cached_eval_dataset")
+            if call is None or call.target is None or not is_validation:
+                return original(model, *arguments, **keywords)
+            logs = call.description["logs"]
+            found = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
+            if call.is_skipped and call.only_arrays:
+                return found
+            iterator = validation_iterator(model)
+            iterator.reset()
+            with iterator.catch_stop_iteration():
+                for _, _, batches in iterator:
+                    _take(batches, iterator.steps_per_execution)
+            return found
+
+        return evaluate
+
+    def _save(self, call: FitCall) -> None:
+        """Saves the state; called in all processes together."""
+        wait_for_callbacks(call.callbacks)
+        self._synchronise(call.model)
+        arrays, trained = self._state_of(call).save()
+        users = call.of_the_script
+        call.serial += 1
+
+        def write() -> None:
+            description = {
+                "position": vars(call.position),
+                "trained": trained,
+                "steps": call.steps,
+                "stop_training": bool(call.model.stop_training),
+                "logs": plain_logs(call.logs or {}),
+                "callbacks": encode_callbacks(users, call.known, arrays),
+                "random": RandomState.save(),
+            }
+            packed = pack(description, arrays)
+            finished = call.position.finished
+            self._folder.save(call.number, packed, call.serial, finished=finished)
+
+        self._backend.run_on_chief(write)
+
+    def _restore(self, call: FitCall) -> None:
+        stored, description = call.stored, call.description
+        origin = f"the checkpoint of {name_of(call)} in {self._folder.path}"
+        self._state_of(call).restore(stored, description["trained"], origin)
+        restore_callbacks(call.of_the_script, description["callbacks"], stored)
+        call.model.stop_training = description["stop_training"]
+        call.steps = description["steps"]
+        RandomState.restore(description["random"])
+        call.stored = {}
+
+    def _state_of(self, call: FitCall) -> ModelState:
+        return ModelState(call.model, self._backend, self._metric_variables)
+
+    def _leave(self, call: FitCall) -> None:
+        if self._backend.is_chief:
+            log.info(
+                "stopped by %s in %s; run the same command again to continue",
+                self._stop.name or "a signal to another rank",
+                name_of(call),
+            )
+        raise StoppedBySignal
+
+
+def _take(batches: Any, count: int) -> None:
+    """Reads batches as an execution does, of which the last of an epoch may have fewer steps."""
+    iterator = iter(batches)
+    for step in range(count):
+        try:
+            next(iterator)
+        except (StopIteration, tf.errors.OutOfRangeError):
+            if step == 0:
+                raise
+            return
