@@ -18,8 +18,10 @@ from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.callbacks.callback_list import CallbackList
 from keras.src.losses import loss as loss_module
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.saving import saving_api
 from keras.src.trainers.data_adapters import data_adapter_utils
 from keras.src.utils import file_utils
+from tensorflow.python.ops import gen_summary_ops
 
 FunctionMaker = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes the original function and returns its replacement."""
@@ -62,6 +64,14 @@ NEXT_SEED = HookPoint(keras.random.SeedGenerator, "next")
 SAVE = HookPoint(keras.Model, "save")
 SAVE_WEIGHTS = HookPoint(keras.Model, "save_weights")
 EXPORT = HookPoint(keras.Model, "export")
+BACKUP_SAVE = HookPoint(keras.callbacks.BackupAndRestore, "_save_model")
+BACKUP_END = HookPoint(keras.callbacks.BackupAndRestore, "on_train_end")
+CSV_BEGIN = HookPoint(keras.callbacks.CSVLogger, "on_train_begin")
+MONITOR_EPOCH = HookPoint(keras.callbacks.RemoteMonitor, "on_epoch_end")
+TENSORBOARD_MODEL = HookPoint(keras.callbacks.TensorBoard, "set_model")
+EVENT_FILE = HookPoint(gen_summary_ops, "create_summary_file_writer")
+SAVE_MODEL_FUNCTION = FunctionPoint("save_model", saving_api.save_model)
+SAVE_WEIGHTS_FUNCTION = FunctionPoint("save_weights", saving_api.save_weights)
 SCALE_LOSS = FunctionPoint("scale_loss_for_distribution", loss_module.scale_loss_for_distribution)
 UNSCALE_LOSS = FunctionPoint(
     "unscale_loss_for_distribution", loss_module.unscale_loss_for_distribution
@@ -160,6 +170,11 @@ def insert_callback(callbacks: Any, first: keras.callbacks.Callback, model: kera
         callbacks.callbacks.insert(0, first)
         return callbacks
     return [first, *tree.flatten(callbacks or [])]
+
+
+def save_weights_of_backup(callback: Any) -> None:
+    """Saves the model of a `BackupAndRestore`, without the other files of a backup."""
+    callback.model.save_weights(callback._weights_path, overwrite=True)
 
 
 @contextlib.contextmanager

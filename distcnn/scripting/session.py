@@ -37,6 +37,7 @@ from distcnn.runtime.keras_hooks import (
     insert_callback,
 )
 from distcnn.scripting.batches import MARK, BatchComparison
+from distcnn.scripting.callbacks import install_callback_hooks
 from distcnn.scripting.functions import StepFunctions
 from distcnn.scripting.losses import install_loss_hooks
 from distcnn.scripting.metrics import GlobalMetrics
@@ -146,6 +147,7 @@ class Session:
         for point in (EVALUATE, PREDICT):
             hooks.replace(point, self._computing)
         install_writing_hooks(hooks, backend, self.synchronise)
+        install_callback_hooks(hooks, backend)
 
     def _whole_batches(self, original: Any) -> Any:
         """Makes Keras' iterators yield whole batches, in the same order, in every process."""
@@ -169,7 +171,9 @@ class Session:
             else:
                 keywords["callbacks"] = insert_callback(keywords.get("callbacks"), watcher, model)
             with self._readable_errors():
-                return original(model, *arguments, **keywords)
+                history = original(model, *arguments, **keywords)
+                self.barrier()  # what rank 0's callbacks have written is complete
+            return history
 
         return fit
 
