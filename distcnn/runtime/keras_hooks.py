@@ -76,6 +76,15 @@ SCALE_LOSS = FunctionPoint("scale_loss_for_distribution", loss_module.scale_loss
 UNSCALE_LOSS = FunctionPoint(
     "unscale_loss_for_distribution", loss_module.unscale_loss_for_distribution
 )
+DEVICE_SETTINGS = (
+    HookPoint(tf.config, "set_visible_devices"),
+    HookPoint(tf.config, "set_logical_device_configuration"),
+    HookPoint(tf.config.experimental, "set_visible_devices"),
+    HookPoint(tf.config.experimental, "set_memory_growth"),
+    HookPoint(tf.config.experimental, "set_virtual_device_configuration"),
+    HookPoint(tf.config.threading, "set_intra_op_parallelism_threads"),
+    HookPoint(tf.config.threading, "set_inter_op_parallelism_threads"),
+)
 REDUCE_PER_REPLICA = FunctionPoint("reduce_per_replica", trainer_module.reduce_per_replica)
 GET_FILE = FunctionPoint("get_file", file_utils.get_file)
 

@@ -38,6 +38,7 @@ from distcnn.runtime.keras_hooks import (
 )
 from distcnn.scripting.batches import MARK, BatchComparison
 from distcnn.scripting.callbacks import install_callback_hooks
+from distcnn.scripting.devices import install_device_hooks
 from distcnn.scripting.functions import StepFunctions
 from distcnn.scripting.losses import install_loss_hooks
 from distcnn.scripting.metrics import GlobalMetrics
@@ -102,6 +103,7 @@ class Session:
     @contextlib.contextmanager
     def active(self) -> Iterator["Session"]:
         """Puts the workers behind Keras in the context."""
+        install_device_hooks(self._hooks)
         if self.backend.replicas > 1:
             self._install()
         try:
