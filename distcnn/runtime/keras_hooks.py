@@ -6,6 +6,7 @@ Beside `keras_internals`, the only module that uses what is not part of Keras' p
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -162,7 +163,10 @@ def default_train_step(
         model._loss_tracker.update_state(loss, sample_weight=count)
         scaled = model.optimizer.scale_loss(loss * tf.cast(weight, loss.dtype))
     variables = model.trainable_weights
-    reduce_and_apply(tape.gradient(scaled, variables), variables)
+    if variables:
+        reduce_and_apply(tape.gradient(scaled, variables), variables)
+    else:
+        warnings.warn("The model does not have any trainable weights.", stacklevel=2)
     return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 
