@@ -39,6 +39,7 @@ from distcnn.runtime.keras_hooks import (
 from distcnn.scripting.batches import MARK, BatchComparison
 from distcnn.scripting.callbacks import install_callback_hooks
 from distcnn.scripting.devices import install_device_hooks
+from distcnn.scripting.folders import install_folder_hooks
 from distcnn.scripting.functions import StepFunctions
 from distcnn.scripting.losses import install_loss_hooks
 from distcnn.scripting.metrics import GlobalMetrics
@@ -150,6 +151,7 @@ class Session:
             hooks.replace(point, self._computing)
         install_writing_hooks(hooks, backend, self.synchronise)
         install_callback_hooks(hooks, backend)
+        install_folder_hooks(hooks, backend)
 
     def _whole_batches(self, original: Any) -> Any:
         """Makes Keras' iterators yield whole batches, in the same order, in every process."""
