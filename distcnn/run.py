@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distcnn.cli.command import run_command
 from distcnn.cli.parser import Parser
-from distcnn.cli.startup import import_tensorflow
+from distcnn.cli.startup import import_tensorflow, order_sets_alike
 from distcnn.config import ScriptConfig
 from distcnn.distribute.strategies import require_supported
 from distcnn.errors import UsageError
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     except UsageError as error:
         error.on_every_rank = True  # every rank has the same command line
         raise
+    order_sets_alike()
     import_tensorflow()
     from distcnn.scripting.runner import run_script  # imported late to keep --help fast
 

@@ -7,11 +7,29 @@ import sys
 import tempfile
 from pathlib import Path
 
+from distcnn.runtime.cluster import find_cluster
+
 _NOTICES = re.compile(
     rb"All log messages before absl::InitializeLog|oneDNN custom operations are on"
     rb"|Could not find cuda drivers on your machine|failed call to cuInit: .*\(303\)"
     rb"|This TensorFlow binary is optimized|To enable the following instructions"
 )
+
+
+def order_sets_alike() -> None:
+    """Starts this process anew if its sets of strings would have an order of their own.
+
+    Python hashes strings differently in every process; it reads PYTHONHASHSEED at its start.
+    A script that iterates over a set would build its layers, or number its classes, in another
+    order on every rank.
+    """
+    chosen = os.environ.get("PYTHONHASHSEED", "random")
+    if chosen != "random" or find_cluster(os.environ).size == 1:
+        return
+    os.environ["PYTHONHASHSEED"] = "0"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def import_tensorflow() -> None:

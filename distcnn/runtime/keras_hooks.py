@@ -24,10 +24,12 @@ from keras.src.callbacks.callback_list import CallbackList
 from keras.src.losses import loss as loss_module
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.random import seed_generator
+from keras.src.saving import saving_api
 from keras.src.trainers.data_adapters import array_data_adapter, data_adapter_utils
 from keras.src.utils import file_utils
 from keras.src.utils.python_utils import pythonify_logs
 from tensorflow.python.eager import context
+from tensorflow.python.ops import gen_summary_ops
 
 FunctionMaker = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes the original function and returns its replacement."""
@@ -77,9 +79,26 @@ EPOCH_BEGIN = HookPoint(CallbackList, "on_epoch_begin")
 EPOCH_END = HookPoint(CallbackList, "on_epoch_end")
 TRAIN_BATCH_BEGIN = HookPoint(CallbackList, "on_train_batch_begin")
 TRAIN_BATCH_END = HookPoint(CallbackList, "on_train_batch_end")
+BACKUP_SAVE = HookPoint(keras.callbacks.BackupAndRestore, "_save_model")
+BACKUP_END = HookPoint(keras.callbacks.BackupAndRestore, "on_train_end")
+CSV_BEGIN = HookPoint(keras.callbacks.CSVLogger, "on_train_begin")
+MONITOR_EPOCH = HookPoint(keras.callbacks.RemoteMonitor, "on_epoch_end")
+TENSORBOARD_MODEL = HookPoint(keras.callbacks.TensorBoard, "set_model")
+EVENT_FILE = HookPoint(gen_summary_ops, "create_summary_file_writer")
+SAVE_MODEL_FUNCTION = FunctionPoint("save_model", saving_api.save_model)
+SAVE_WEIGHTS_FUNCTION = FunctionPoint("save_weights", saving_api.save_weights)
 SCALE_LOSS = FunctionPoint("scale_loss_for_distribution", loss_module.scale_loss_for_distribution)
 UNSCALE_LOSS = FunctionPoint(
     "unscale_loss_for_distribution", loss_module.unscale_loss_for_distribution
+)
+DEVICE_SETTINGS = (
+    HookPoint(tf.config, "set_visible_devices"),
+    HookPoint(tf.config, "set_logical_device_configuration"),
+    HookPoint(tf.config.experimental, "set_visible_devices"),
+    HookPoint(tf.config.experimental, "set_memory_growth"),
+    HookPoint(tf.config.experimental, "set_virtual_device_configuration"),
+    HookPoint(tf.config.threading, "set_intra_op_parallelism_threads"),
+    HookPoint(tf.config.threading, "set_inter_op_parallelism_threads"),
 )
 REDUCE_PER_REPLICA = FunctionPoint("reduce_per_replica", trainer_module.reduce_per_replica)
 GET_FILE = FunctionPoint("get_file", file_utils.get_file)
@@ -195,6 +214,11 @@ def insert_callback(callbacks: Any, first: keras.callbacks.Callback, model: kera
         callbacks.callbacks.insert(0, first)
         return callbacks
     return [first, *tree.flatten(callbacks or [])]
+
+
+def save_weights_of_backup(callback: Any) -> None:
+    """Saves the model of a `BackupAndRestore`, without the other files of a backup."""
+    callback.model.save_weights(callback._weights_path, overwrite=True)
 
 
 @contextlib.contextmanager

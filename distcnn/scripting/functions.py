@@ -236,7 +236,10 @@ class StepFunctions:
             rows, shard = cut_batch(batch, backend.replica_id(), backend.replicas)
             with computing(shard), self._fast(model):
                 outputs = model.predict_step(rows)
-            flat = [value[: shard.rows] for value in keras.tree.flatten(outputs)]
+            flat = keras.tree.flatten(outputs)
+            if not all(_travels(value.dtype) for value in flat):
+                return model.predict_step(batch)  # no transport carries text or complex numbers
+            flat = [value[: shard.rows] for value in flat]
             return keras.tree.pack_sequence_as(outputs, backend.gather_rows(flat))
 
         def one_batch(batch: Any) -> Any:
@@ -268,6 +271,10 @@ def _step_by_step(model: keras.Model, function: Any) -> Any:
         return logs
 
     return run
+
+
+def _travels(dtype: tf.DType) -> bool:
+    return bool(dtype.is_floating or dtype.is_integer or dtype.is_bool)
 
 
 def _is_float_scalar(value: Any) -> bool:

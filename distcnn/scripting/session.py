@@ -41,6 +41,9 @@ from distcnn.runtime.keras_hooks import (
 )
 from distcnn.runtime.keras_internals import forget_dtype_policy
 from distcnn.scripting.batches import MARK, BatchComparison
+from distcnn.scripting.callbacks import install_callback_hooks
+from distcnn.scripting.devices import install_device_hooks
+from distcnn.scripting.folders import install_folder_hooks
 from distcnn.scripting.functions import StepFunctions, StepOptions
 from distcnn.scripting.losses import install_loss_hooks
 from distcnn.scripting.metrics import GlobalMetrics
@@ -119,6 +122,7 @@ class Session:
             self.backend, self._reduction, self._metrics, BatchComparison(self.backend), options
         )
         functions.install(self._hooks)
+        install_device_hooks(self._hooks)
         if self.backend.replicas > 1:
             self._install()
         try:
@@ -162,6 +166,8 @@ class Session:
         for point in (EVALUATE, PREDICT):
             hooks.replace(point, self._computing)
         install_writing_hooks(hooks, backend, self.synchronise)
+        install_callback_hooks(hooks, backend)
+        install_folder_hooks(hooks, backend)
 
     def _resuming(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context in which what the script fits is saved and resumed, if it should."""
@@ -202,7 +208,9 @@ class Session:
             else:
                 keywords["callbacks"] = insert_callback(keywords.get("callbacks"), watcher, model)
             with self._readable_errors():
-                return original(model, *arguments, **keywords)
+                history = original(model, *arguments, **keywords)
+                self.barrier()  # what rank 0's callbacks have written is complete
+            return history
 
         return fit
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from distcnn.runtime.keras_hooks import (
     EXPORT,
     GET_FILE,
     SAVE,
+    SAVE_MODEL_FUNCTION,
     SAVE_WEIGHTS,
+    SAVE_WEIGHTS_FUNCTION,
     FunctionMaker,
     Hooks,
 )
@@ -31,15 +34,23 @@ def install_writing_hooks(
         backend: Tells the ranks, and lets them wait.
         synchronise: Makes a model the same on all replicas.
     """
-    for point in (SAVE, SAVE_WEIGHTS, EXPORT):
-        hooks.replace(point, _written_once(backend, synchronise))
+    # The methods call the functions, which scripts may also call by themselves.
+    points = (SAVE, SAVE_WEIGHTS, EXPORT, SAVE_MODEL_FUNCTION, SAVE_WEIGHTS_FUNCTION)
+    writing = threading.local()
+    for point in points:
+        hooks.replace(point, _written_once(backend, synchronise, writing))
     hooks.replace(GET_FILE, _downloaded_once)
 
 
-def _written_once(backend: Backend, synchronise: Callable[[keras.Model], None]) -> FunctionMaker:
+def _written_once(
+    backend: Backend, synchronise: Callable[[keras.Model], None], writing: threading.local
+) -> FunctionMaker:
     def make(original: Any) -> Any:
         def write(model: keras.Model, filepath: Any, *arguments: Any, **keywords: Any) -> Any:
+            if getattr(writing, "active", False):
+                return original(model, filepath, *arguments, **keywords)
             synchronise(model)
+            writing.active = True
             try:
                 if backend.is_chief:
                     return original(model, filepath, *arguments, **keywords)
@@ -49,6 +60,7 @@ def _written_once(backend: Backend, synchronise: Callable[[keras.Model], None]) 
                         return original(model, other, *arguments, **keywords)
                 return None
             finally:
+                writing.active = False
                 backend.barrier()
 
         return write
