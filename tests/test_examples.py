@@ -113,3 +113,26 @@ def test_each_example_is_short_and_says_how_to_run_it():
         text = path.read_text()
         assert len(text.splitlines()) <= 40, path
         assert f"    python {path.name}" in text.split('"""')[1], path
+
+
+def test_own_script_computes_the_same_on_two_workers(tmp_path):
+    outputs = []
+    for prefix in (
+        [],
+        ["-m", "distcnn.horovodrun", "-np", "2", sys.executable, "-m", "distcnn.run"],
+    ):
+        done = subprocess.run(
+            [sys.executable, *prefix, str(EXAMPLES / "own_script.py"), "1"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        outputs.append(re.findall(r"test loss (\S+)  test accuracy (\S+)  sum", done.stdout))
+    plain, distributed = outputs
+    assert len(plain) == len(distributed) == 1
+    assert [float(x) for x in plain[0]] == pytest.approx(
+        [float(x) for x in distributed[0]], rel=5e-3
+    )

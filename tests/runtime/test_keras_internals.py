@@ -1,10 +1,14 @@
 """The contract with Keras' private parts: each test names what a new version would break."""
 
+import sys
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from distcnn.runtime import keras_hooks
 from distcnn.runtime import keras_internals as internals
 
 layers = keras.layers
@@ -101,3 +105,51 @@ def test_callbacks_are_called_at_once():
     assert hasattr(callbacks, "_async_train")
     internals.call_synchronously(callbacks)
     assert not callbacks._async_train
+
+
+POINTS = [
+    name
+    for name, point in vars(keras_hooks).items()
+    if isinstance(point, keras_hooks.HookPoint | keras_hooks.FunctionPoint)
+]
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_each_place_that_a_session_changes_can_be_replaced_and_put_back(name):
+    point = getattr(keras_hooks, name)
+    hooks = keras_hooks.Hooks()
+    is_method = isinstance(point, keras_hooks.HookPoint)
+    original = getattr(point.owner, point.name) if is_method else point.function
+    seen = []
+
+    def replacement(function: Any) -> Any:
+        seen.append(function)
+        return lambda *_: "replaced"
+
+    hooks.replace(point, replacement)
+    try:
+        assert seen == [original]
+        if is_method:
+            assert getattr(point.owner, point.name) is not original
+        else:
+            module = sys.modules[point.function.__module__]
+            assert getattr(module, point.name)() == "replaced"
+    finally:
+        hooks.restore()
+    if is_method:
+        assert getattr(point.owner, point.name) == original
+    else:
+        assert getattr(sys.modules[point.function.__module__], point.name) is original
+
+
+def test_input_structure():
+    assert internals.input_structure(branched()).shape == (None, 4)
+    pair = {name: keras.Input((1,), name=name) for name in "ab"}
+    graph = keras.Model(pair, layers.Concatenate()(list(pair.values())))
+    assert sorted(internals.input_structure(graph)) == ["a", "b"]
+
+
+def test_the_dtype_policy_follows_the_float_type_again():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    internals.forget_dtype_policy()
+    assert keras.config.dtype_policy().name == "float32"

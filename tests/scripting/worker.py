@@ -59,11 +59,16 @@ def broken(fault: str | None) -> Iterator[None]:
 
 
 def run(entry: str, how: str, distribute: dict[str, Any]) -> dict[str, Any]:
-    """Runs one script, plainly or in a session; NAME:FAULT breaks a part of the session."""
+    """Runs one script, plainly or in a session.
+
+    NAME:FAULT breaks a part of the session; NAME:fast runs the fast form.
+    """
     name, _, fault = entry.partition(":")
     keras.backend.clear_session()
     script = SCRIPTS / f"{name}.py"
-    config = ScriptConfig(distribute=DistributeConfig(**distribute))
+    config = ScriptConfig(
+        distribute=DistributeConfig(**distribute), fast_path="auto" if fault == "fast" else "off"
+    )
     in_session = session(config=config) if how == "session" else contextlib.nullcontext()
     try:
         with broken(fault), in_session, explained(script, distribute.get("strategy", "")):
