@@ -27,6 +27,7 @@ from keras.src.trainers.data_adapters import array_data_adapter, data_adapter_ut
 from keras.src.utils import file_utils
 from keras.src.utils.python_utils import pythonify_logs
 from tensorflow.python.eager import context
+from tensorflow.python.framework import random_seed
 
 FunctionMaker = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes the original function and returns its replacement."""
@@ -67,6 +68,7 @@ LOSS_CALL = HookPoint(keras.losses.Loss, "__call__")
 MEAN_UPDATE = HookPoint(keras.metrics.Mean, "update_state")
 SUM_UPDATE = HookPoint(keras.metrics.Sum, "update_state")
 NEXT_SEED = HookPoint(keras.random.SeedGenerator, "next")
+OPERATION_SEED = HookPoint(random_seed, "get_seed")
 SAVE = HookPoint(keras.Model, "save")
 SAVE_WEIGHTS = HookPoint(keras.Model, "save_weights")
 EXPORT = HookPoint(keras.Model, "export")
