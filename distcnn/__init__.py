@@ -27,6 +27,7 @@ from distcnn.config import (
     ModelConfig,
     OptimizerConfig,
     PrecisionConfig,
+    ScriptConfig,
     TrainConfig,
 )
 from distcnn.errors import DataError, DistcnnError, UsageError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from distcnn.cli.parser import load_config
     from distcnn.inference.evaluation import Evaluation, evaluate
     from distcnn.inference.prediction import Prediction, predict
+    from distcnn.scripting.session import Session, session
     from distcnn.training.trainer import Trainer
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "OptimizerConfig",
     "PrecisionConfig",
     "Prediction",
+    "ScriptConfig",
+    "Session",
     "TrainConfig",
     "Trainer",
     "UsageError",
@@ -59,6 +63,7 @@ __all__ = [
     "evaluate",
     "load_config",
     "predict",
+    "session",
 ]
 
 
@@ -69,6 +74,8 @@ _LAZY = {
     "evaluate": "distcnn.inference.evaluation",
     "Prediction": "distcnn.inference.prediction",
     "predict": "distcnn.inference.prediction",
+    "Session": "distcnn.scripting.session",
+    "session": "distcnn.scripting.session",
 }
 """Names that are imported when they are first used, as they take long: all but the first need
 TensorFlow."""

@@ -10,7 +10,8 @@ class DistcnnError(Exception):
 
     Attributes:
         exit_code: Exit code of a command that ends with it.
-        on_every_rank: Whether all processes of a run meet it at once, so that one of them speaks.
+        on_every_rank: Whether all processes of a run meet it at once; the chief then reports it
+            first.
     """
 
     exit_code = 1

@@ -3,7 +3,7 @@
 #   docker build -f docker/cuda.Dockerfile -t distcnn:0.1.0-cuda .
 #   mkdir -p runs
 #   docker run --rm --gpus all --shm-size=1g --user "$(id -u):$(id -g)" -v "$PWD/runs:/runs" \
-#     distcnn:0.1.0-cuda horovodrun --gloo -np 4 python -m distcnn.train --out /runs/article
+#     distcnn:0.1.0-cuda python -m distcnn.horovodrun --gloo -np 4 python -m distcnn.train --out /runs/article
 #
 # Not yet built, nor tested on a GPU.
 FROM nvidia/cuda:12.9.1-cudnn-devel-ubuntu24.04 AS build

@@ -3,6 +3,7 @@
 #
 #   launch/local.sh                          trains the recipe quickstart
 #   launch/local.sh --recipe article ARG...  passes the arguments to distcnn.train
+#   launch/local.sh script.py ARG...         runs a Keras script of your own by distcnn.run
 #   GPU=1 launch/local.sh ARG...             uses the second GPU; GPU= (empty) uses the CPU
 #   launch/local.sh --dry-run ARG...         prints the command without running it
 #
@@ -19,6 +20,7 @@ for argument in "$@"; do
   if [[ $argument == --dry-run ]]; then dry_run=true; else arguments+=("$argument"); fi
 done
 if ((${#arguments[@]} == 0)); then arguments=(--recipe quickstart); fi
+module=$(module_for "${arguments[@]}")
 
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
   extra=cuda gpu=${GPU-${CUDA_VISIBLE_DEVICES-0}}
@@ -32,10 +34,10 @@ fi
 export CUDA_VISIBLE_DEVICES=$gpu
 
 if $dry_run; then
-  printf 'CUDA_VISIBLE_DEVICES=%s %q -m distcnn.train' "$gpu" "$venv/bin/python"
+  printf 'CUDA_VISIBLE_DEVICES=%s %q -m %s' "$gpu" "$venv/bin/python" "$module"
   printf ' %q' "${arguments[@]}"
   printf '\n'
   exit 0
 fi
 "$root/launch/install.sh" $extra
-exec "$venv/bin/python" -m distcnn.train "${arguments[@]}"
+exec "$venv/bin/python" -m "$module" "${arguments[@]}"

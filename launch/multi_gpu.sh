@@ -2,6 +2,7 @@
 # Trains on all GPUs of this machine, with one worker per GPU.
 #
 #   launch/multi_gpu.sh ARG...                     passes the arguments to distcnn.train
+#   launch/multi_gpu.sh script.py ARG...           runs a Keras script of your own by distcnn.run
 #   STRATEGY=mirrored launch/multi_gpu.sh ARG...   uses one process with all GPUs instead of one
 #                                                  Horovod process per GPU
 #   WORKERS=2 launch/multi_gpu.sh ARG...           sets the number of workers; without a GPU, they
@@ -42,9 +43,9 @@ if ((gpus > 0 && workers > gpus)); then
 fi
 
 python=$venv/bin/python
-train=("$python" -m distcnn.train --distribute.strategy "$strategy")
+train=("$python" -m "$(module_for "${arguments[@]}")" --distribute.strategy "$strategy")
 case $strategy in
-  horovod) command=("$venv/bin/horovodrun" --gloo -np "$workers" "${train[@]}") ;;
+  horovod) command=("$python" -m distcnn.horovodrun --gloo -np "$workers" "${train[@]}") ;;
   mirrored) command=("${train[@]}" --distribute.devices "$workers") ;;
   *)
     echo "error: STRATEGY is $strategy; expected horovod or mirrored" >&2

@@ -2,6 +2,7 @@
 # Trains on several machines over ssh, with one worker per slot.
 #
 #   launch/multi_node.sh -H host1:4,host2:4 ARG...     passes the arguments to distcnn.train
+#   launch/multi_node.sh -H host1:4,host2:4 script.py  runs a Keras script of your own by distcnn.run
 #   launch/multi_node.sh --hostfile FILE ARG...        reads lines `host slots=4` or `host:4`
 #   STRATEGY=multi_worker launch/multi_node.sh ...     uses TensorFlow's collectives, not Horovod's
 #   launch/multi_node.sh --dry-run -H ...              prints the command without running it
@@ -71,11 +72,11 @@ if [[ -z $nic ]] && command -v ip >/dev/null; then
 fi
 
 # Horovod's launcher starts the workers of both strategies; it stops all when one fails.
-command=("$venv/bin/horovodrun" --gloo -np "$workers" -H "$hosts")
+command=("$venv/bin/python" -m distcnn.horovodrun --gloo -np "$workers" -H "$hosts")
 if [[ -n ${SSH_PORT:-} ]]; then command+=(--ssh-port "$SSH_PORT"); fi
 if [[ -n ${SSH_KEY:-} ]]; then command+=(--ssh-identity-file "$SSH_KEY"); fi
 if [[ -n $nic ]]; then command+=(--network-interfaces "$nic"); fi
-command+=("$venv/bin/python" -m distcnn.train --distribute.strategy "$strategy" "${arguments[@]}")
+command+=("$venv/bin/python" -m "$(module_for "${arguments[@]}")" --distribute.strategy "$strategy" "${arguments[@]}")
 
 if [[ $strategy == multi_worker && -z $nic && ${PRIVATE:-yes} == yes ]]; then
   own=(unshare --map-root-user --net sh -c 'ip link set lo up && exec "$@"' sh)

@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 
 COMMANDS = {
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("install_horovod", "launchers", "__main__"),
+    *("install_horovod", "horovodrun", "launchers", "__main__"),
 }
 
 LAYERS: list[set[str]] = [

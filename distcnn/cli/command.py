@@ -22,8 +22,17 @@ from distcnn.runtime.text import printable
 EXIT_STOPPED = 75
 """Exit code of a run that a signal stopped after saving a checkpoint (EX_TEMPFAIL: retry)."""
 
+_TYPE = r"(float32|bfloat16|float16|float|half)"
+_MIXED_TYPES = re.compile(
+    rf"Input '\w+' of '\w+' Op has type {_TYPE} that does not match type {_TYPE}"
+    rf"|expected to be an? {_TYPE} tensor but is an? {_TYPE} tensor"
+    rf"|Tensor conversion requested dtype {_TYPE} for Tensor with dtype {_TYPE}"
+)
+"""TensorFlow's messages if an operation gets numbers of two precisions."""
+
 _GRACE_SECONDS = 5
-"""How long a process that lost a peer waits, so that the peer's own message comes first."""
+"""How long a process waits before it reports what another process reports better: the loss of that
+process, or an error of every rank. Launchers that stop the others then end with the right line."""
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -56,7 +65,8 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
         sys.stderr.write("interrupted\n")
         code = 130
     except Exception as error:
-        if isinstance(error, PeerLostError):
+        everywhere = isinstance(error, DistcnnError) and error.on_every_rank
+        if isinstance(error, PeerLostError) or (everywhere and not cluster.is_chief):
             time.sleep(_GRACE_SECONDS)
         if "--debug" in arguments:
             traceback.print_exc()
@@ -73,8 +83,6 @@ def _report(error: Exception, cluster: Cluster) -> int:
     code, text = 1, describe(error)
     if isinstance(error, DistcnnError):
         code = error.exit_code
-        if error.on_every_rank and not cluster.is_chief:
-            return code
     elif not isinstance(error, (OSError, MemoryError)):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
     rank = f"rank {cluster.rank}: " if cluster.size > 1 else ""
@@ -87,7 +95,20 @@ def describe(error: BaseException) -> str:
     text = str(error)
     # TensorFlow wraps an exception of a pipeline's own function into its traceback.
     wrapped = re.search(r"DamagedFileError: (.*)", text)
+    mixed = _MIXED_TYPES.search(text)
+    if mixed:
+        text = _explain_mixed_types(mixed[0], text)
     return printable(" ".join((wrapped[1] if wrapped else text).split())) or type(error).__name__
+
+
+def _explain_mixed_types(message: str, text: str) -> str:
+    """Says which layer mixes types, as own layers with float32 constants do in bfloat16."""
+    calls = re.findall(r"calling (\w+)\.call\(\)", text)  # the innermost comes last
+    where = f"the layer {calls[-1]}" if calls else "the model"
+    return (
+        f"{where} computes with two types of numbers ({message}); cast its constants with "
+        "ops.cast(x, self.compute_dtype), or pass --precision.policy float32"
+    )
 
 
 def require_at_least_one(options: Any, *names: str) -> None:

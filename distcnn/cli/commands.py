@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "distcnn.install_horovod:main",
         "Builds and installs Horovod in this environment.",
     ),
+    "horovodrun": ("distcnn.horovodrun:main", "Starts the processes of a run through Horovod."),
     "launchers": ("distcnn.launchers:main", "Prints the folder of the launch scripts."),
 }
 """The commands by name: import path of the function, as `package.module:function`, and description.

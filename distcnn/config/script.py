@@ -21,6 +21,9 @@ class ScriptConfig:
     script sets replace it."""
     output: Literal["chief", "all"] = "chief"
     """chief: only rank 0 writes to standard output. all: every rank does."""
+    fast_path: Literal["auto", "off"] = "auto"
+    """auto: models whose train_step is Keras' own compute in their fast form, with fewer passes
+    over memory; dropout draws other random numbers there. off: they compute as Keras does."""
     resume: str | None = None
     """Directory for checkpoints of what `fit` trains. If it is missing or empty, a new run saves
     there; otherwise the same script with the same arguments goes on where it was stopped."""

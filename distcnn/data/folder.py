@@ -3,7 +3,9 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +20,7 @@ from distcnn.data.folder_layout import (
     warn_of_unused_folders,
 )
 from distcnn.data.image_file import read_image_file
+from distcnn.data.progress import progress_bar
 from distcnn.data.split import Source
 from distcnn.runtime.text import valid_unicode
 
@@ -28,13 +31,21 @@ class FolderSplit(EncodedSplit):
     Args:
         paths: The files.
         labels: int64 array of shape `(len(paths),)`, class indices.
+        verify: How the hashes recognise a file: `stat` by its size and modification time, `bytes`
+            by its content.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: np.ndarray) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: np.ndarray,
+        verify: Literal["stat", "bytes"] = "stat",
+    ) -> None:
         self.labels = labels
         self.image_shape = None
         self._paths = np.array([os.fsencode(path) for path in paths], dtype=object)
         self._tensor = tf.constant(self._paths)
+        self._contents: dict[bytes, str] | None = {} if verify == "bytes" else None
 
     @override
     def read(self, indices: tf.Tensor) -> tf.Tensor:
@@ -47,32 +58,63 @@ class FolderSplit(EncodedSplit):
 
     @override
     def fingerprint(self) -> str:
-        """Hashes the paths, sizes and modification times of the files."""
+        """Hashes the paths of the files, and their sizes and times or their contents."""
         return self._hash(lambda path: os.path.abspath(path))  # noqa: PTH100
 
     @override
     def content_hash(self) -> str:
-        """Hashes the paths below the split's folder, sizes and modification times of the files."""
+        """Hashes the paths below the split's folder, and sizes and times or contents."""
         root = os.path.commonpath(list(self._paths))
         return self._hash(lambda path: os.path.relpath(path, root))
 
     def _hash(self, name: Callable[[bytes], bytes]) -> str:
         digest = hashlib.sha256()
-        for path in self._paths:
-            try:
-                status = os.stat(path)  # noqa: PTH116 - a million paths, as bytes
-                state = f"{status.st_size} {status.st_mtime_ns}"
-            except FileNotFoundError:
-                state = "missing"  # such as a dangling link; decoding reports it
-            except OSError as error:
-                state = f"unreadable {error.errno}"
+        states = map(_stat_of, self._paths) if self._contents is None else self._read_contents()
+        for path, state in zip(self._paths, states, strict=True):
             digest.update(name(path) + b"\0" + state.encode() + b"\0")
         return digest.hexdigest()
+
+    def _read_contents(self) -> list[str]:
+        """Returns the checksums of the files, each of which is read once."""
+        assert self._contents is not None
+        missing = [path for path in self._paths if path not in self._contents]
+        self._contents.update(zip(missing, _contents_of(missing), strict=True))
+        return [self._contents[path] for path in self._paths]
 
     @override
     def _select(self, indices: np.ndarray) -> None:
         self._paths = self._paths[indices]
         self._tensor = tf.constant(self._paths)
+
+
+def _stat_of(path: bytes) -> str:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a million paths, as bytes
+    except FileNotFoundError:
+        return "missing"  # such as a dangling link; decoding reports it
+    except OSError as error:
+        return f"unreadable {error.errno}"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _contents_of(paths: Sequence[bytes]) -> list[str]:
+    """Returns the checksum of each file, or how `_stat_of` describes it if it cannot be read."""
+
+    def describe(path: bytes) -> str:
+        try:
+            return hashlib.sha256(read_image_file(path)).hexdigest()
+        except ValueError:
+            return _stat_of(path)
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress_bar("Verifying images", len(paths)) as advance,
+    ):
+        found = []
+        for state in pool.map(describe, paths):
+            found.append(state)
+            advance(1)
+        return found
 
 
 # A graph even when called eagerly, so that every failure is an OpError.
@@ -108,7 +150,7 @@ def open_folder(config: DataConfig) -> Source:
     splits = {}
     for name, folder in folders.items():
         paths, labels = find_labelled_images(folder, classes, config.on_error)
-        splits[name] = FolderSplit(paths, np.array(labels, np.int64))
+        splits[name] = FolderSplit(paths, np.array(labels, np.int64), config.verify)
     warn_of_unused_folders(root, folders, classes)
     return Source(
         name=config.name,

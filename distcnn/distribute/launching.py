@@ -34,6 +34,8 @@ def horovodrun(
 ) -> list[Process]:
     """Returns the process of Horovod's launcher, which starts one process per replica.
 
+    It runs as `distcnn.horovodrun`, whose store admits the processes of the run only.
+
     Raises:
         UsageError: If the launcher is not installed.
     """
@@ -43,7 +45,7 @@ def horovodrun(
             f"{launcher} does not exist; run distcnn install-horovod, or use "
             "--distribute.strategy multi_worker or mirrored"
         )
-    line = [str(launcher), "--gloo", "-np", str(replicas), *command]
+    line = [sys.executable, "-m", "distcnn.horovodrun", "--gloo", "-np", str(replicas), *command]
     return [(line, dict(environment))]
 
 

@@ -1,7 +1,8 @@
 """Adapts a model's layers to replicas: different dropout on each, batch statistics over all."""
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ import tensorflow as tf
 from distcnn.distribute.base import Backend
 from distcnn.runtime.keras_internals import (
     all_layers,
+    batch_moments,
     normalised_axes,
     replace_batch_moments,
     seed_generators,
@@ -94,6 +96,15 @@ class SynchronisedBatchNorm:
     def counts(self, counts: tf.Tensor) -> None:
         self._of_replica.counts = counts
 
+    @contextlib.contextmanager
+    def counting(self, counts: tf.Tensor) -> Iterator[None]:
+        """Sets `counts` in the context; outside, the layers use the rows that they are given."""
+        self.counts = counts
+        try:
+            yield
+        finally:
+            del self._of_replica.counts
+
     def add_up(self, sums: tf.Tensor) -> tf.Tensor:
         """Returns the sum of a tensor over all replicas."""
         return self._backend.reduce_sum([sums])[0]
@@ -101,12 +112,16 @@ class SynchronisedBatchNorm:
     def _moments_of(
         self, layer: keras.layers.BatchNormalization, backend: Backend
     ) -> Callable[[tf.Tensor, Any], tuple[tf.Tensor, tf.Tensor]]:
+        original = batch_moments(layer)
+
         def moments(inputs: tf.Tensor, mask: Any) -> tuple[tf.Tensor, tf.Tensor]:
             """Returns mean and variance of shape `(channels,)`, from a single reduction.
 
             The sums are taken around the moving mean, which is the same on all replicas, so that
             little precision is lost if the variance is small compared with the mean.
             """
+            if not hasattr(self._of_replica, "counts"):
+                return original(inputs, mask)
             axes = normalised_axes(layer)
             channels = [inputs.shape[layer.axis]]
             centre = tf.stop_gradient(tf.cast(layer.moving_mean.value, inputs.dtype))

@@ -1,7 +1,8 @@
 """How Horovod's processes find each other if its own launcher did not start them.
 
 Horovod's Gloo needs a small HTTP store that every process can reach. `horovodrun` runs one; under
-Slurm, Kubernetes, Open MPI or TF_CONFIG the chief runs it here, listening on one address only.
+Slurm, Kubernetes, Open MPI or TF_CONFIG the chief runs it here, listening on one address only and
+answering the processes of the run only.
 """
 
 import functools
@@ -11,11 +12,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from distcnn.errors import DistcnnError
 from distcnn.runtime.cluster import Cluster
-from distcnn.runtime.horovod_internals import start_rendezvous_server
+from distcnn.runtime.rendezvous_store import RendezvousServer
 
 _T = TypeVar("_T")
 
@@ -39,7 +40,7 @@ class Rendezvous:
     def __init__(self, cluster: Cluster, port: int | None) -> None:
         self._cluster = cluster
         self._port = port
-        self._server: Any = None
+        self._server: RendezvousServer | None = None
 
     def open(self) -> dict[str, str]:
         """Starts the store if this is the chief, then waits until all processes have registered.
@@ -85,32 +86,14 @@ class Rendezvous:
         return _resolve(host), int(port) + self._cluster.size
 
     def _serve(self, address: str, port: int) -> None:
-        from horovod.runner.common.util.hosts import SlotInfo
-
-        cluster = self._cluster
-        hosts = cluster.hosts or ()
-        slots = []
-        for rank, host in enumerate(hosts):
-            local_rank = hosts[:rank].count(host)
-            cross = _hosts_with(hosts, local_rank)
-            slots.append(
-                SlotInfo(
-                    hostname=host,
-                    rank=rank,
-                    local_rank=local_rank,
-                    cross_rank=cross.index(host),
-                    size=cluster.size,
-                    local_size=hosts.count(host),
-                    cross_size=len(cross),
-                )
-            )
         try:
-            self._server = start_rendezvous_server(address, port, slots)
+            self._server = RendezvousServer(address, port, self._cluster.hosts or ())
         except OSError as error:
             raise DistcnnError(
                 f"rank 0 cannot listen at {address}:{port}: {error.strerror}; choose another "
                 "--distribute.port"
             ) from None
+        self._server.start()
 
 
 def _hosts_with(hosts: Sequence[str], local_rank: int) -> list[str]:

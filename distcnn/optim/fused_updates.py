@@ -27,7 +27,7 @@ def fuse_updates(optimizer: keras.optimizers.Optimizer) -> None:
         return
 
     def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
-        if variable.dtype == tf.float32:
+        if variable.dtype == tf.float32 and not isinstance(gradient, tf.IndexedSlices):
             fused(optimizer, gradient, variable, learning_rate)
         else:
             plain(gradient, variable, learning_rate)

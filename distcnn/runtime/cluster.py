@@ -39,9 +39,8 @@ def find_cluster(environment: Environment) -> Cluster:
             "together are unknown; set DISTCNN_HOSTS=pod-0.service,pod-1.service (only the pod's "
             "own name if it trains alone) or TF_CONFIG, as in launch/k8s/indexed-job.yaml"
         )
-    # A single Slurm task may itself launch the processes of the run.
     if len(found) > 1:
-        found = [c for c in found if c.scheme != "slurm" or c.size > 1] or found[:1]
+        found = [c for c in found if not _only_launches(c, found)] or found[:1]
     if not found:
         return Cluster()
     first = found[0]
@@ -54,3 +53,16 @@ def find_cluster(environment: Environment) -> Cluster:
                 f"not start this run ({variables[0]} or {variables[1]})"
             )
     return first
+
+
+def _only_launches(cluster: Cluster, found: list[Cluster]) -> bool:
+    """Returns whether a cluster is a Slurm step whose tasks launched the processes of the run.
+
+    That is so for a single task, and for the daemons that `mpirun` starts through `srun`: one on
+    each node, or on each but its own. The processes that they start inherit their variables.
+    """
+    if cluster.scheme != "slurm":
+        return False
+    one_per_node = len(set(cluster.hosts or ())) == cluster.size
+    by_mpi = any(c.scheme in ("openmpi", "pmi") and c.size > 1 for c in found)
+    return cluster.size == 1 or (one_per_node and by_mpi)

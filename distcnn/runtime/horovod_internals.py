@@ -3,32 +3,53 @@
 They were tried with Horovod 0.28.1; `tests/runtime/test_horovod_internals.py` checks them.
 """
 
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from distcnn.runtime.rank_group import RankGroup
+from distcnn.runtime.rendezvous_store import RendezvousServer
 
 
-def start_rendezvous_server(address: str, port: int, plan: Sequence[Any]) -> Any:
-    """Starts Horovod's rendezvous server on a single address.
+class LauncherStore:
+    """The store of Horovod's launcher, with the interface of Horovod's `RendezvousServer`."""
 
-    Horovod itself binds it to all interfaces, on which it answers everyone (CVE-2024-10190).
+    def __init__(self, verbose: int = 0) -> None:
+        self._server: RendezvousServer | None = None
 
-    Args:
-        address: IP address to listen on.
-        port: Port to listen on.
-        plan: A `horovod.runner.common.util.hosts.SlotInfo` for each rank.
+    def start(self, handler_cls: object = None, address: str = "") -> int:
+        """Starts the store and returns its port; until `init`, only the own user is admitted."""
+        self._server = RendezvousServer(address, 0, ())
+        self._server.start()
+        return self._server.server_port
 
-    Returns:
-        The server, which runs as long as the object is kept.
+    def init(self, host_alloc_plan: Sequence[Any]) -> None:
+        """Serves the ranks of a plan, one `SlotInfo` each."""
+        assert self._server is not None
+        self._server.serve_hosts([slot.hostname for slot in host_alloc_plan])
+
+
+def run_launcher() -> NoReturn:
+    """Runs Horovod's launcher on the process's arguments, with this package's store and ranks.
 
     Raises:
-        OSError: If it cannot listen there.
+        SystemExit: With the exit code of the rank that ended first with another one than 0; with
+            130 if a second signal arrived before the run had saved.
     """
-    from horovod.runner.http import http_server
+    from horovod.runner import gloo_run, launch
+    from horovod.runner.common.util.safe_shell_exec import prefix_connection
 
-    server = http_server.RendezvousServer()
-    server._httpd = http_server.RendezvousHTTPServer(
-        (address, port), http_server.RendezvousHandler, False
-    )
-    server.init(list(plan))  # before the first report, since it clears the store
-    server._listen_thread = http_server.in_thread(target=server._httpd.serve_forever)
-    return server
+    ranks = RankGroup(prefix_connection)
+    gloo_run.RendezvousServer = LauncherStore
+    gloo_run.register_shutdown_event = ranks.listen
+    gloo_run.safe_shell_exec = ranks
+    launch.gloo_built = lambda verbose=False: True  # as it always is; asking imports TensorFlow
+    code = 0
+    try:
+        launch.run_commandline()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    line = ranks.last_line() if code else None
+    if line is not None:
+        sys.stderr.write(f"horovodrun: {line}\n")
+    sys.exit(130 if code and len(ranks.signals) > 1 else code)

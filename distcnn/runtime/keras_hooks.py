@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -133,16 +134,16 @@ def default_train_step(
     model: keras.Model,
     data: Any,
     *,
-    network: Callable[..., Any],
     reduce_and_apply: Callable[[Any, Any], None],
     weight: Any,
 ) -> Any:
-    """Does what Keras' own `train_step` does, with another network and another way to update.
+    """Does what Keras' own `train_step` does, with a weighted loss and another way to update.
+
+    With `jit_compile`, XLA compiles the forward and backward pass; the update stays outside.
 
     Args:
         model: The compiled model.
         data: Inputs, targets and sample weights, as an iterator of Keras yields them.
-        network: Computes the outputs from the inputs.
         reduce_and_apply: Takes the gradients of `weight` times the loss, and the variables.
         weight: Factor of the loss before it is differentiated.
 
@@ -150,17 +151,37 @@ def default_train_step(
         The metrics by name.
     """
     x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(data)
-    with tf.GradientTape() as tape:
-        y_pred = network(x, training=True) if model._call_has_training_arg else network(x)
-        loss = model._compute_loss(
-            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
-        )
-        count = tf.shape(next(i for i in tree.flatten(x) if i is not None))[0]
-        model._loss_tracker.update_state(loss, sample_weight=count)
-        scaled = model.optimizer.scale_loss(loss * tf.cast(weight, loss.dtype))
     variables = model.trainable_weights
-    reduce_and_apply(tape.gradient(scaled, variables), variables)
+
+    def forward_backward(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+        with tf.GradientTape() as tape:
+            y_pred = model(x, training=True) if model._call_has_training_arg else model(x)
+            loss = model._compute_loss(
+                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+            )
+            scaled = model.optimizer.scale_loss(loss * tf.cast(weight, loss.dtype))
+        return y_pred, loss, tape.gradient(scaled, model.trainable_weights)
+
+    if model.jit_compile:
+        forward_backward = tf.function(forward_backward, jit_compile=True, autograph=False)
+    y_pred, loss, gradients = forward_backward(x, y, sample_weight)
+    count = tf.shape(next(i for i in tree.flatten(x) if i is not None))[0]
+    model._loss_tracker.update_state(loss, sample_weight=count)
+    if variables:
+        reduce_and_apply(gradients, variables)
+    else:
+        warnings.warn("The model does not have any trainable weights.", stacklevel=1)
     return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+@contextlib.contextmanager
+def predicting_by(model: keras.Model, step: Callable[[Any], Any]) -> Iterator[None]:
+    """Makes functions that Keras makes in the context predict by another step."""
+    model.predict_step = step
+    try:
+        yield
+    finally:
+        del model.predict_step
 
 
 def without_optionals(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:

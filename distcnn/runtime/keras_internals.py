@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
 
 
 def _functional_class() -> type:
@@ -39,6 +40,12 @@ def in_evaluation(operation: Any) -> dict[str, bool]:
     return {"training": False} if takes_training else {}
 
 
+def input_structure(graph: keras.Model) -> Any:
+    """Returns a functional model's inputs, nested as it takes them; a single one is not nested."""
+    inputs = graph._inputs_struct
+    return inputs[0] if isinstance(inputs, list | tuple) and len(inputs) == 1 else inputs
+
+
 def output_structure(graph: keras.Model) -> Any:
     """Returns a functional model's outputs, nested as it returns them."""
     return graph._outputs_struct
@@ -57,6 +64,12 @@ def seed_generators(layer: keras.layers.Layer) -> Sequence[Any]:
 def normalised_axes(layer: keras.layers.BatchNormalization) -> Sequence[int]:
     """Returns the axes over which a batch normalisation reduces."""
     return layer._reduction_axes
+
+
+def batch_moments(layer: keras.layers.BatchNormalization) -> Callable[[Any, Any], Any]:
+    """Returns the function by which a batch normalisation takes its batch's mean and variance."""
+    moments: Callable[[Any, Any], Any] = layer._moments
+    return moments
 
 
 def replace_batch_moments(
@@ -92,3 +105,8 @@ def skip_gradient_reduction(optimizer: keras.optimizers.Optimizer) -> None:
 def call_synchronously(callbacks: keras.callbacks.CallbackList) -> None:
     """Keeps a list of callbacks from calling them in a thread of its own."""
     callbacks._async_train = False
+
+
+def forget_dtype_policy() -> None:
+    """Makes Keras' dtype policy follow `keras.config.set_floatx` again, as in a new process."""
+    global_state.set_global_attribute("dtype_policy", None)

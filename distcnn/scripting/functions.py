@@ -4,13 +4,18 @@ Keras' own loops run unchanged. What they call is made here: each replica cuts i
 batch, runs the model's own step on them, and returns the results over all replicas.
 """
 
-from collections.abc import Callable
+import contextlib
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
+from distcnn.distribute.layers import SynchronisedBatchNorm
 from distcnn.runtime.keras_hooks import (
     MAKE_FUNCTION,
     MAKE_PREDICT_FUNCTION,
@@ -20,16 +25,33 @@ from distcnn.runtime.keras_hooks import (
     has_own_predict_step,
     has_own_train_step,
     one_step_an_execution,
+    predicting_by,
     without_optionals,
     without_xla,
 )
 from distcnn.scripting.batches import BatchComparison
+from distcnn.scripting.fast import can_be_fast, computing_fast, fuse_optimizer
 from distcnn.scripting.metrics import GlobalMetrics
 from distcnn.scripting.optimizers import GradientReduction
 from distcnn.scripting.shard import Shard, computing, current_shard, cut_batch
 
+log = logging.getLogger("distcnn")
+
 Step = Callable[[Any], Any]
 """A model's `train_step`, `test_step` or `predict_step`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """How steps compute.
+
+    Attributes:
+        fast: Whether models compute in their fast form where they have one.
+        sync_batchnorm: Whether batch normalisation uses the rows of all replicas.
+    """
+
+    fast: bool
+    sync_batchnorm: bool
 
 
 class StepFunctions:
@@ -40,6 +62,7 @@ class StepFunctions:
         reduction: Reduces the gradients.
         metrics: Adds up the metrics.
         comparison: Compares the batches of the ranks.
+        options: How the steps compute.
     """
 
     def __init__(
@@ -48,14 +71,22 @@ class StepFunctions:
         reduction: GradientReduction,
         metrics: GlobalMetrics,
         comparison: BatchComparison,
+        options: StepOptions,
     ) -> None:
         self._backend = backend
         self._reduction = reduction
         self._metrics = metrics
         self._comparison = comparison
+        self._options = options
+        self._synchronised: weakref.WeakKeyDictionary[keras.Model, SynchronisedBatchNorm]
+        self._synchronised = weakref.WeakKeyDictionary()
 
     def install(self, hooks: Hooks) -> None:
         """Makes Keras call these functions."""
+        if self._backend.replicas == 1:
+            hooks.replace(MAKE_FUNCTION, self._making_fast)
+            hooks.replace(MAKE_PREDICT_FUNCTION, self._making_fast_prediction)
+            return
         hooks.replace(MAKE_FUNCTION, self._making_sharded)
         hooks.replace(MAKE_PREDICT_FUNCTION, self._making_predict_function)
         hooks.replace(REDUCE_PER_REPLICA, lambda original: self._first_replica)
@@ -65,11 +96,54 @@ class StepFunctions:
         local = strategy.experimental_local_results
         return keras.tree.map_structure(lambda value: local(value)[0], values)
 
+    def _making_fast(self, original: Any) -> Any:
+        """Makes the functions of a single replica: Keras' own, with the model in its fast form."""
+
+        def make_function(model: keras.Model, step: Step) -> Any:
+            if model.jit_compile or model.run_eagerly or has_own_train_step(model):
+                return original(model, step)
+            if self._options.fast:
+                fuse_optimizer(model.optimizer)
+
+            def fast_step(batch: Any) -> Any:
+                with self._fast(model):
+                    return step(batch)
+
+            return original(model, fast_step)
+
+        return make_function
+
+    def _making_fast_prediction(self, original: Any) -> Any:
+        def make_predict_function(model: keras.Model, force: bool = False) -> None:
+            if model.predict_function is None and not has_own_predict_step(model):
+                own = model.predict_step
+
+                def predict_step(batch: Any) -> Any:
+                    with self._fast(model):
+                        return own(batch)
+
+                with predicting_by(model, predict_step):
+                    original(model, force)
+            else:
+                original(model, force)
+
+        return make_predict_function
+
+    def _fast(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
+        """Returns the context in which a step of the model is traced."""
+        if not self._options.fast or model.jit_compile or not can_be_fast(model):
+            return contextlib.nullcontext()
+        return computing_fast(model, self._synchronised.get(model))
+
     def _making_sharded(self, original: Any) -> Any:
         def make_function(model: keras.Model, step: Step) -> Any:
             trains = getattr(step, "__name__", "") == "train_step"
             if trains and not has_own_train_step(model) and model.optimizer is not None:
                 step = self._own_train_step(model)
+                if self._options.fast and not model.jit_compile:
+                    fuse_optimizer(model.optimizer)
+            elif trains and model.jit_compile:
+                log.warning("warning: XLA is off for a train_step of its own on several workers")
             with without_xla(model):
                 function = original(model, self._sharded(model, step))
             if model.steps_per_execution > 1 and tf.distribute.has_strategy():
@@ -89,12 +163,23 @@ class StepFunctions:
             self._metrics.track(model)
             if shard.may_be_empty:
                 self._remember(model, shard)
-            with computing(shard):
+            with computing(shard), self._synchronising(model, shard), self._fast(model):
                 logs = step(rows)
                 shard.restore()
                 return self._global_logs(logs, shard)
 
         return in_replica
+
+    @contextlib.contextmanager
+    def _synchronising(self, model: keras.Model, shard: Shard) -> Iterator[None]:
+        """Makes batch normalisation use the rows of all replicas, where that is asked for."""
+        if model not in self._synchronised:
+            self._synchronised[model] = SynchronisedBatchNorm(
+                model, self._backend, every_layer=self._options.sync_batchnorm
+            )
+        synchronised = self._synchronised[model]
+        with synchronised.counting(tf.cast(tf.greater(shard.rows, 0), tf.float32)):
+            yield
 
     def _own_train_step(self, model: keras.Model) -> Step:
         def train_step(data: Any) -> Any:
@@ -106,11 +191,7 @@ class StepFunctions:
                     model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
             return default_train_step(
-                model,
-                data,
-                network=model,
-                reduce_and_apply=reduce_and_apply,
-                weight=shard.weight,
+                model, data, reduce_and_apply=reduce_and_apply, weight=shard.weight
             )
 
         return train_step
@@ -153,7 +234,7 @@ class StepFunctions:
 
         def in_replica(batch: Any) -> Any:
             rows, shard = cut_batch(batch, backend.replica_id(), backend.replicas)
-            with computing(shard):
+            with computing(shard), self._fast(model):
                 outputs = model.predict_step(rows)
             flat = [value[: shard.rows] for value in keras.tree.flatten(outputs)]
             return keras.tree.pack_sequence_as(outputs, backend.gather_rows(flat))

@@ -17,6 +17,18 @@ QUIET_LOGGERS = {"WANDB_MODE": "disabled", "WANDB_SILENT": "true", "MLFLOW_TRACK
 """Variables by which third-party loggers do nothing in ranks other than 0."""
 
 
+class ScriptFailedError(Exception):
+    """The script has failed and has said why.
+
+    Args:
+        code: Its exit code.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def run_script(config: ScriptConfig, script: Path, arguments: Sequence[str]) -> int:
     """Runs a script as `__main__`, with its own `sys.argv` and import path.
 
@@ -31,12 +43,16 @@ def run_script(config: ScriptConfig, script: Path, arguments: Sequence[str]) -> 
     Raises:
         DistcnnError: If the run cannot be joined, or the ranks differ.
     """
-    with (
-        session(config, command=[str(script), *arguments]) as active,
-        _as_main(script, arguments),
-        _output_of_rank(active.backend, config.output),
-    ):
-        return _execute(script, active.backend)
+    try:
+        with (
+            session(config=config, command=[str(script), *arguments]) as active,
+            _as_main(script, arguments),
+            _output_of_rank(active.backend, config.output),
+        ):
+            _execute(script, active.backend)
+    except ScriptFailedError as failed:
+        return failed.code
+    return 0
 
 
 @contextlib.contextmanager
@@ -57,12 +73,14 @@ def explained(script: Path, strategy: str) -> Iterator[None]:
         ) from error
 
 
-def _execute(script: Path, backend: Backend) -> int:
+def _execute(script: Path, backend: Backend) -> None:
     try:
         with explained(script, backend.name):
             runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:
-        return _exit_code(ended.code)
+        code = _exit_code(ended.code)
+        if code:
+            raise ScriptFailedError(code) from ended
     except DistcnnError:
         raise
     except Exception as error:
@@ -70,11 +88,7 @@ def _execute(script: Path, backend: Backend) -> int:
             _print_traceback(error, script)
         else:
             sys.stderr.write(f"error: rank {backend.rank}: {type(error).__name__}: {error}\n")
-        sys.stderr.flush()
-        if backend.size > 1:
-            os._exit(1)  # immediately, so that the other ranks notice
-        return 1
-    return 0
+        raise ScriptFailedError(1) from error
 
 
 def _exit_code(code: object) -> int:

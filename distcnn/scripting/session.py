@@ -13,7 +13,7 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.cli.command import EXIT_STOPPED
-from distcnn.config import ScriptConfig
+from distcnn.config import DistributeConfig, PrecisionConfig, ScriptConfig
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.consistency import (
     ReplicaMismatchError,
@@ -39,8 +39,9 @@ from distcnn.runtime.keras_hooks import (
     has_own_train_step,
     insert_callback,
 )
+from distcnn.runtime.keras_internals import forget_dtype_policy
 from distcnn.scripting.batches import MARK, BatchComparison
-from distcnn.scripting.functions import StepFunctions
+from distcnn.scripting.functions import StepFunctions, StepOptions
 from distcnn.scripting.losses import install_loss_hooks
 from distcnn.scripting.metrics import GlobalMetrics
 from distcnn.scripting.optimizers import GradientReduction
@@ -110,6 +111,14 @@ class Session:
     @contextlib.contextmanager
     def active(self) -> Iterator["Session"]:
         """Puts the workers behind Keras in the context."""
+        options = StepOptions(
+            fast=self.config.fast_path == "auto",
+            sync_batchnorm=self.config.distribute.sync_batchnorm,
+        )
+        functions = StepFunctions(
+            self.backend, self._reduction, self._metrics, BatchComparison(self.backend), options
+        )
+        functions.install(self._hooks)
         if self.backend.replicas > 1:
             self._install()
         try:
@@ -143,11 +152,9 @@ class Session:
 
     def _install(self) -> None:
         hooks, backend = self._hooks, self.backend
-        comparison = BatchComparison(backend)
         install_loss_hooks(hooks, backend)
         self._reduction.install(hooks)
         self._metrics.install(hooks)
-        StepFunctions(backend, self._reduction, self._metrics, comparison).install(hooks)
         hooks.replace(NEXT_SEED, different_on_each_replica(backend))
         hooks.replace(EPOCH_ITERATOR, self._whole_batches)
         hooks.replace(MAYBE_BUILD, self._building)
@@ -298,22 +305,50 @@ class _Watcher(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def session(
+    *,
+    strategy: str = "auto",
+    precision: str = "float32",
+    seed: int = 21,
     config: ScriptConfig | None = None,
     cluster: Cluster | None = None,
     command: Sequence[str] | None = None,
 ) -> Iterator[Session]:
-    """Joins the run, and puts its workers behind Keras in the context.
+    """Joins the run that the launcher started, and puts its workers behind Keras in the context.
+
+    Inside, `model.fit`, `evaluate` and `predict` divide every batch among the workers, and so do
+    the methods of the session. Build and compile the models inside, too.
 
     Args:
-        config: How to run.
-        cluster: The processes of the run; None finds them in the environment.
+        strategy: As `distribute.strategy` of a run: auto, one_device, mirrored, multi_worker or
+            horovod.
+        precision: As `precision.policy` of a run: auto, float32, mixed_bfloat16 or mixed_float16.
+        seed: Seed of Python, NumPy, TensorFlow and Keras.
+        config: All settings, in place of the three above.
+        cluster: The processes of the run; read from the environment by default.
         command: The script and its arguments, to which checkpoints belong; by default this
             process's own.
 
+    Yields:
+        The session.
+
     Raises:
+        DistcnnError: If the devices cannot be used, or the ranks do not reduce or differ.
         SystemExit: With 75, if a signal stopped the run after its state was saved.
+
+    Example:
+        >>> with distcnn.session(precision="auto") as run:
+        ...     model = build_model()
+        ...     history = run.fit(model, x_train, y_train, epochs=3)
+        ...     if run.is_chief:
+        ...         print(history.history)
     """
-    config = config or ScriptConfig()
+    if config is None:
+        policy: Any = precision  # checked by what uses it
+        config = ScriptConfig(
+            seed=seed,
+            distribute=DistributeConfig(strategy=strategy),
+            precision=PrecisionConfig(policy=policy),
+        )
     if tf.distribute.has_strategy():
         raise UsageError("distcnn.session is inside a strategy's scope(); remove the scope")
     context = join_run(config, cluster)
@@ -321,6 +356,8 @@ def session(
     with reporting_lost_peers(backend):
         require_identical_settings(backend, {"the version of TensorFlow": tf.__version__})
         keras.utils.set_random_seed(config.seed)
+        if context.precision.policy == "float32":
+            forget_dtype_policy()  # so that the script may choose another type
         try:
             with Session(config, context, command or sys.argv).active() as active:
                 yield active

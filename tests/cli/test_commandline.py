@@ -1,7 +1,9 @@
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import tensorflow as tf
 import yaml
 
 from distcnn.cli.command import describe
@@ -118,3 +120,30 @@ def test_a_damaged_file_is_named_without_what_tensorflow_wraps_around_it():
     wrapped = "{{function_node x}} DamagedFileError: /x was cut; start anew\nTraceback\n\t [[y]]"
     assert describe(RuntimeError(wrapped)) == "/x was cut; start anew"
     assert describe(ValueError("a\n b\x1b")) == r"a b\x1b"
+
+
+def test_a_layer_that_mixes_precisions_is_named():
+    mixed = "Input 'y' of 'AddV2' Op has type float32 that does not match type bfloat16"
+    text = f"calling Outer.call().\nCould not: calling Shift.call(). {mixed} of argument 'x'."
+    assert describe(TypeError(text)) == (
+        f"the layer Shift computes with two types of numbers ({mixed}); cast its constants with "
+        "ops.cast(x, self.compute_dtype), or pass --precision.policy float32"
+    )
+    eager = "input #1(zero-based) was expected to be a bfloat16 tensor but is a float tensor [Op:A]"
+    assert describe(ValueError(eager)).startswith("the model computes with two types")
+
+
+def test_a_layer_of_ones_own_fails_so_in_bfloat16():
+    import keras
+
+    class Shift(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x + tf.ones(3, tf.float32)
+
+    layer = Shift(dtype="mixed_bfloat16")
+    with pytest.raises((TypeError, ValueError, tf.errors.InvalidArgumentError)) as symbolic:
+        layer(keras.Input((3,)))
+    with pytest.raises((TypeError, ValueError, tf.errors.InvalidArgumentError)) as eager:
+        layer(tf.ones((1, 3)))
+    for error in (symbolic, eager):
+        assert describe(error.value).startswith("the layer Shift computes with two types")

@@ -1,6 +1,7 @@
 import os
 import shutil
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,3 +276,35 @@ def test_the_content_hash_does_not_depend_on_where_the_images_lie(tmp_path):
     (tmp_path / "there" / "train" / "a" / "1.png").rename(tmp_path / "there/train/a/2.png")
     renamed = open_source(DataConfig(name="folder", dir=str(tmp_path / "there")))
     assert renamed.content_hash() != here.content_hash()
+
+
+def replace_unnoticed(file: Path) -> None:
+    """Replaces an image by another one of the same size and modification time."""
+    status = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_verifying_bytes_finds_what_size_and_time_hide(image_folder):
+    def hashes(verify: str) -> list[str]:
+        source = open_folder(image_folder, verify=verify)
+        assert isinstance(source.train, FolderSplit)
+        part = source.train.subset(np.arange(5))
+        return [source.content_hash(), source.train.fingerprint(), part.content_hash()]
+
+    before = {verify: hashes(verify) for verify in ("stat", "bytes")}
+    assert hashes("bytes") == before["bytes"]
+    replace_unnoticed(sorted((image_folder / "train" / "cat").iterdir())[0])
+    assert hashes("stat") == before["stat"]
+    assert all(new != old for new, old in zip(hashes("bytes"), before["bytes"], strict=True))
+
+
+def test_verifying_bytes_ignores_times_and_survives_unreadable_files(tmp_path):
+    names = [*make_unreadable(tmp_path), "good.png"]
+    (tmp_path / "good.png").write_bytes(encoded(pixels(4, 4), "PNG"))
+    paths, labels = [tmp_path / name for name in names], np.zeros(len(names), np.int64)
+    before = FolderSplit(paths, labels, "bytes").content_hash()
+    os.utime(tmp_path / "good.png", ns=(10**18, 10**18))
+    assert FolderSplit(paths, labels, "bytes").content_hash() == before

@@ -45,7 +45,6 @@ def test_a_missing_rank_is_named(rank, message, monkeypatch):
         store.open()
     if store._server is not None:
         store._server.stop()
-        store._server._httpd.server_close()
     assert message in str(error.value)
     cause = error.value.__context__
     assert not isinstance(cause, urllib.error.HTTPError) or cause.closed

@@ -15,7 +15,7 @@ from distcnn.runtime.cluster import find_cluster
 from tests.conftest import ROOT
 
 PYTHON = f"{ROOT}/.venv/bin/python"
-HOROVODRUN = f"{ROOT}/.venv/bin/horovodrun"
+HOROVODRUN = [PYTHON, "-m", "distcnn.horovodrun"]
 TRAIN = [PYTHON, "-m", "distcnn.train", "--distribute.strategy"]
 
 
@@ -56,21 +56,33 @@ def test_benchmark_measures_as_many_workers_as_there_are_gpus_or_cores(gpus):
 
 def test_multi_gpu_starts_a_worker_a_gpu(gpus):
     arguments = ["--recipe", "article", "--out", "a b"]
-    workers = [HOROVODRUN, "--gloo", "-np", "4"]
+    workers = [*HOROVODRUN, "--gloo", "-np", "4"]
     assert dry("multi_gpu.sh", *arguments, **gpus) == [*workers, *TRAIN, "horovod", *arguments]
     mirrored = [*TRAIN, "mirrored", "--distribute.devices", "4", *arguments]
     assert dry("multi_gpu.sh", *arguments, STRATEGY="mirrored", **gpus) == mirrored
-    assert dry("multi_gpu.sh", WORKERS="2", **gpus)[:4] == [*workers[:3], "2"]
+    assert dry("multi_gpu.sh", WORKERS="2", **gpus)[:6] == [*workers[:5], "2"]
     some = dry("multi_gpu.sh", CUDA_VISIBLE_DEVICES="1,3", **gpus)
-    assert some[:4] == [*workers[:3], "2"]
-    assert dry("multi_gpu.sh", WORKERS="2")[:4] == [*workers[:3], "2"]
+    assert some[:6] == [*workers[:5], "2"]
+    assert dry("multi_gpu.sh", WORKERS="2")[:6] == [*workers[:5], "2"]
+
+
+def test_an_argument_that_ends_in_py_is_run_as_a_script(tmp_path, gpus):
+    own = ["--precision.policy", "auto", "cats.py", "--epochs", "3"]
+    run = [PYTHON, "-m", "distcnn.run"]
+    assert dry("local.sh", *own)[1:] == [*run, *own]
+    expected = [*HOROVODRUN, "--gloo", "-np", "4", *run, "--distribute.strategy", "horovod", *own]
+    assert dry("multi_gpu.sh", *own, **gpus) == expected
+    assert dry("multi_node.sh", "-H", "127.0.0.1:2", *own)[-10:-7] == run
+    slurm = dry("slurm.sbatch", *own, SLURM_SUBMIT_DIR=str(ROOT))
+    assert slurm[-len(own) - 5 :] == [*run, "--distribute.strategy", "horovod", *own]
 
 
 def test_multi_node_starts_a_worker_a_slot(tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text("# the cluster\n127.0.0.1 slots=2\nnode-b:1  # the small one\n\nnode-c\n")
     expected = [
-        *("DISTCNN_HOSTS=127.0.0.1:2,node-b:1,node-c:1", HOROVODRUN, "--gloo", "-np", "4"),
+        "DISTCNN_HOSTS=127.0.0.1:2,node-b:1,node-c:1",
+        *(*HOROVODRUN, "--gloo", "-np", "4"),
         *("-H", "127.0.0.1:2,node-b:1,node-c:1", "--ssh-port", "2222"),
         *("--ssh-identity-file", "key", "--network-interfaces", "ib0"),
         *(*TRAIN, "multi_worker", "--recipe", "article"),

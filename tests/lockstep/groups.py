@@ -18,6 +18,7 @@ from distcnn.distribute.launching import free_ports
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
+HOROVODRUN = [sys.executable, "-m", "distcnn.horovodrun"]
 
 
 @dataclass
@@ -92,7 +93,7 @@ def start_group(
     commands: list[tuple[list[str], dict[str, str]]] = []
     command = [sys.executable, *arguments]
     if kind == "horovod":
-        commands.append(([str(BIN / "horovodrun"), "--gloo", "-np", str(size), *command], base))
+        commands.append(([*HOROVODRUN, "--gloo", "-np", str(size), *command], base))
     elif kind == "multi_worker":
         workers = [f"127.0.0.1:{port}" for port in free_ports(size)]
         for rank in range(size):

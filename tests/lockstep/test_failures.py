@@ -138,6 +138,8 @@ def test_a_signal_stops_all_at_one_step_and_other_numbers_of_workers_go_on(whole
     (group.processes[0] if kind == "horovod" else group.ranks()[1]).send_signal(signal.SIGTERM)
     codes = group.wait(timeout=60)
     assert codes == [75] * len(codes), group.output()
+    last = group.logs[0].read_text().strip().splitlines()[-1]
+    assert "stopped by SIGTERM after step" in last or kind == "multi_worker", group.output()
     stopped = sorted((run / "checkpoints").glob("step-*.npz"))[-1]
     assert int(stopped.stem.removeprefix("step-")) % 68 != 0
 
@@ -150,3 +152,45 @@ def test_a_signal_stops_all_at_one_step_and_other_numbers_of_workers_go_on(whole
     seen = {row["step"]: row["loss"] for row in rows(uninterrupted)}
     for row in rows(run):
         assert row["loss"] == pytest.approx(seen[row["step"]], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_that_is_no_number_is_in_the_last_line(kind, start, tmp_path):
+    """Every rank meets it, and any of them may be the first to end."""
+    nan = {"model__factory": "tests.tiny:exploding", "model__args": {"at": 12}}
+    group = start(kind, 2, tmp_path / "run", **nan)
+    assert group.wait(timeout=120) == [1] * len(group.processes), group.output()
+    for log in group.logs:
+        last = log.read_text().strip().splitlines()[-1]
+        assert "the loss of step 12 is not finite" in last, group.output()
+
+
+def test_a_second_ctrl_c_ends_all_at_once(start, tmp_path):
+    run = tmp_path / "run"
+    group = start("horovod", 2, run, train__epochs=100)
+    wait_until(lambda: in_mid_epoch(run), group)
+    ranks = group.ranks()
+    for _ in range(2):
+        group.processes[0].send_signal(signal.SIGINT)
+        time.sleep(0.6)
+    (code,) = group.wait(timeout=60)
+    psutil.wait_procs(ranks, timeout=5)
+    assert not [rank for rank in ranks if rank.is_running()]
+    last = group.logs[0].read_text().strip().splitlines()[-1]
+    saved = "stopped by SIGTERM after step"  # before the second one came
+    expected = {130: "stopped by a second signal", 75: saved}
+    assert expected[code] in last, group.output()
+
+
+def test_the_ranks_save_and_end_when_their_launcher_is_killed(start, tmp_path):
+    run = tmp_path / "run"
+    group = start("horovod", 2, run, train__epochs=100)
+    wait_until(lambda: in_mid_epoch(run), group)
+    ranks, before = group.ranks(), len(list((run / "checkpoints").glob("step-*.npz")))
+    group.processes[0].kill()
+    group.wait()
+    psutil.wait_procs(ranks, timeout=25)
+    assert not [rank for rank in ranks if rank.is_running()]
+    stopped = sorted((run / "checkpoints").glob("step-*.npz"))[-1]
+    assert before
+    assert int(stopped.stem.removeprefix("step-")) % 68 != 0

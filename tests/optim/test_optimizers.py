@@ -8,7 +8,8 @@ import pytest
 from distcnn.config import OptimizerConfig
 from distcnn.optim.lars import Lars
 from distcnn.optim.optimizers import Schedule, build_optimizer, learning_rate, scaled_learning_rate
-from tests.runs import small_run
+from distcnn.training.trainer import Trainer
+from tests.runs import small_config, small_run
 from tests.tiny import tiny
 
 
@@ -74,6 +75,24 @@ def test_large_batch_optimizers_train_and_are_saved_for_plain_keras(name, tmp_pa
     assert np.isfinite(summary["loss"])
     code = "import keras, sys; keras.saving.load_model(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, run / "model.keras"], check=True, cwd="/", env={})
+
+
+def test_a_file_of_model_checkpoint_loads_with_its_optimizer(tmp_path):
+    file = tmp_path / "saved.keras"
+    config = small_config(
+        tmp_path / "run", optimizer__name="lars", optimizer__schedule="cosine", train__epochs=1
+    )
+    Trainer(config, [keras.callbacks.ModelCheckpoint(file)]).fit()
+    code = """
+import sys
+import distcnn.optim.optimizers
+import keras
+optimizer = keras.saving.load_model(sys.argv[1]).optimizer
+print(type(optimizer).__name__, int(optimizer.iterations) > 0, len(optimizer.variables) > 4)
+"""
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code, file]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == "Lars True True\n"
 
 
 def test_one_cycle_rises_over_three_tenths_and_falls():

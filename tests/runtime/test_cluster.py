@@ -87,6 +87,10 @@ def test_every_launcher(environment, scheme, place, hosts):
         (horovod() | slurm(0, 1, "n", "1", "n"), "horovod"),  # started by a task of one
         (tf_config(2, ("a:1", "b:1", "c:1", "d:1")) | slurm(), "tf_config"),
         (slurm() | {"PMI_RANK": "2", "PMI_SIZE": "4"}, "slurm"),
+        # mpirun on three nodes starts a daemon on each of the other two, through srun
+        (openmpi(5, 6, 1, 2) | slurm(1, 2, "n[2-3]", "1(x2)", "n3"), "openmpi"),
+        (openmpi(2, 3, 0, 1) | slurm(0, 3, "n[1-3]", "1(x3)", "n1"), "openmpi"),
+        ({"PMI_RANK": "5", "PMI_SIZE": "6"} | slurm(1, 3, "n[1-3]", "1(x3)", "n2"), "pmi"),
         (openmpi() | {"PMI_RANK": "1", "PMI_SIZE": "4"}, "openmpi"),
         (horovod() | {"JOB_COMPLETION_INDEX": "0"}, "horovod"),  # within a pod
         ({"JOB_COMPLETION_INDEX": "3", "DISTCNN_HOSTS": "localhost"}, "alone"),
@@ -105,6 +109,11 @@ def test_the_first_of_several_that_agree_decides(environment, scheme):
             "one that did not start this run (HOROVOD_RANK, HOROVOD_SIZE or SLURM_PROCID",
         ),
         (horovod() | tf_config(0, ("a:1",)), "tf_config reports 0 of 1"),
+        (openmpi(5, 6, 1, 2) | slurm(), "slurm reports process 2 of 4, but openmpi reports 5 of 6"),
+        (  # left over from an mpirun of one process, around srun
+            openmpi(0, 1, 0, 1) | slurm(1, 2, "n[2-3]", "1(x2)", "n3"),
+            "slurm reports process 1 of 2, but openmpi reports 0 of 1",
+        ),
         (horovod(4), "HOROVOD_RANK is 4, but HOROVOD_SIZE is 4"),
         (horovod(local_size=5), "HOROVOD_LOCAL_SIZE is 5, but the whole run has 4 processes"),
         ({"HOROVOD_RANK": "1"}, "HOROVOD_SIZE is not set; expected a whole number"),

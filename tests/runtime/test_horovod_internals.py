@@ -1,29 +1,65 @@
 """The contract with Horovod's private parts."""
 
+import subprocess
+import sys
+import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 
-from distcnn.distribute.launching import free_ports
-from distcnn.runtime.horovod_internals import start_rendezvous_server
+from distcnn.runtime.horovod_internals import LauncherStore
+from tests.runtime.test_rendezvous_store import as_nobody, needs_root
 
 
-def test_the_server_listens_on_the_given_address_alone_and_keeps_reports():
-    hosts = pytest.importorskip("horovod.runner.common.util.hosts")
-    (port,) = free_ports(1)
-    slot = hosts.SlotInfo(
-        hostname="here", rank=0, local_rank=0, cross_rank=0, size=1, local_size=1, cross_size=1
-    )
-    server = start_rendezvous_server("127.0.0.1", port, [slot])
+def test_the_launcher_uses_its_store_in_these_ways():
+    gloo_run = pytest.importorskip("horovod.runner.gloo_run")
+    theirs = gloo_run.RendezvousServer
+    for name in ("start", "init"):
+        assert hasattr(theirs, name)
+        assert hasattr(LauncherStore, name)
+    store = LauncherStore(0)
+    port = store.start(address="127.0.0.1")
+    store.init([SimpleNamespace(hostname="localhost")])
+    address = f"http://127.0.0.1:{port}/global/0"
+    request = urllib.request.Request(address, data=b"1", method="PUT")
+    urllib.request.urlopen(request, timeout=5).close()
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        assert answer.read() == b"1"
+
+
+RANK = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+if os.environ["HOROVOD_RANK"] == "0":
+    (folder / "port.new").write_text(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
+    (folder / "port.new").rename(folder / "port")
+while not (folder / "go").exists():
+    time.sleep(0.1)
+import horovod.tensorflow as hvd
+hvd.init()
+print("size", hvd.size())
+"""
+
+
+@needs_root
+def test_another_user_cannot_disturb_the_launcher(tmp_path):
+    """Plain `horovodrun` answers 200 to all of this, and its run then aborts."""
+    pytest.importorskip("horovod.runner")
+    ranks = [sys.executable, "-c", RANK, str(tmp_path)]
+    command = [sys.executable, "-m", "distcnn.horovodrun", "--gloo", "-np", "2", *ranks]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        assert server._httpd.server_address == ("127.0.0.1", port)
-        report = f"http://127.0.0.1:{port}/started/0"
-        request = urllib.request.Request(report, data=b"1", method="PUT")
-        urllib.request.urlopen(request, timeout=5).close()
-        with urllib.request.urlopen(report, timeout=5) as answer:
-            assert answer.read() == b"1"
-        with pytest.raises(OSError, match="in use"):
-            start_rendezvous_server("127.0.0.1", port, [slot])
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "port").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        requests = [("PUT", f"/global/{key}", "wrong") for key in ("0", "1", "rank_0")]
+        port = int((tmp_path / "port").read_text())
+        assert as_nobody(port, [*requests, ("GET", "/global/0", None)]) == [403] * 4
     finally:
-        server._httpd.shutdown()
-        server._httpd.server_close()
+        (tmp_path / "go").touch()
+        output = launcher.communicate(timeout=120)[0].decode()
+    assert launcher.returncode == 0, output
+    assert output.count("size 2") == 2
+    assert output.count("the start-up store refused a connection") == 1

@@ -82,7 +82,7 @@ def run(name, folder=None, end_after=0):
         if folder is None:
             keras.utils.set_random_seed(config.seed)
         else:
-            stack.enter_context(session(config, command=[script]))
+            stack.enter_context(session(config=config, command=[script]))
         return outcome(runpy.run_path(script, run_name="__main__"))
 
 
@@ -107,7 +107,8 @@ def test_random_operations_without_a_state_are_reported(tmp_path, caplog):
 
 
 def enter(folder, script, *arguments, **settings):
-    with session(ScriptConfig(resume=str(folder), **settings), command=[str(script), *arguments]):
+    config = ScriptConfig(resume=str(folder), **settings)
+    with session(config=config, command=[str(script), *arguments]):
         pass
 
 

@@ -64,7 +64,7 @@ def run(entry: str, how: str, distribute: dict[str, Any]) -> dict[str, Any]:
     keras.backend.clear_session()
     script = SCRIPTS / f"{name}.py"
     config = ScriptConfig(distribute=DistributeConfig(**distribute))
-    in_session = session(config) if how == "session" else contextlib.nullcontext()
+    in_session = session(config=config) if how == "session" else contextlib.nullcontext()
     try:
         with broken(fault), in_session, explained(script, distribute.get("strategy", "")):
             return outcome(runpy.run_path(str(script), run_name="__main__"))

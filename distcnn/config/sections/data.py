@@ -39,6 +39,10 @@ class DataConfig:
     which decodes them in every epoch. auto: the first of these with enough space."""
     on_error: Literal["fail", "skip"] = "fail"
     """What to do with images that cannot be decoded: stop and name them, or skip them."""
+    verify: Literal["stat", "bytes"] = "stat"
+    """How a resumed run and the cache on disk recognise the image files of folder. stat: names,
+    sizes and modification times. bytes: names and contents, which reads every file at each start.
+    The other data sets are always recognised by their contents."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation of the training images; 0 or false disables an augmentation."""
     synthetic_examples: int = 10_000

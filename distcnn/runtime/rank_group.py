@@ -1,0 +1,187 @@
+"""The ranks that the launcher started: stops them on a signal, and keeps why they ended."""
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from distcnn.runtime import rank_process
+from distcnn.runtime.signals import REPEAT_SECONDS, SIGNALS
+
+_CAUSE = re.compile(r"(?:error: |stopped by ).*\S")
+_POLL_SECONDS = 0.1
+_NOT_FAILED = (0, 75)
+"""Exit codes of a rank that is done, or that has saved because a signal asked it to."""
+
+
+class Stream(Protocol):
+    """What output is written to."""
+
+    def write(self, text: str, /) -> object:
+        """Writes a text."""
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+
+
+@dataclass
+class _Ending:
+    """How a rank ended: its last line that gives a cause, its exit code, and when."""
+
+    stream: Stream
+    cause: str = ""
+    code: int = 0
+    time: float = field(default=float("inf"))
+
+    def write(self, text: str) -> None:
+        found = _CAUSE.search(text)
+        if found:
+            self.cause = found[0]
+        self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+class RankGroup:
+    """Starts ranks in place of Horovod's `safe_shell_exec`.
+
+    Args:
+        forward: Copies the lines of a pipe to a stream with a prefix; Horovod's
+            `prefix_connection`.
+
+    Attributes:
+        signals: Names of the signals that the launcher received.
+    """
+
+    def __init__(self, forward: Callable[..., None]) -> None:
+        self._forward = forward
+        self._endings: dict[int, _Ending] = {}
+        self.signals: list[str] = []
+
+    def listen(self) -> threading.Event:
+        """Listens for signals: the first stops the ranks, a second one kills them.
+
+        Returns:
+            Set once a signal has arrived.
+        """
+        event = threading.Event()
+
+        last = float("-inf")
+
+        def record(number: int, frame: FrameType | None) -> None:
+            nonlocal last
+            before, last = last, time.monotonic()
+            if last > before + REPEAT_SECONDS:
+                self.signals.append(signal.Signals(number).name)
+            event.set()
+
+        for number in SIGNALS:
+            signal.signal(number, record)
+        return event
+
+    def execute(
+        self,
+        command: str,
+        env: dict[str, str] | None = None,
+        stdout: Stream | None = None,
+        stderr: Stream | None = None,
+        index: int = 0,
+        events: Sequence[threading.Event] = (),
+        prefix_output_with_timestamp: bool = False,
+    ) -> int:
+        """Runs one rank until it ends.
+
+        Args:
+            command: The shell command that starts the rank.
+            env: Its environment, or None for the own one.
+            stdout: Gets the lines of its standard output; by default, the own one.
+            stderr: Gets the lines of its standard error; by default, the own one.
+            index: The rank.
+            events: Each stops the rank when it is set.
+            prefix_output_with_timestamp: Whether lines begin with the time.
+
+        Returns:
+            Its exit code.
+        """
+        ending = self._endings[index] = _Ending(stderr or sys.stderr)
+        process = subprocess.Popen(
+            [sys.executable, "-I", str(Path(rank_process.__file__)), command],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        outputs = [
+            (process.stdout, stdout or sys.stdout, "stdout"),
+            (process.stderr, ending, "stderr"),
+        ]
+        threads = [
+            threading.Thread(target=self._forward, args=(*o, index, prefix_output_with_timestamp))
+            for o in outputs
+        ]
+        for thread in threads:
+            thread.start()
+        ending.code = self._await(process, events)
+        ending.time = time.monotonic()
+        for thread in threads:
+            thread.join()
+        return ending.code
+
+    def _await(self, process: subprocess.Popen[Any], events: Sequence[threading.Event]) -> int:
+        """Passes orders on until the rank ends; returns its exit code."""
+        given = b""
+        assert process.stdin is not None
+        while process.poll() is None:
+            order = self._order(events)
+            if order not in (b"", given):
+                given = order
+                with contextlib.suppress(OSError):
+                    process.stdin.write(order)
+                    process.stdin.flush()
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_SECONDS)
+        process.stdin.close()
+        return process.returncode
+
+    def _order(self, events: Sequence[threading.Event]) -> bytes:
+        """Returns what a rank is to be told; see `rank_process`."""
+        if len(self.signals) > 1:
+            return b"k"
+        if not any(event.is_set() for event in events):
+            return b""
+        failed = any(ending.code not in _NOT_FAILED for ending in self._endings.values())
+        return b"f" if failed and not self.signals else b"t"
+
+    def last_line(self) -> str | None:
+        """Returns what the launcher says last; None if the first rank to end gave the cause."""
+        if len(self.signals) > 1:
+            return (
+                f"stopped by a second signal ({', '.join(self.signals)}) before the run had saved; "
+                "run the same command again to continue from its last checkpoint"
+            )
+        failed = {rank: ending for rank, ending in self._endings.items() if ending.code}
+        order = sorted(failed, key=lambda rank: failed[rank].time)
+        if not order or failed[order[0]].cause:
+            return None
+        killed = failed[order[0]].code - 128
+        if killed in set(signal.Signals) and not self.signals:
+            name = signal.Signals(killed).name
+            hint = ", as Linux does when memory runs short" if name == "SIGKILL" else ""
+            return f"rank {order[0]} was ended by {name}{hint}"
+        for rank in order:
+            if failed[rank].cause:
+                return f"rank {rank} reports {failed[rank].cause}"
+        if self.signals:
+            return f"stopped by {self.signals[0]}; run the same command again to continue"
+        return None

@@ -1,0 +1,81 @@
+"""The command `distcnn.run`: what a script finds, what it prints, how it ends."""
+
+import pytest
+
+from tests.lockstep.groups import start_group
+
+HEAD = """
+import os, sys
+import keras, numpy as np
+rank = int(os.environ.get("HOROVOD_RANK", 0))
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+model.compile(optimizer="sgd", loss="mse")
+x, y = np.ones((12, 3), "float32"), np.ones((12, 2), "float32")
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs scripts on two Horovod processes; returns the exit code and the output."""
+
+    def start(text, *arguments, flags=()):
+        (tmp_path / "own_module.py").write_text("NAME = 'beside the script'\n")
+        script = tmp_path / "script.py"
+        script.write_text(HEAD + text)
+        line = ["-m", "distcnn.run", *flags, str(script), *arguments]
+        group = start_group("horovod", 2, line, tmp_path / "work")
+        (code,) = group.wait(200)
+        return code, group.output()
+
+    return start
+
+
+def test_a_script_finds_its_arguments_and_modules_and_rank_0_alone_speaks_and_writes(run, tmp_path):
+    code, output = run(
+        """
+from own_module import NAME
+print("arguments", __name__, sys.argv[1:], NAME)
+history = model.fit(x, y, batch_size=4, epochs=2, verbose=0, callbacks=[
+    keras.callbacks.TensorBoard("tb"), keras.callbacks.CSVLogger("log.csv")])
+model.save("model.keras")
+model.save_weights("own.weights.h5")
+print("loaded", keras.models.load_model("model.keras").count_params())
+sys.exit(0 if rank == 0 or os.path.exists("own.weights.h5") else 3)
+""",
+        *("--epochs", "2"),
+    )
+    assert code == 0, output
+    assert output.count("arguments __main__ ['--epochs', '2'] beside the script") == 1
+    assert output.count("loaded 8") == 1
+    assert len((tmp_path / "work" / "log.csv").read_text().splitlines()) == 3
+
+
+def test_a_script_that_fails_shows_its_own_traceback_and_its_exit_code(run):
+    code, output = run("def own():\n    raise ValueError('my own fault')\nown()\n")
+    assert code != 0
+    assert "in own\n" in output.replace("[0]<stderr>:", "").replace("[1]<stderr>:", "")
+    assert "my own fault" in output
+    assert "runpy" not in output
+    code, output = run("sys.exit('no data today')")
+    assert code != 0
+    assert "no data today" in output
+
+
+def test_batches_that_differ_between_ranks_stop_the_run(run):
+    code, output = run("model.fit(x + rank, y, batch_size=4, epochs=2, verbose=0)\n")
+    assert code != 0
+    assert "at step 1, rank 1 read another batch than rank 0" in output
+
+
+def test_weights_that_differ_between_ranks_stop_the_run(run):
+    code, output = run(
+        """
+class Drift(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.layers[0].bias.assign(self.model.layers[0].bias + rank)
+
+model.fit(x, y, batch_size=4, epochs=3, verbose=0, callbacks=[Drift()])
+"""
+    )
+    assert code != 0
+    assert "ranks 0 and 1 hold different values of" in output
