@@ -68,7 +68,7 @@ def run(name, folder=None, end_after=0):
     """Runs a script in this process; with a number, it ends after so many checkpoints."""
     keras.backend.clear_session()
     script = str((SCRIPTS / f"{name}.py").resolve())
-    config = ScriptConfig(resume=folder and str(folder), checkpoint_every_steps=2)
+    config = ScriptConfig(resume=str(folder), checkpoint_every_steps=2, fast_path="off")
     save, saved = ResumeFolder.save, []
 
     def save_and_end(*arguments, **keywords):
@@ -86,6 +86,8 @@ def run(name, folder=None, end_after=0):
         return outcome(runpy.run_path(script, run_name="__main__"))
 
 
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize(
     ("name", "end_after"), [("gan", 3), ("generator", 4), ("callbacks", 5), ("two_phases", 5)]
 )
