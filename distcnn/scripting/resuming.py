@@ -87,7 +87,11 @@ class Resuming:
     @contextlib.contextmanager
     def active(self, hooks: Hooks) -> Iterator[None]:
         """Saves and resumes what the script fits in the context."""
-        self._folder.open()
+        try:
+            self._folder.open()
+        except DistcnnError:
+            self._folder.close()
+            raise
         hooks.replace(FIT, self._fitting)
         hooks.replace(EVALUATE, self._evaluating)
         for point, make in (

@@ -87,6 +87,7 @@ def run(name, folder=None, end_after=0):
 
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files left open
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize(
     ("name", "end_after"), [("gan", 3), ("generator", 4), ("callbacks", 5), ("two_phases", 5)]
