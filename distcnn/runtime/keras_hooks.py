@@ -29,6 +29,7 @@ from keras.src.trainers.data_adapters import array_data_adapter, data_adapter_ut
 from keras.src.utils import file_utils
 from keras.src.utils.python_utils import pythonify_logs
 from tensorflow.python.eager import context
+from tensorflow.python.framework import random_seed
 from tensorflow.python.ops import gen_summary_ops
 
 FunctionMaker = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -70,6 +71,7 @@ LOSS_CALL = HookPoint(keras.losses.Loss, "__call__")
 MEAN_UPDATE = HookPoint(keras.metrics.Mean, "update_state")
 SUM_UPDATE = HookPoint(keras.metrics.Sum, "update_state")
 NEXT_SEED = HookPoint(keras.random.SeedGenerator, "next")
+OPERATION_SEED = HookPoint(random_seed, "get_seed")
 SAVE = HookPoint(keras.Model, "save")
 SAVE_WEIGHTS = HookPoint(keras.Model, "save_weights")
 EXPORT = HookPoint(keras.Model, "export")
@@ -168,7 +170,6 @@ def default_train_step(
         The metrics by name.
     """
     x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(data)
-    variables = model.trainable_weights
 
     def forward_backward(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
         with tf.GradientTape() as tape:
@@ -179,11 +180,12 @@ def default_train_step(
             scaled = model.optimizer.scale_loss(loss * tf.cast(weight, loss.dtype))
         return y_pred, loss, tape.gradient(scaled, model.trainable_weights)
 
-    if model.jit_compile:
+    if model.jit_compile and model.built:
         forward_backward = tf.function(forward_backward, jit_compile=True, autograph=False)
     y_pred, loss, gradients = forward_backward(x, y, sample_weight)
     count = tf.shape(next(i for i in tree.flatten(x) if i is not None))[0]
     model._loss_tracker.update_state(loss, sample_weight=count)
+    variables = model.trainable_weights  # some models are only built by their first call
     if variables:
         reduce_and_apply(gradients, variables)
     else:

@@ -32,12 +32,14 @@ class ScriptIdentity:
         arguments: The script's own arguments.
         seed: The seed before the script's first line.
         policy: The precision policy.
+        fast_path: Whether models may compute in their fast form.
     """
 
     sha256: str
     arguments: list[str]
     seed: int
     policy: str
+    fast_path: str
 
     @classmethod
     def of(cls, script: Path, arguments: Sequence[str], config: ScriptConfig) -> "ScriptIdentity":
@@ -50,7 +52,8 @@ class ScriptIdentity:
                 f"{error.strerror}; run a script file"
             ) from None
         checksum = hashlib.sha256(content).hexdigest()
-        return cls(checksum, list(arguments), config.seed, config.precision.policy)
+        policy = config.precision.policy
+        return cls(checksum, list(arguments), config.seed, policy, config.fast_path)
 
 
 class ResumeFolder:

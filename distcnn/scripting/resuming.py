@@ -8,6 +8,8 @@ them. Only the first batch is computed, which creates whatever is created by the
 
 import contextlib
 import logging
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ from distcnn.runtime.keras_hooks import (
     EPOCH_END,
     EVALUATE,
     FIT,
+    OPERATION_SEED,
     TRAIN_BATCH_BEGIN,
     TRAIN_BATCH_END,
     TRAIN_BEGIN,
@@ -77,11 +80,18 @@ class Resuming:
         self._vote = StopVote(backend, self._stop)
         self._call: FitCall | None = None
         self._count = 0
+        self._in_step = False
+        self._drawing: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+        self._warned: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 
     @contextlib.contextmanager
     def active(self, hooks: Hooks) -> Iterator[None]:
         """Saves and resumes what the script fits in the context."""
-        self._folder.open()
+        try:
+            self._folder.open()
+        except DistcnnError:
+            self._folder.close()
+            raise
         hooks.replace(FIT, self._fitting)
         hooks.replace(EVALUATE, self._evaluating)
         for point, make in (
@@ -91,6 +101,7 @@ class Resuming:
             (EPOCH_END, self._epoch_end),
             (TRAIN_BATCH_BEGIN, self._batch_begin),
             (TRAIN_BATCH_END, self._batch_end),
+            (OPERATION_SEED, self._operation_seed),
         ):
             hooks.replace(point, make)
         try:
@@ -205,12 +216,14 @@ class Resuming:
             call = self._current(callbacks)
             if call is None or call.target is None:
                 original(callbacks, batch, logs)
+            self._in_step = call is not None
 
         return on_train_batch_begin
 
     def _batch_end(self, original: Any) -> Any:
         def on_train_batch_end(callbacks: Any, batch: int, logs: Any = None) -> None:
             call = self._current(callbacks)
+            self._in_step = False
             if call is None:
                 original(callbacks, batch, logs)
                 return
@@ -234,6 +247,21 @@ class Resuming:
                 self._leave(call)
 
         return on_train_batch_end
+
+    def _operation_seed(self, original: Any) -> Any:
+        """Notices random operations in a step whose state is hidden in TensorFlow."""
+
+        def get_seed(op_seed: Any) -> Any:
+            if (
+                self._in_step
+                and self._call is not None
+                and not tf.executing_eagerly()
+                and threading.current_thread() is threading.main_thread()
+            ):
+                self._drawing.add(self._call.model)
+            return original(op_seed)
+
+        return get_seed
 
     def _epoch_end(self, original: Any) -> Any:
         def on_epoch_end(callbacks: Any, epoch: int, logs: Any = None) -> None:
@@ -357,6 +385,16 @@ class Resuming:
         call.steps = description["steps"]
         RandomState.restore(description["random"])
         call.stored = {}
+        if call.model in self._drawing and call.model not in self._warned:
+            self._warned.add(call.model)
+            if self._backend.is_chief:
+                log.warning(
+                    "warning: the training step of %s draws from TensorFlow's own random "
+                    "operations (such as tf.random.normal), whose state cannot be saved; it goes "
+                    "on with other random numbers than uninterrupted; use keras.random with a "
+                    "SeedGenerator to avoid this",
+                    name_of(call),
+                )
 
     def _state_of(self, call: FitCall) -> ModelState:
         return ModelState(call.model, self._backend, self._metric_variables)
