@@ -69,7 +69,7 @@ class GlobalMetrics:
             if model not in self._models or in_stateless_scope():
                 return original(model)
             with reading(self._added_up(self.variables(model))):
-                return original(model)
+                return _as_read(original(model))
 
         return get_metrics_result
 
@@ -78,7 +78,7 @@ class GlobalMetrics:
             if in_stateless_scope():
                 return original(*arguments, **keywords)
             with reading(self._added_up(metric.variables)):
-                return original(*arguments, **keywords)
+                return _as_read(original(*arguments, **keywords))
 
         return result
 
@@ -89,13 +89,24 @@ class GlobalMetrics:
         if shard is not None:
             sums = shard.reduce_sum(backend, [shard.value(variable) for variable in variables])
             return list(zip(variables, sums, strict=True))
-        if tf.distribute.has_strategy():  # which adds the states of the replicas up by itself
+        # A strategy of the backend adds the states up by itself; one of the script's own does not.
+        if tf.distribute.has_strategy() and backend.name != "horovod":
             return []
-        own = [np.asarray(variable.value) for variable in variables]
+        own = [np.asarray(tf.convert_to_tensor(variable.value)) for variable in variables]
         flat = backend.sum(np.concatenate([values.ravel().astype(np.float64) for values in own]))
         ends = np.cumsum([values.size for values in own])[:-1]
         parts = zip(variables, own, np.split(flat, ends), strict=True)
         return [(v, tf.constant(p.reshape(o.shape), o.dtype)) for v, o, p in parts]
+
+
+def _as_read(results: Any) -> Any:
+    """Replaces variables, which some metrics return themselves, by what they read as now."""
+
+    def read(result: Any) -> Any:
+        is_variable = isinstance(result, keras.Variable)
+        return tf.convert_to_tensor(result.value) if is_variable else result
+
+    return keras.tree.map_structure(read, results)
 
 
 def _all_metrics(model: keras.Model) -> list[Any]:
