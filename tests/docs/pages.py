@@ -108,9 +108,13 @@ def _parse(command: list[str]) -> Iterator[tuple[str, list[str]]]:
         if token == "-m" and rest and rest[0].startswith("distcnn."):
             yield rest[0].removeprefix("distcnn."), rest[1:]
         elif token == "distcnn" and position == 0 and rest:
+            if rest[0] == "horovodrun" and "-m" in rest:
+                continue  # it starts another command
             yield rest[0], rest[1:]
         elif "launch/" in token and Path(token).name in LAUNCHERS:
-            yield LAUNCHERS[Path(token).name], _without_script_flags(Path(token).name, rest)
+            is_script = any(argument.endswith(".py") for argument in rest)
+            command_name = "run" if is_script else LAUNCHERS[Path(token).name]
+            yield command_name, _without_script_flags(Path(token).name, rest)
         else:
             continue
         return

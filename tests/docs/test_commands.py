@@ -20,15 +20,24 @@ from distcnn.errors import UsageError
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, SITE, anchors, blocks, commands, inline_code, links, name_of
 
-COMMANDS = ("train", "evaluate", "predict", "records", "benchmark", "doctor", "probe")
+COMMANDS = ("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe")
 
-NEEDED = {"evaluate": ["RUN"], "predict": ["RUN", "IMAGE"], "records": ["--out", "SHARDS"]}
+NEEDED = {
+    "run": ["script.py"],
+    "evaluate": ["RUN"],
+    "predict": ["RUN", "IMAGE"],
+    "records": ["--out", "SHARDS"],
+}
 """Arguments without which a command refuses every flag."""
 
 FLAGS_OF_OTHERS = {"--cuda", "--mpi", "--dry-run", "--hostfile", "--shm-size", "--gpus", "--net"}
 """Flags that the pages mention and that launch scripts and other programs take."""
 
-FLAGS_WITHOUT_CONFIG = {"install-horovod": {"--cuda", "--mpi"}, "launchers": set[str]()}
+FLAGS_WITHOUT_CONFIG = {
+    "install-horovod": {"--cuda", "--mpi"},
+    "launchers": set[str](),
+    "horovodrun": set[str](),
+}
 """Commands whose flags are not read here, with those that the pages may mention."""
 
 PLACEHOLDER = "--section.key"
