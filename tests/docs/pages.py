@@ -105,11 +105,11 @@ def _parse(command: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Finds the command of distcnn in one simple command, behind a launcher or a script or not."""
     for position, token in enumerate(command):
         rest = [text for text in command[position + 1 :] if not _PLACEHOLDER.search(text)]
+        if rest and rest[0].endswith("horovodrun") and "-m" in rest:
+            continue  # it starts another command
         if token == "-m" and rest and rest[0].startswith("distcnn."):
             yield rest[0].removeprefix("distcnn."), rest[1:]
         elif token == "distcnn" and position == 0 and rest:
-            if rest[0] == "horovodrun" and "-m" in rest:
-                continue  # it starts another command
             yield rest[0], rest[1:]
         elif "launch/" in token and Path(token).name in LAUNCHERS:
             is_script = any(argument.endswith(".py") for argument in rest)
