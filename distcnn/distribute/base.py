@@ -30,12 +30,15 @@ class Backend(abc.ABC):
         rank: Rank of this process.
         size: Number of processes.
         local_replicas: Number of replicas in this process.
+        adds_up_metrics: Whether the variables of a metric, read outside `run`, are already added
+            up over the replicas.
     """
 
     name: str
     rank: int = 0
     size: int = 1
     local_replicas: int = 1
+    adds_up_metrics: bool = False
 
     @property
     def replicas(self) -> int:

@@ -34,6 +34,8 @@ class _Strategy(Backend):
     replica context: it reduces first, then the optimizer applies the reduced gradients.
     """
 
+    adds_up_metrics = True
+
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self._strategy = strategy
         self.local_replicas = len(strategy.extended.worker_devices)

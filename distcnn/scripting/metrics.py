@@ -89,8 +89,7 @@ class GlobalMetrics:
         if shard is not None:
             sums = shard.reduce_sum(backend, [shard.value(variable) for variable in variables])
             return list(zip(variables, sums, strict=True))
-        # A strategy of the backend adds the states up by itself; one of the script's own does not.
-        if tf.distribute.has_strategy() and backend.name != "horovod":
+        if backend.adds_up_metrics:
             return []
         own = [np.asarray(tf.convert_to_tensor(variable.value)) for variable in variables]
         flat = backend.sum(np.concatenate([values.ravel().astype(np.float64) for values in own]))

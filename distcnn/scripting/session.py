@@ -216,7 +216,7 @@ class Session:
 
     def _computing(self, original: Any) -> Any:
         def compute(model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
-            if not keywords.get("_use_cached_eval_dataset"):
+            if model not in self._models:
                 self._prepare(model)
             self.synchronise(model)
             with self._readable_errors():
