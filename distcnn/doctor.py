@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -17,9 +18,35 @@ from distcnn.cli.command import run_command, write_json
 from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
 from distcnn.distribute.strategies import STRATEGIES
+from distcnn.errors import UsageError
 from distcnn.runtime.finding import Finding
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+class _Report:
+    """Prints findings as they come, and keeps them."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self._console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def add(self, findings: Iterable[Finding]) -> list[Finding]:
+        """Prints findings, and returns them."""
+        added = []
+        for finding in findings:
+            added.append(finding)
+            self._console.print(f"{finding.level:8}", style=_STYLES[finding.level], end="")
+            self._console.print(f"{finding.subject:27} {finding.text}")
+            if finding.fix:
+                self._console.print(f"{'':36}-> {finding.fix}")
+        self.findings += added
+        return added
+
+    @property
+    def failed(self) -> bool:
+        """Whether a finding is an error."""
+        return any(finding.level == "error" for finding in self.findings)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 1 if training would not work, else 0.
     """
+    own, lockstep = _split(arguments)
     parser = Parser("distcnn.doctor", "Checks whether training would work on this machine.")
     parser.add_argument("--json", help="JSON file for the findings.")
     parser.add_argument(
@@ -35,39 +63,65 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="Skip the check of the port, and the test reductions between two processes.",
     )
-    options = parser.parse_args(list(arguments))
+    parser.add_argument(
+        "--lockstep",
+        metavar="N SCRIPT.py",
+        help="Last flag: compare the first steps of a Keras script on 1 and on N workers instead.",
+    )
+    options = parser.parse_args(own)
+    report = _Report()
+    if lockstep:
+        workers, script = _proof_of(lockstep)
+        from distcnn.scripting.lockstep_proof import prove_lockstep  # imported late: TensorFlow
 
-    findings: list[Finding] = []
-    console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+        report.add(prove_lockstep(workers, script))
+    else:
+        _examine(report, quick=options.quick)
+    write_json(options.json, [dataclasses.asdict(finding) for finding in report.findings])
+    return int(report.failed)
 
-    def report(finding: Finding) -> None:
-        findings.append(finding)
-        console.print(f"{finding.level:8}", style=_STYLES[finding.level], end="")
-        console.print(f"{finding.subject:28}{finding.text}")
-        if finding.fix:
-            console.print(f"{'':36}-> {finding.fix}")
 
-    for finding in check_versions():
-        report(finding)
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits off what follows `--lockstep`, which may hold a script's own flags."""
+    if "--lockstep" not in arguments:
+        return list(arguments), []
+    place = list(arguments).index("--lockstep")
+    return list(arguments[:place]), list(arguments[place:])
+
+
+def _proof_of(lockstep: Sequence[str]) -> tuple[int, list[str]]:
+    """Returns the number of workers and the script with its arguments.
+
+    Raises:
+        UsageError: If one is missing or wrong.
+    """
+    _, *given = lockstep
+    if len(given) < 2 or not given[0].isdigit() or int(given[0]) < 2:
+        raise UsageError(
+            f"--lockstep is {' '.join(given) or 'empty'}; expected the number of workers, at least "
+            "2, and a script: --lockstep 2 script.py"
+        )
+    if not Path(given[1]).is_file():
+        raise UsageError(f"script is {given[1]}; expected the path of a Python file")
+    return int(given[0]), given[1:]
+
+
+def _examine(report: _Report, *, quick: bool) -> None:
+    """Checks this machine."""
+    report.add(check_versions())
     usable = []
-    if not any(finding.level == "error" for finding in findings):
+    if not report.failed:
         import_tensorflow()
-        for finding in check_hardware():
-            report(finding)
+        report.add(check_hardware())
         for name, strategy in STRATEGIES.items():
-            findings_of_strategy = list(strategy.check())
-            for finding in findings_of_strategy:
-                report(finding)
-            if strategy.joins_processes and all(f.level == "ok" for f in findings_of_strategy):
+            findings = report.add(strategy.check())
+            if strategy.joins_processes and all(f.level == "ok" for f in findings):
                 usable.append(name)
-    for finding in (*check_cluster(os.environ, ports=not options.quick), *check_storage()):
-        report(finding)
-    if not options.quick and not any(finding.level == "error" for finding in findings):
+    report.add(check_cluster(os.environ, ports=not quick))
+    report.add(check_storage())
+    if not quick and not report.failed:
         for name in usable:
-            for finding in check_reduction(name):
-                report(finding)
-    write_json(options.json, [dataclasses.asdict(finding) for finding in findings])
-    return int(any(finding.level == "error" for finding in findings))
+            report.add(check_reduction(name))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
+from distcnn.errors import UsageError
 from distcnn.runtime.keras_internals import (
     all_layers,
     batch_moments,
@@ -82,7 +83,7 @@ class SynchronisedBatchNorm:
             and backend.replicas > 1
         ]
         for layer in self.layers:
-            replace_batch_moments(layer, self._moments_of(layer, backend))
+            replace_batch_moments(layer, self._moments_of(layer))
 
     @property
     def counts(self) -> tf.Tensor:
@@ -97,20 +98,43 @@ class SynchronisedBatchNorm:
         self._of_replica.counts = counts
 
     @contextlib.contextmanager
-    def counting(self, counts: tf.Tensor) -> Iterator[None]:
-        """Sets `counts` in the context; outside, the layers use the rows that they are given."""
+    def counting(self, counts: tf.Tensor, weight: tf.Tensor | None = None) -> Iterator[None]:
+        """Sets `counts` in the context; outside, the layers use the rows that they are given.
+
+        Args:
+            counts: See `counts`.
+            weight: Factor by which this replica's gradients are multiplied after the backward pass,
+                or None if its loss had that factor before.
+        """
         self.counts = counts
+        self._of_replica.weight = weight
         try:
             yield
         finally:
-            del self._of_replica.counts
+            del self._of_replica.counts, self._of_replica.weight
 
     def add_up(self, sums: tf.Tensor) -> tf.Tensor:
-        """Returns the sum of a tensor over all replicas."""
-        return self._backend.reduce_sum([sums])[0]
+        """Returns the sum of a tensor over all replicas.
+
+        The gradient is that of the sum of the replicas' losses, each with its factor.
+        """
+        weight = getattr(self._of_replica, "weight", None)
+        if weight is None:
+            return self._backend.reduce_sum([sums])[0]
+
+        @tf.custom_gradient
+        def reduce(own: tf.Tensor) -> Any:
+            def gradient(upstream: tf.Tensor) -> tf.Tensor:
+                factor = tf.cast(weight, upstream.dtype)
+                total = self._backend.reduce_sum([upstream * factor])[0]
+                return tf.math.divide_no_nan(total, factor)
+
+            return self._backend.reduce_sum([own])[0], gradient
+
+        return reduce(sums)
 
     def _moments_of(
-        self, layer: keras.layers.BatchNormalization, backend: Backend
+        self, layer: keras.layers.BatchNormalization
     ) -> Callable[[tf.Tensor, Any], tuple[tf.Tensor, tf.Tensor]]:
         original = batch_moments(layer)
 
@@ -122,6 +146,11 @@ class SynchronisedBatchNorm:
             """
             if not hasattr(self._of_replica, "counts"):
                 return original(inputs, mask)
+            if mask is not None:
+                raise UsageError(
+                    f"{layer.name} normalises masked inputs over all workers, which is not "
+                    "supported; drop synchronised batch normalisation"
+                )
             axes = normalised_axes(layer)
             channels = [inputs.shape[layer.axis]]
             centre = tf.stop_gradient(tf.cast(layer.moving_mean.value, inputs.dtype))
@@ -138,7 +167,7 @@ class SynchronisedBatchNorm:
                 ],
                 axis=0,
             )
-            total = backend.reduce_sum([sums])[0]
+            total = self.add_up(sums)
             total_sum, total_square, count = tf.split(total, [channels[0], channels[0], 1])
             mean = total_sum / count
             variance = tf.maximum(total_square / count - tf.square(mean), 0.0)

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src import tree
 from keras.src.backend.common import global_state
+from keras.src.backend.tensorflow import random as backend_random
 from keras.src.backend.tensorflow import trainer as trainer_module
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.callbacks.callback_list import CallbackList
@@ -103,6 +104,7 @@ DEVICE_SETTINGS = (
     HookPoint(tf.config.threading, "set_inter_op_parallelism_threads"),
 )
 REDUCE_PER_REPLICA = FunctionPoint("reduce_per_replica", trainer_module.reduce_per_replica)
+DROPOUT = FunctionPoint("dropout", backend_random.dropout)
 GET_FILE = FunctionPoint("get_file", file_utils.get_file)
 
 

@@ -173,13 +173,17 @@ class StepFunctions:
     @contextlib.contextmanager
     def _synchronising(self, model: keras.Model, shard: Shard) -> Iterator[None]:
         """Makes batch normalisation use the rows of all replicas, where that is asked for."""
+        counts = tf.cast(tf.greater(shard.rows, 0), tf.float32)
+        weight = shard.weight if has_own_train_step(model) else None
+        with self._synchronised_of(model).counting(counts, weight):
+            yield
+
+    def _synchronised_of(self, model: keras.Model) -> SynchronisedBatchNorm:
         if model not in self._synchronised:
             self._synchronised[model] = SynchronisedBatchNorm(
                 model, self._backend, every_layer=self._options.sync_batchnorm
             )
-        synchronised = self._synchronised[model]
-        with synchronised.counting(tf.cast(tf.greater(shard.rows, 0), tf.float32)):
-            yield
+        return self._synchronised[model]
 
     def _own_train_step(self, model: keras.Model) -> Step:
         def train_step(data: Any) -> Any:
@@ -197,9 +201,15 @@ class StepFunctions:
         return train_step
 
     def _remember(self, model: keras.Model, shard: Shard) -> None:
-        """Keeps what a row that does not count would change."""
+        """Keeps what a row that does not count would change.
+
+        Statistics over the rows of all replicas are right on each of them.
+        """
+        layers = self._synchronised_of(model).layers
+        right = {id(variable) for layer in layers for variable in layer.variables}
         for variable in [*self._metrics.variables(model), *model.non_trainable_variables]:
-            if variable.dtype in ("float16", "bfloat16", "float32", "float64"):
+            is_float = variable.dtype in ("float16", "bfloat16", "float32", "float64")
+            if is_float and id(variable) not in right:
                 value = tf.identity(tf.convert_to_tensor(variable.value))
                 shard.before[id(variable)] = (variable, value)
 
@@ -211,11 +221,12 @@ class StepFunctions:
         """
         flat = keras.tree.flatten(logs)
         numbers = [i for i, value in enumerate(flat) if _is_float_scalar(value)]
-        own = [tf.cast(flat[i], tf.float32) * shard.weight for i in numbers]
+        own = [tf.cast(flat[i], tf.float64) * shard.weight for i in numbers]
         if own or shard.riders:
-            own = [tf.where(tf.equal(shard.rows, 0), 0.0, value) for value in own]
+            zero = tf.zeros([], tf.float64)
+            own = [tf.where(tf.equal(shard.rows, 0), zero, value) for value in own]
             for i, total in zip(numbers, shard.reduce_sum(self._backend, own), strict=True):
-                flat[i] = total
+                flat[i] = tf.cast(total, getattr(flat[i], "dtype", tf.float32))
         return keras.tree.pack_sequence_as(logs, flat)
 
     def _making_predict_function(self, original: Any) -> Any:

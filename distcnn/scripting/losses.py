@@ -54,15 +54,15 @@ def _factor(
     own = _sum_of_weights(mask, sample_weight if weighted else None, y_pred)
     own = tf.where(tf.equal(shard.rows, 0), tf.zeros_like(own), own)
     total = backend.reduce_sum([own])[0]
-    return tf.math.divide_no_nan(own, total) * shard.inverse_weight
+    return tf.cast(tf.math.divide_no_nan(own, total), tf.float64) * shard.inverse_weight
 
 
 def _sum_of_weights(mask: Any, sample_weight: Any, y_pred: Any) -> tf.Tensor:
-    weights = tf.constant(1.0)
+    weights = tf.constant(1.0, tf.float64)
     if sample_weight is not None:
-        weights = tf.cast(sample_weight, tf.float32)
+        weights = tf.cast(sample_weight, tf.float64)
     if mask is not None:
-        mask = tf.cast(mask, tf.float32)
+        mask = tf.cast(mask, tf.float64)
         while weights.shape.rank and weights.shape.rank < mask.shape.rank:
             weights = tf.expand_dims(weights, -1)
         weights = mask * weights

@@ -55,13 +55,13 @@ class Shard:
 
     @property
     def weight(self) -> tf.Tensor:
-        """The fraction of the batch's rows that are this replica's: a float32 scalar."""
-        return tf.cast(self.rows, tf.float32) / tf.cast(self.total, tf.float32)
+        """The fraction of the batch's rows that are this replica's: a float64 scalar."""
+        return tf.cast(self.rows, tf.float64) / tf.cast(self.total, tf.float64)
 
     @property
     def inverse_weight(self) -> tf.Tensor:
-        """1 / weight, or a finite number where no row counts: a float32 scalar."""
-        return tf.cast(self.total, tf.float32) / tf.cast(tf.maximum(self.rows, 1), tf.float32)
+        """1 / weight, or a finite number where no row counts: a float64 scalar."""
+        return tf.cast(self.total, tf.float64) / tf.cast(tf.maximum(self.rows, 1), tf.float64)
 
     def value(self, variable: Any) -> tf.Tensor:
         """Returns what a variable holds after this step: its value before if no row counts."""
