@@ -24,6 +24,12 @@ class ScriptConfig:
     fast_path: Literal["auto", "off"] = "auto"
     """auto: models whose train_step is Keras' own compute in their fast form, with fewer passes
     over memory; dropout draws other random numbers there. off: they compute as Keras does."""
+    batch: Literal["global", "per_worker"] = "global"
+    """global: the script's batch size is that of all workers together. per_worker: it is each
+    worker's own, so that a step has more rows and an epoch fewer steps."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """Scale the script's learning rate to the larger batch of per_worker. linear: times the number
+    of workers, for SGD. sqrt: times its square root, for Adam."""
     resume: str | None = None
     """Directory for checkpoints of what `fit` trains. If it is missing or empty, a new run saves
     there; otherwise the same script with the same arguments goes on where it was stopped."""
@@ -37,7 +43,12 @@ class ScriptConfig:
     computes without distcnn."""
 
     def __post_init__(self) -> None:
-        """Validates the seed and the checkpoints."""
+        """Validates the numbers and their combination."""
+        if self.lr_scaling != "none" and self.batch == "global":
+            raise UsageError(
+                f"lr_scaling is {self.lr_scaling}, but batch is global, which does not grow with "
+                "the workers; add --batch per_worker, or drop --lr_scaling"
+            )
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed is {self.seed}; expected 0 <= seed < 2**32")
         if self.resume == "":

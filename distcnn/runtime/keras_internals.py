@@ -110,3 +110,8 @@ def call_synchronously(callbacks: keras.callbacks.CallbackList) -> None:
 def forget_dtype_policy() -> None:
     """Makes Keras' dtype policy follow `keras.config.set_floatx` again, as in a new process."""
     global_state.set_global_attribute("dtype_policy", None)
+
+
+def follows_schedule(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether an optimizer's learning rate is a schedule rather than a number."""
+    return not isinstance(optimizer._learning_rate, keras.Variable)

@@ -40,6 +40,7 @@ from distcnn.runtime.keras_hooks import (
     insert_callback,
 )
 from distcnn.runtime.keras_internals import forget_dtype_policy
+from distcnn.scripting.batch_size import BatchPerWorker
 from distcnn.scripting.batches import MARK, BatchComparison
 from distcnn.scripting.callbacks import install_callback_hooks
 from distcnn.scripting.devices import install_device_hooks
@@ -74,6 +75,7 @@ class Session:
         self._metrics = GlobalMetrics(self.backend)
         self._reduction = GradientReduction(self.backend)
         self._models: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+        self._batch_size = BatchPerWorker(config, self.backend.replicas)
         self._default_strategy = tf.distribute.get_strategy()
 
     @property
@@ -191,6 +193,7 @@ class Session:
 
         def init(iterator: Any, *arguments: Any, **keywords: Any) -> None:
             keywords["distribute_strategy"] = self._default_strategy
+            self._batch_size.enlarge(keywords)
             original(iterator, *arguments, **keywords)
 
         return init
@@ -198,6 +201,7 @@ class Session:
     def _fitting(self, original: Any) -> Any:
         def fit(model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
             self._prepare(model)
+            self._batch_size.scale_rate(model.optimizer)
             watcher = _Watcher(self)
             if len(arguments) > _CALLBACKS_AT:
                 positional = list(arguments)

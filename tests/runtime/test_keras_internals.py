@@ -153,3 +153,9 @@ def test_the_dtype_policy_follows_the_float_type_again():
     keras.config.set_dtype_policy("mixed_bfloat16")
     internals.forget_dtype_policy()
     assert keras.config.dtype_policy().name == "float32"
+
+
+def test_whether_a_rate_follows_a_schedule():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
+    assert internals.follows_schedule(keras.optimizers.Adam(schedule))
+    assert not internals.follows_schedule(keras.optimizers.Adam(0.1))

@@ -79,3 +79,40 @@ model.fit(x, y, batch_size=4, epochs=3, verbose=0, callbacks=[Drift()])
     )
     assert code != 0
     assert "ranks 0 and 1 hold different values of" in output
+
+
+PER_WORKER = """
+size = int(sys.argv[1])
+keras.utils.set_random_seed(5)
+x = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
+y = x[:, :2]
+data = tf.data.Dataset.from_tensor_slices((x, y)).batch(size, drop_remainder=True)
+for given in ({"x": x, "y": y, "batch_size": size}, {"x": data}):
+    model.compile(keras.optimizers.SGD(float(sys.argv[2])), "mse")
+    history = model.fit(**given, epochs=2, verbose=0).history
+    rate = float(model.optimizer.learning_rate)
+    print(f"steps {int(model.optimizer.iterations)} rate {rate:.3f}")
+    print("loss", *(f"{value:.5f}" for value in history["loss"]))
+"""
+
+
+def found(output):
+    lines = [line.rpartition(">:")[2] for line in output.splitlines()]
+    return [line for line in lines if line.startswith(("steps", "loss"))]
+
+
+def test_a_batch_per_worker_is_a_larger_batch_with_a_scaled_rate(run):
+    script = "import tensorflow as tf\n" + PER_WORKER
+    flags = ("--batch", "per_worker", "--lr_scaling", "linear")
+    code, output = run(script, "4", "0.05", flags=flags)
+    assert code == 0, output
+    code, expected = run(script, "8", "0.1")
+    assert code == 0, expected
+    assert len(found(output)) == 4
+    assert found(output) == found(expected)
+
+
+def test_a_batch_per_worker_of_data_that_makes_its_own_is_refused(run):
+    code, output = run("model.fit(iter([(x, y)]), verbose=0)\n", flags=("--batch", "per_worker"))
+    assert code != 0
+    assert "drop --batch per_worker" in output
