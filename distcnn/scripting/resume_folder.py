@@ -33,6 +33,8 @@ class ScriptIdentity:
         seed: The seed before the script's first line.
         policy: The precision policy.
         fast_path: Whether models may compute in their fast form.
+        lr_scaling: How the learning rate grows with the workers.
+        workers: The number of workers if each has the script's batch, else 0: any number.
     """
 
     sha256: str
@@ -40,9 +42,13 @@ class ScriptIdentity:
     seed: int
     policy: str
     fast_path: str
+    lr_scaling: str
+    workers: int
 
     @classmethod
-    def of(cls, script: Path, arguments: Sequence[str], config: ScriptConfig) -> "ScriptIdentity":
+    def of(
+        cls, script: Path, arguments: Sequence[str], config: ScriptConfig, workers: int
+    ) -> "ScriptIdentity":
         """Returns the identity of a script and its arguments."""
         try:
             content = script.read_bytes()
@@ -52,8 +58,15 @@ class ScriptIdentity:
                 f"{error.strerror}; run a script file"
             ) from None
         checksum = hashlib.sha256(content).hexdigest()
-        policy = config.precision.policy
-        return cls(checksum, list(arguments), config.seed, policy, config.fast_path)
+        return cls(
+            sha256=checksum,
+            arguments=list(arguments),
+            seed=config.seed,
+            policy=config.precision.policy,
+            fast_path=config.fast_path,
+            lr_scaling=config.lr_scaling,
+            workers=workers if config.batch == "per_worker" else 0,
+        )
 
 
 class ResumeFolder:

@@ -177,7 +177,7 @@ class Session:
         if config.resume is None:
             return contextlib.nullcontext()
         script, *arguments = self._command
-        identity = ScriptIdentity.of(Path(script), arguments, config)
+        identity = ScriptIdentity.of(Path(script), arguments, config, self.backend.replicas)
         folder = ResumeFolder(Path(config.resume), identity, self.backend)
         resuming = Resuming(
             folder,
