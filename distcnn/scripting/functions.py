@@ -48,10 +48,17 @@ class StepOptions:
     Attributes:
         fast: Whether models compute in their fast form where they have one.
         sync_batchnorm: Whether batch normalisation uses the rows of all replicas.
+        xla: Whether XLA compiles the steps, or None for what the script compiles.
     """
 
     fast: bool
     sync_batchnorm: bool
+    xla: bool | None = None
+
+    def choose_xla(self, model: keras.Model) -> None:
+        """Makes a model compile its steps with XLA, or not, unless the script decides."""
+        if self.xla is not None:
+            model.jit_compile = self.xla
 
 
 class StepFunctions:
@@ -100,6 +107,7 @@ class StepFunctions:
         """Makes the functions of a single replica: Keras' own, with the model in its fast form."""
 
         def make_function(model: keras.Model, step: Step) -> Any:
+            self._options.choose_xla(model)
             if model.jit_compile or model.run_eagerly or has_own_train_step(model):
                 return original(model, step)
             if self._options.fast:
@@ -115,6 +123,7 @@ class StepFunctions:
 
     def _making_fast_prediction(self, original: Any) -> Any:
         def make_predict_function(model: keras.Model, force: bool = False) -> None:
+            self._options.choose_xla(model)
             if model.predict_function is None and not has_own_predict_step(model):
                 own = model.predict_step
 
@@ -137,6 +146,7 @@ class StepFunctions:
 
     def _making_sharded(self, original: Any) -> Any:
         def make_function(model: keras.Model, step: Step) -> Any:
+            self._options.choose_xla(model)
             trains = getattr(step, "__name__", "") == "train_step"
             if trains and not has_own_train_step(model) and model.optimizer is not None:
                 step = self._own_train_step(model)
@@ -231,6 +241,7 @@ class StepFunctions:
 
     def _making_predict_function(self, original: Any) -> Any:
         def make_predict_function(model: keras.Model, force: bool = False) -> None:
+            self._options.choose_xla(model)
             if model.predict_function is not None and not force:
                 return
             if has_own_predict_step(model):  # may look at the whole batch

@@ -119,6 +119,7 @@ class Session:
         options = StepOptions(
             fast=self.config.fast_path == "auto",
             sync_batchnorm=self.config.distribute.sync_batchnorm,
+            xla={"auto": None, "on": True, "off": False}[self.config.precision.xla],
         )
         functions = StepFunctions(
             self.backend, self._reduction, self._metrics, BatchComparison(self.backend), options

@@ -116,3 +116,16 @@ def test_a_batch_per_worker_of_data_that_makes_its_own_is_refused(run):
     code, output = run("model.fit(iter([(x, y)]), verbose=0)\n", flags=("--batch", "per_worker"))
     assert code != 0
     assert "drop --batch per_worker" in output
+
+
+@pytest.mark.parametrize("xla", ["on", "off"])
+def test_xla_is_chosen_by_a_flag(xla, run):
+    code, output = run(
+        "model.jit_compile = sys.argv[1] == 'off'\n"
+        "model.fit(x, y, epochs=1, verbose=0)\n"
+        "print('compiled', model.jit_compile)\n",
+        xla,
+        flags=("--precision.xla", xla),
+    )
+    assert code == 0, output
+    assert f"compiled {xla == 'on'}" in output
