@@ -42,7 +42,7 @@ Step = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepOptions:
+class ScriptStepOptions:
     """How steps compute.
 
     Attributes:
@@ -78,7 +78,7 @@ class StepFunctions:
         reduction: GradientReduction,
         metrics: GlobalMetrics,
         comparison: BatchComparison,
-        options: StepOptions,
+        options: ScriptStepOptions,
     ) -> None:
         self._backend = backend
         self._reduction = reduction

@@ -45,7 +45,7 @@ from distcnn.scripting.batches import MARK, BatchComparison
 from distcnn.scripting.callbacks import install_callback_hooks
 from distcnn.scripting.devices import install_device_hooks
 from distcnn.scripting.folders import install_folder_hooks
-from distcnn.scripting.functions import StepFunctions, StepOptions
+from distcnn.scripting.functions import ScriptStepOptions, StepFunctions
 from distcnn.scripting.losses import install_loss_hooks
 from distcnn.scripting.metrics import GlobalMetrics
 from distcnn.scripting.optimizers import GradientReduction
@@ -116,7 +116,7 @@ class Session:
     @contextlib.contextmanager
     def active(self) -> Iterator["Session"]:
         """Puts the workers behind Keras in the context."""
-        options = StepOptions(
+        options = ScriptStepOptions(
             fast=self.config.fast_path == "auto",
             sync_batchnorm=self.config.distribute.sync_batchnorm,
             xla={"auto": None, "on": True, "off": False}[self.config.precision.xla],
