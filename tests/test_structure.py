@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"distribute", "storage"},
     {"data"},
     {"models", "fast", "optim"},
+    {"engine"},
     {"cli"},
     {"inference"},
     {"training"},

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
-from distcnn.scripting.shard import Rider
+from distcnn.engine.shard import Rider
 
 FIRST_STEPS = 8
 """The first steps of a run, all of which are checked."""

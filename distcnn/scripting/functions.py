@@ -16,6 +16,10 @@ import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.distribute.layers import SynchronisedBatchNorm
+from distcnn.engine.fast import can_be_fast, computing_fast, fuse_optimizer
+from distcnn.engine.metrics import GlobalMetrics
+from distcnn.engine.reduction import GradientReduction
+from distcnn.engine.shard import Shard, computing, current_shard, cut_batch
 from distcnn.runtime.keras_hooks import (
     MAKE_FUNCTION,
     MAKE_PREDICT_FUNCTION,
@@ -30,10 +34,6 @@ from distcnn.runtime.keras_hooks import (
     without_xla,
 )
 from distcnn.scripting.batches import BatchComparison
-from distcnn.scripting.fast import can_be_fast, computing_fast, fuse_optimizer
-from distcnn.scripting.metrics import GlobalMetrics
-from distcnn.scripting.optimizers import GradientReduction
-from distcnn.scripting.shard import Shard, computing, current_shard, cut_batch
 
 log = logging.getLogger("distcnn")
 

@@ -23,6 +23,10 @@ from distcnn.distribute.consistency import (
     require_identical_state,
 )
 from distcnn.distribute.context import DistributedContext, join_run
+from distcnn.engine.losses import install_loss_hooks
+from distcnn.engine.metrics import GlobalMetrics
+from distcnn.engine.randomness import different_on_each_replica
+from distcnn.engine.reduction import GradientReduction
 from distcnn.errors import UsageError
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.keras_hooks import (
@@ -46,10 +50,6 @@ from distcnn.scripting.callbacks import install_callback_hooks
 from distcnn.scripting.devices import install_device_hooks
 from distcnn.scripting.folders import install_folder_hooks
 from distcnn.scripting.functions import ScriptStepOptions, StepFunctions
-from distcnn.scripting.losses import install_loss_hooks
-from distcnn.scripting.metrics import GlobalMetrics
-from distcnn.scripting.optimizers import GradientReduction
-from distcnn.scripting.randomness import different_on_each_replica
 from distcnn.scripting.resume_folder import ResumeFolder, ScriptIdentity
 from distcnn.scripting.resuming import Resuming
 from distcnn.scripting.writing import install_writing_hooks

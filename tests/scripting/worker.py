@@ -20,8 +20,8 @@ import keras
 import numpy as np
 
 from distcnn.config import DistributeConfig, ScriptConfig
+from distcnn.engine import losses, metrics, reduction
 from distcnn.runtime.cluster import find_cluster
-from distcnn.scripting import losses, metrics, optimizers
 from distcnn.scripting.runner import explained
 from distcnn.scripting.session import Session, session
 from tests.lockstep.worker import replacing
@@ -47,8 +47,8 @@ def broken(fault: str | None) -> Iterator[None]:
     """Switches off a part of what keeps the replicas in lockstep, for negative controls."""
     with contextlib.ExitStack() as stack:
         if fault == "gradients":  # every rank applies its own; nothing else changes
-            own = lambda reduction, gradients: list(gradients)  # noqa: E731
-            stack.enter_context(replacing(optimizers.GradientReduction, "reduce", own))
+            own = lambda _, gradients: list(gradients)  # noqa: E731
+            stack.enter_context(replacing(reduction.GradientReduction, "reduce", own))
             stack.enter_context(replacing(Session, "check", lambda *_: None))
         if fault == "losses":
             stack.enter_context(replacing(losses, "_factor", lambda *_: None))

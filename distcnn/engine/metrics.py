@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
+from distcnn.engine.shard import current_shard
 from distcnn.runtime.keras_hooks import (
     MEAN_UPDATE,
     METRICS_RESULT,
@@ -21,7 +22,6 @@ from distcnn.runtime.keras_hooks import (
     in_stateless_scope,
     reading,
 )
-from distcnn.scripting.shard import current_shard
 
 
 class GlobalMetrics:

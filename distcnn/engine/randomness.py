@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.distribute.layers import seed_of_replica
+from distcnn.engine.shard import current_shard
 from distcnn.runtime.keras_hooks import FunctionMaker
-from distcnn.scripting.shard import current_shard
 
 
 def different_on_each_replica(backend: Backend) -> FunctionMaker:

@@ -14,8 +14,8 @@ import keras
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
+from distcnn.engine.shard import Shard, current_shard
 from distcnn.runtime.keras_hooks import LOSS_CALL, SCALE_LOSS, UNSCALE_LOSS, FunctionMaker, Hooks
-from distcnn.scripting.shard import Shard, current_shard
 
 
 def install_loss_hooks(hooks: Hooks, backend: Backend) -> None:

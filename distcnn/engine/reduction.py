@@ -13,8 +13,8 @@ from typing import Any
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
+from distcnn.engine.shard import Shard, current_shard
 from distcnn.runtime.keras_hooks import APPLY, APPLY_SCALED, REDUCE_GRADIENTS, Hooks
-from distcnn.scripting.shard import Shard, current_shard
 
 
 class GradientReduction:
