@@ -64,7 +64,7 @@ class TimedSteps:
     def _run(self) -> float:
         start = time.perf_counter()
         self._training.run(self._batches)
-        self._training.metrics()  # waits for the device
+        self._training.wait()
         return time.perf_counter() - start
 
 

@@ -110,6 +110,11 @@ class BatchSharding:
         return tf.where(empty, zero, first), tf.where(empty, one, end), weight
 
 
+def image_group(augmentation: AugmentConfig) -> int:
+    """Returns how many images of a batch stay together: 2 if pairs are mixed, else 1."""
+    return 2 if augmentation.mixup or augmentation.cutmix else 1
+
+
 def training_dataset(
     split: Split,
     num_classes: int,
@@ -147,7 +152,7 @@ def training_dataset(
         first_step // sampler.steps_per_epoch, math.ceil(last_step / sampler.steps_per_epoch)
     )
     labels = _to_cpu(split.labels)
-    group_size = 2 if augmentation.mixup or augmentation.cutmix else 1
+    group_size = image_group(augmentation)
     per_step = len(sharding.local_replica_ids) * sharding.accumulation_steps
 
     @tf.autograph.experimental.do_not_convert

@@ -170,6 +170,10 @@ class Backend(abc.ABC):
             raise failure
         return outcome["result"]
 
+    def any_process(self, condition: bool) -> bool:
+        """Returns whether a condition holds in any process, in all of them."""
+        return bool(self.sum(np.array([float(condition)]))[0])
+
     def barrier(self) -> None:
         """Waits until every process has arrived."""
         self.sum(np.zeros(1))

@@ -15,35 +15,10 @@ from distcnn.runtime.keras_internals import (
     batch_moments,
     normalised_axes,
     replace_batch_moments,
-    seed_generators,
 )
 
 _SPREAD = 0x9E3779B1
 """An odd number near 2**32 / the golden ratio, whose multiples are spread over all seeds."""
-
-
-def decorrelate_seeds(model: keras.Model, backend: Backend) -> None:
-    """Makes every replica draw different random numbers, though all hold the same seed state.
-
-    The replica's id is folded into each seed as it is drawn; replica 0 draws what a single replica
-    would.
-
-    Args:
-        model: Built model; its seed generators are changed in place.
-        backend: Provides the replica's id.
-    """
-    if backend.replicas == 1:
-        return
-    for layer in all_layers(model):
-        for generator in seed_generators(layer):
-            generator.next = _fold_in_replica_id(generator.next, backend)
-
-
-def _fold_in_replica_id(draw: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
-    def next_seed(ordered: bool = True) -> tf.Tensor:
-        return seed_of_replica(draw(ordered), backend)
-
-    return next_seed
 
 
 def seed_of_replica(seed: Any, backend: Backend) -> tf.Tensor:
@@ -56,6 +31,25 @@ def seed_of_replica(seed: Any, backend: Backend) -> tf.Tensor:
     seed = tf.convert_to_tensor(seed)
     replica_id = tf.cast(backend.replica_id(), seed.dtype)
     return seed + replica_id * tf.constant([_SPREAD, 0], seed.dtype)
+
+
+def layers_to_synchronise(
+    model: keras.Model, backend: Backend, *, every_layer: bool
+) -> list[keras.layers.BatchNormalization]:
+    """Returns the layers that normalise over the images of all replicas.
+
+    Args:
+        model: Built model.
+        backend: Runs the replicas.
+        every_layer: Whether all do, not only those built with `synchronized=True`.
+    """
+    return [
+        layer
+        for layer in all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and (every_layer or layer.synchronized)
+        and backend.replicas > 1
+    ]
 
 
 class SynchronisedBatchNorm:
@@ -75,13 +69,7 @@ class SynchronisedBatchNorm:
         # The replicas of one process are traced in threads that take turns at every reduction.
         self._of_replica = threading.local()
         self._backend = backend
-        self.layers = [
-            layer
-            for layer in all_layers(model)
-            if isinstance(layer, keras.layers.BatchNormalization)
-            and (every_layer or layer.synchronized)
-            and backend.replicas > 1
-        ]
+        self.layers = layers_to_synchronise(model, backend, every_layer=every_layer)
         for layer in self.layers:
             replace_batch_moments(layer, self._moments_of(layer))
 

@@ -1,6 +1,8 @@
-"""The fast path for scripts: their models compute in the fast form while a step is traced."""
+"""The fast path: models compute in their fast form while a step is traced."""
 
 import contextlib
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,10 @@ from distcnn.distribute.layers import SynchronisedBatchNorm
 from distcnn.fast import fast_model
 from distcnn.optim.fused_updates import fuse_updates
 from distcnn.runtime.keras_internals import all_layers, functional_graph, input_structure
+
+# The replicas of a process are traced in threads, which take turns where they reduce.
+_lock = threading.Lock()
+_users: weakref.WeakKeyDictionary[keras.Model, int] = weakref.WeakKeyDictionary()
 
 
 def can_be_fast(model: Any) -> bool:
@@ -37,16 +43,23 @@ def computing_fast(
         model: Built Sequential or functional model.
         synchronised: The layers that normalise over all replicas, or None.
     """
-    network = fast_model(model, synchronised)
+    with _lock:
+        users = _users.get(model, 0)
+        if not users:
+            network = fast_model(model, synchronised)
 
-    def call(inputs: Any, training: bool | None = None, mask: Any = None, **unused: Any) -> Any:
-        return network.call(inputs, training=bool(training))
+            def call(inputs: Any, training: bool | None = None, mask: Any = None, **_: Any) -> Any:
+                return network.call(inputs, training=bool(training))
 
-    model.call = call
+            model.call = call
+        _users[model] = users + 1
     try:
         yield
     finally:
-        del model.call
+        with _lock:
+            _users[model] -= 1
+            if not _users[model]:
+                del _users[model], model.call
 
 
 def fuse_optimizer(optimizer: Any) -> None:

@@ -20,6 +20,7 @@ from distcnn.runtime.keras_hooks import (
     SUM_UPDATE,
     Hooks,
     in_stateless_scope,
+    plain_logs,
     reading,
 )
 
@@ -61,6 +62,30 @@ class GlobalMetrics:
         """Returns the variables of a model's metrics."""
         found = {id(v): v for metric in _all_metrics(model) for v in metric.variables}
         return list(found.values())
+
+    def results(self, model: keras.Model) -> dict[str, Any]:
+        """Returns a model's metrics over all replicas, between steps; called in all processes."""
+        with self._backend.scope(), reading(self._added_up(self.variables(model))):
+            return plain_logs(model.get_metrics_result())
+
+    def reset(self, model: keras.Model) -> None:
+        """Resets a model's metrics, between steps."""
+        with self._backend.scope():
+            model.reset_metrics()
+
+    def totals(self, model: keras.Model) -> list[np.ndarray]:
+        """Returns the state of each metric variable over all replicas; called in all processes."""
+        variables = self.variables(model)
+        with self._backend.scope():
+            totals = {id(variable): total for variable, total in self._added_up(variables)}
+            return [np.asarray(totals.get(id(v), v)) for v in variables]
+
+    def assign_totals(self, model: keras.Model, totals: Sequence[np.ndarray]) -> None:
+        """Makes the states of all replicas add up to what `totals` returned."""
+        is_counted = self._backend.is_chief or self._backend.adds_up_metrics
+        with self._backend.scope():
+            for variable, total in zip(self.variables(model), totals, strict=True):
+                variable.assign(total if is_counted else np.zeros_like(total))
 
     def _global_results(self, original: Any) -> Any:
         def get_metrics_result(model: keras.Model) -> Any:

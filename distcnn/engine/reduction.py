@@ -47,7 +47,8 @@ class GradientReduction:
                 variables = trainable_variables or optimizer.trainable_variables
                 self._found[id(optimizer)] = (optimizer, list(variables))
                 return None
-            if id(optimizer) not in self._inner:
+            done = getattr(self._of_thread, "done", False)
+            if id(optimizer) not in self._inner and not done:
                 grads = self.reduce(grads)
             return original(optimizer, grads, trainable_variables)
 
@@ -71,13 +72,13 @@ class GradientReduction:
                 optimizer.build(variables)
 
     @contextlib.contextmanager
-    def of_weighted_loss(self) -> Iterator[None]:
-        """Takes gradients in the context as those of a loss that had its weight already."""
-        self._of_thread.weighted = True
+    def already_done(self) -> Iterator[None]:
+        """Makes optimizers apply the gradients that they are given in the context as they are."""
+        self._of_thread.done = True
         try:
             yield
         finally:
-            self._of_thread.weighted = False
+            self._of_thread.done = False
 
     def reduce(self, gradients: Sequence[Any]) -> list[Any]:
         """Returns the gradients of the global batch.
@@ -88,39 +89,43 @@ class GradientReduction:
         Args:
             gradients: Tensors, `tf.IndexedSlices` or None, in the same order on every replica.
         """
-        sparse = [i for i, g in enumerate(gradients) if isinstance(g, tf.IndexedSlices)]
-        dense = [i for i, g in enumerate(gradients) if g is not None and i not in sparse]
-        own = [tf.convert_to_tensor(gradients[i]) for i in dense]
-        reduced: list[Any] = [None] * len(gradients)
         shard = current_shard()
         if shard is None:
-            sums = self._average(own)
-            for i in sparse:
-                reduced[i] = self._average([tf.convert_to_tensor(gradients[i])])[0]
-        else:
-            sums = self._backend.reduce_sum(
-                [self._weighted(gradient, shard) for gradient in own], compressible=len(own)
-            )
-            for i in sparse:
-                reduced[i] = self._gathered(gradients[i], shard)
-        for i, total in zip(dense, sums, strict=True):
+            return _each_dense(gradients, self._average)
+        return self.reduce_weighted([_weighted(gradient, shard) for gradient in gradients])[0]
+
+    def reduce_weighted(
+        self, gradients: Sequence[Any], also: Sequence[tf.Tensor] = ()
+    ) -> tuple[list[Any], list[tf.Tensor]]:
+        """Sums gradients whose loss counted by the shard's fraction of the batch.
+
+        Args:
+            gradients: Tensors, `tf.IndexedSlices` or None, in the same order on every replica.
+            also: Tensors to sum with them.
+
+        Returns:
+            The gradients of the global batch, and the sums of `also`.
+        """
+        reduced: list[Any] = [None] * len(gradients)
+        dense = []
+        for i, gradient in enumerate(gradients):
+            if isinstance(gradient, tf.IndexedSlices):
+                reduced[i] = self._gathered(gradient)
+            elif gradient is not None:
+                dense.append(i)
+        own = [tf.convert_to_tensor(gradients[i]) for i in dense]
+        sums = self._backend.reduce_sum([*own, *also], compressible=len(own))
+        for i, total in zip(dense, sums, strict=False):
             reduced[i] = total
-        return reduced
+        return reduced, sums[len(dense) :]
 
-    def _weighted(self, gradient: tf.Tensor, shard: Shard) -> tf.Tensor:
-        if not getattr(self._of_thread, "weighted", False):
-            gradient = gradient * tf.cast(shard.weight, gradient.dtype)
-        if shard.may_be_empty:  # a row that does not count may still give NaN
-            gradient = tf.where(tf.equal(shard.rows, 0), tf.zeros_like(gradient), gradient)
-        return gradient
-
-    def _gathered(self, gradient: tf.IndexedSlices, shard: Shard) -> tf.IndexedSlices:
+    def _gathered(self, gradient: tf.IndexedSlices) -> tf.IndexedSlices:
         """Joins the rows of all replicas into what one device has.
 
         They are not added up: Keras' optimizers square rows of the same index one by one.
         """
-        values = self._weighted(tf.convert_to_tensor(gradient.values), shard)
-        values, indices = self._backend.gather_rows([values, gradient.indices])
+        own = [tf.convert_to_tensor(gradient.values), gradient.indices]
+        values, indices = self._backend.gather_rows(own)
         return tf.IndexedSlices(values, indices, gradient.dense_shape)
 
     def _average(self, own: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -134,3 +139,26 @@ class GradientReduction:
             return tuple(backend.reduce_sum([g / backend.replicas for g in gradients]))
 
         return list(backend.run(in_replica, *own)[0])
+
+
+def _weighted(gradient: Any, shard: Shard) -> Any:
+    """Returns a gradient that counts by the shard's fraction of the batch."""
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        values = _weighted(gradient.values, shard)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    gradient = tf.convert_to_tensor(gradient)
+    return shard.counted(gradient * tf.cast(shard.weight, gradient.dtype))
+
+
+def _each_dense(
+    gradients: Sequence[Any], reduce: Callable[[list[tf.Tensor]], list[tf.Tensor]]
+) -> list[Any]:
+    """Applies a function to the gradients that there are, as dense tensors."""
+    found = [i for i, gradient in enumerate(gradients) if gradient is not None]
+    reduced: list[Any] = [None] * len(gradients)
+    sums = reduce([tf.convert_to_tensor(gradients[i]) for i in found])
+    for i, total in zip(found, sums, strict=True):
+        reduced[i] = total
+    return reduced

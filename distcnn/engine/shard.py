@@ -71,6 +71,18 @@ class Shard:
         _, before = self.before.get(id(variable), (variable, tf.zeros_like(value)))
         return tf.where(tf.equal(self.rows, 0), before, value)
 
+    def counted(self, value: Any) -> Any:
+        """Returns what was computed of the rows: zero if no row counts, which may have given NaN.
+
+        Args:
+            value: A tensor, `tf.IndexedSlices`, or None.
+        """
+        if value is None or not self.may_be_empty:
+            return value
+        if isinstance(value, tf.IndexedSlices):
+            return tf.IndexedSlices(self.counted(value.values), value.indices, value.dense_shape)
+        return tf.where(tf.equal(self.rows, 0), tf.zeros_like(value), value)
+
     def reduce_sum(self, backend: Backend, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Sums tensors over all replicas, and whatever else waits to be summed."""
         riders = self.riders[:]

@@ -1,4 +1,4 @@
-"""Builds an uncompiled classifier from the configuration."""
+"""Builds the classifier from the configuration."""
 
 import inspect
 import json
@@ -13,7 +13,6 @@ from distcnn.config.lookup import import_object, look_up
 from distcnn.config.recipe import nearest
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.models.catalog import MODELS
-from distcnn.models.customised import require_plain_training
 from distcnn.runtime.keras_internals import functional_graph, output_structure
 
 log = logging.getLogger("distcnn")
@@ -53,7 +52,6 @@ def build_model(
     arguments = {k: v for k, v in offered.items() if k in parameters or accepts_any} | config.args
     model = function(**arguments)
     _check(name, model, num_classes)
-    require_plain_training(name, model)
     _check_saving(name, model)
     return model
 

@@ -8,7 +8,6 @@ import contextlib
 import inspect
 import random
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -146,52 +145,64 @@ def has_own_train_step(model: keras.Model) -> bool:
     return getattr(model.train_step, "__func__", None) is not _TRAINER.train_step
 
 
+def has_own_test_step(model: keras.Model) -> bool:
+    """Returns whether a model overrides Keras' `test_step`."""
+    return getattr(model.test_step, "__func__", None) is not _TRAINER.test_step
+
+
 def has_own_predict_step(model: keras.Model) -> bool:
     """Returns whether a model overrides Keras' `predict_step`."""
     return getattr(model.predict_step, "__func__", None) is not _TRAINER.predict_step
 
 
-def default_train_step(
-    model: keras.Model,
-    data: Any,
-    *,
-    reduce_and_apply: Callable[[Any, Any], None],
-    weight: Any,
-) -> Any:
-    """Does what Keras' own `train_step` does, with a weighted loss and another way to update.
+def unpacked(data: Any) -> tuple[Any, Any, Any]:
+    """Returns inputs, targets and sample weights of a batch, as Keras' iterators yield them."""
+    found: tuple[Any, Any, Any] = data_adapter_utils.unpack_x_y_sample_weight(data)
+    return found
 
-    With `jit_compile`, XLA compiles the forward and backward pass; the update stays outside.
+
+def forward_backward(model: keras.Model, data: Any, weight: Any) -> tuple[Any, Any, Any]:
+    """Computes the loss of a batch as Keras' own `train_step` does, and its weighted gradients.
 
     Args:
         model: The compiled model.
         data: Inputs, targets and sample weights, as an iterator of Keras yields them.
-        reduce_and_apply: Takes the gradients of `weight` times the loss, and the variables.
         weight: Factor of the loss before it is differentiated.
 
     Returns:
-        The metrics by name.
+        The outputs, the loss, and the gradients of the scaled and weighted loss.
     """
-    x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(data)
+    x, y, sample_weight = unpacked(data)
+    with tf.GradientTape() as tape:
+        y_pred = model(x, training=True) if model._call_has_training_arg else model(x)
+        loss = model._compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+        )
+        scaled = model.optimizer.scale_loss(loss * tf.cast(weight, loss.dtype))
+    return y_pred, loss, tape.gradient(scaled, model.trainable_weights)
 
-    def forward_backward(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
-        with tf.GradientTape() as tape:
-            y_pred = model(x, training=True) if model._call_has_training_arg else model(x)
-            loss = model._compute_loss(
-                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
-            )
-            scaled = model.optimizer.scale_loss(loss * tf.cast(weight, loss.dtype))
-        return y_pred, loss, tape.gradient(scaled, model.trainable_weights)
 
-    if model.jit_compile and model.built:
-        forward_backward = tf.function(forward_backward, jit_compile=True, autograph=False)
-    y_pred, loss, gradients = forward_backward(x, y, sample_weight)
+def evaluated_loss(model: keras.Model, data: Any, y_pred: Any) -> Any:
+    """Returns the loss of outputs as Keras' own `test_step` computes it."""
+    x, y, sample_weight = unpacked(data)
+    return model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False)
+
+
+def update_metrics(model: keras.Model, data: Any, y_pred: Any, loss: Any) -> Any:
+    """Updates the metrics of a model, the loss among them, as Keras' own steps do.
+
+    Args:
+        model: The compiled model.
+        data: Inputs, targets and sample weights, as an iterator of Keras yields them.
+        y_pred: The outputs for them.
+        loss: Their loss.
+
+    Returns:
+        The results of the metrics by name.
+    """
+    x, y, sample_weight = unpacked(data)
     count = tf.shape(next(i for i in tree.flatten(x) if i is not None))[0]
     model._loss_tracker.update_state(loss, sample_weight=count)
-    variables = model.trainable_weights  # some models are only built by their first call
-    if variables:
-        reduce_and_apply(gradients, variables)
-    else:
-        warnings.warn("The model does not have any trainable weights.", stacklevel=1)
     return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 

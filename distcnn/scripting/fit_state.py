@@ -10,13 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
+from distcnn.engine.optimizers import optimizers_of
 from distcnn.runtime.keras_hooks import (
     global_seed,
     operation_seeds,
     optimized_variables,
     set_global_seed,
 )
-from distcnn.runtime.keras_internals import all_layers
 from distcnn.scripting.plain_state import decode, encode
 from distcnn.storage.checkpoint import NAMES, restore, snapshot
 
@@ -51,7 +51,7 @@ class ModelState:
         places = {id(v): place for place, v in enumerate(groups["model"])}
         trained = [
             [places[id(v)] for v in optimized_variables(optimizer) if id(v) in places]
-            for optimizer in self._optimizers()
+            for optimizer in optimizers_of(self._model)
         ]
         arrays = {name: _storable(array) for name, array in snapshot(groups).items()}
         return {**arrays, _METRICS: parts}, trained
@@ -63,7 +63,7 @@ class ModelState:
             DistcnnError: It is the state of another model.
         """
         variables = self._groups()["model"]
-        for optimizer, places in zip(self._optimizers(), trained, strict=False):
+        for optimizer, places in zip(optimizers_of(self._model), trained, strict=False):
             if not optimizer.built and places:
                 optimizer.build([variables[place] for place in places])
         groups = self._groups()
@@ -89,22 +89,13 @@ class ModelState:
     def _groups(self) -> dict[str, list[Any]]:
         metrics = {id(v) for v in self._metrics()}
         model = [v for v in self._model.variables if v.dtype != "string" and id(v) not in metrics]
-        optimizers = {f"optimizer{i}": list(o.variables) for i, o in enumerate(self._optimizers())}
+        optimizers = {
+            f"optimizer{i}": list(o.variables) for i, o in enumerate(optimizers_of(self._model))
+        }
         return {"model": model, **optimizers}
 
     def _metrics(self) -> list[Any]:
         return [v for v in self._metric_variables(self._model) if v.dtype != "string"]
-
-    def _optimizers(self) -> list[keras.optimizers.Optimizer]:
-        """Returns the optimizers that the model or a part of it holds as attributes."""
-        found: dict[int, keras.optimizers.Optimizer] = {}
-        for layer in (self._model, *all_layers(self._model)):
-            for value in list(vars(layer).values()):
-                members = value.values() if isinstance(value, dict) else value
-                for member in members if isinstance(members, list | tuple) else [value]:
-                    if isinstance(member, keras.optimizers.Optimizer):
-                        found[id(member)] = member
-        return list(found.values())
 
 
 class RandomState:

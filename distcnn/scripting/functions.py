@@ -4,28 +4,22 @@ Keras' own loops run unchanged. What they call is made here: each replica cuts i
 batch, runs the model's own step on them, and returns the results over all replicas.
 """
 
-import contextlib
 import logging
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from distcnn.distribute.base import Backend
-from distcnn.distribute.layers import SynchronisedBatchNorm
-from distcnn.engine.fast import can_be_fast, computing_fast, fuse_optimizer
-from distcnn.engine.metrics import GlobalMetrics
-from distcnn.engine.reduction import GradientReduction
-from distcnn.engine.shard import Shard, computing, current_shard, cut_batch
+from distcnn.engine.fast import fuse_optimizer
+from distcnn.engine.shard import Shard, computing, cut_batch
+from distcnn.engine.step import StepEngine
 from distcnn.runtime.keras_hooks import (
     MAKE_FUNCTION,
     MAKE_PREDICT_FUNCTION,
     REDUCE_PER_REPLICA,
     Hooks,
-    default_train_step,
     has_own_predict_step,
     has_own_train_step,
     one_step_an_execution,
@@ -47,12 +41,10 @@ class ScriptStepOptions:
 
     Attributes:
         fast: Whether models compute in their fast form where they have one.
-        sync_batchnorm: Whether batch normalisation uses the rows of all replicas.
         xla: Whether XLA compiles the steps, or None for what the script compiles.
     """
 
     fast: bool
-    sync_batchnorm: bool
     xla: bool | None = None
 
     def choose_xla(self, model: keras.Model) -> None:
@@ -65,28 +57,18 @@ class StepFunctions:
     """Makes the functions that Keras calls for each batch.
 
     Args:
-        backend: Runs the replicas.
-        reduction: Reduces the gradients.
-        metrics: Adds up the metrics.
+        engine: Computes the steps.
         comparison: Compares the batches of the ranks.
         options: How the steps compute.
     """
 
     def __init__(
-        self,
-        backend: Backend,
-        reduction: GradientReduction,
-        metrics: GlobalMetrics,
-        comparison: BatchComparison,
-        options: ScriptStepOptions,
+        self, engine: StepEngine, comparison: BatchComparison, options: ScriptStepOptions
     ) -> None:
-        self._backend = backend
-        self._reduction = reduction
-        self._metrics = metrics
+        self._engine = engine
+        self._backend = engine.backend
         self._comparison = comparison
         self._options = options
-        self._synchronised: weakref.WeakKeyDictionary[keras.Model, SynchronisedBatchNorm]
-        self._synchronised = weakref.WeakKeyDictionary()
 
     def install(self, hooks: Hooks) -> None:
         """Makes Keras call these functions."""
@@ -114,7 +96,7 @@ class StepFunctions:
                 fuse_optimizer(model.optimizer)
 
             def fast_step(batch: Any) -> Any:
-                with self._fast(model):
+                with self._engine.fast_form(model):
                     return step(batch)
 
             return original(model, fast_step)
@@ -128,7 +110,7 @@ class StepFunctions:
                 own = model.predict_step
 
                 def predict_step(batch: Any) -> Any:
-                    with self._fast(model):
+                    with self._engine.fast_form(model):
                         return own(batch)
 
                 with predicting_by(model, predict_step):
@@ -138,31 +120,25 @@ class StepFunctions:
 
         return make_predict_function
 
-    def _fast(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
-        """Returns the context in which a step of the model is traced."""
-        if not self._options.fast or model.jit_compile or not can_be_fast(model):
-            return contextlib.nullcontext()
-        return computing_fast(model, self._synchronised.get(model))
-
     def _making_sharded(self, original: Any) -> Any:
         def make_function(model: keras.Model, step: Step) -> Any:
             self._options.choose_xla(model)
             trains = getattr(step, "__name__", "") == "train_step"
-            if trains and not has_own_train_step(model) and model.optimizer is not None:
-                step = self._own_train_step(model)
-                if self._options.fast and not model.jit_compile:
-                    fuse_optimizer(model.optimizer)
-            elif trains and model.jit_compile:
+            is_default = trains and not has_own_train_step(model) and model.optimizer is not None
+            if is_default and self._options.fast and not model.jit_compile:
+                fuse_optimizer(model.optimizer)
+            elif trains and not is_default and model.jit_compile:
                 log.warning("warning: XLA is off for a train_step of its own on several workers")
+            in_replica = self._training(model) if is_default else self._calling(model, step)
             with without_xla(model):
-                function = original(model, self._sharded(model, step))
+                function = original(model, self._sharded(model, in_replica))
             if model.steps_per_execution > 1 and tf.distribute.has_strategy():
                 return _step_by_step(model, function)
             return function
 
         return make_function
 
-    def _sharded(self, model: keras.Model, step: Step) -> Step:
+    def _sharded(self, model: keras.Model, compute: Callable[[Any, Shard], Any]) -> Step:
         backend = self._backend
 
         def in_replica(batch: Any) -> Any:
@@ -170,58 +146,25 @@ class StepFunctions:
             rider = self._comparison.rider(batch)
             if rider is not None:
                 shard.riders.append(rider)
-            self._metrics.track(model)
-            if shard.may_be_empty:
-                self._remember(model, shard)
-            with computing(shard), self._synchronising(model, shard), self._fast(model):
-                logs = step(rows)
-                shard.restore()
-                return self._global_logs(logs, shard)
+            self._engine.metrics.track(model)
+            return self._global_logs(compute(rows, shard), shard)
 
         return in_replica
 
-    @contextlib.contextmanager
-    def _synchronising(self, model: keras.Model, shard: Shard) -> Iterator[None]:
-        """Makes batch normalisation use the rows of all replicas, where that is asked for."""
-        counts = tf.cast(tf.greater(shard.rows, 0), tf.float32)
-        weight = shard.weight if has_own_train_step(model) else None
-        with self._synchronised_of(model).counting(counts, weight):
-            yield
+    def _training(self, model: keras.Model) -> Callable[[Any, Shard], Any]:
+        def train(rows: Any, shard: Shard) -> Any:
+            return self._engine.train(model, [(rows, shard)])[0]
 
-    def _synchronised_of(self, model: keras.Model) -> SynchronisedBatchNorm:
-        if model not in self._synchronised:
-            self._synchronised[model] = SynchronisedBatchNorm(
-                model, self._backend, every_layer=self._options.sync_batchnorm
-            )
-        return self._synchronised[model]
+        return train
 
-    def _own_train_step(self, model: keras.Model) -> Step:
-        def train_step(data: Any) -> Any:
-            shard = current_shard()
-            assert shard is not None
+    def _calling(self, model: keras.Model, step: Step) -> Callable[[Any, Shard], Any]:
+        def call(rows: Any, shard: Shard) -> Any:
+            with self._engine.computing(model, shard):
+                logs = step(rows)
+                shard.restore()
+                return logs
 
-            def reduce_and_apply(gradients: Any, variables: Any) -> None:
-                with self._reduction.of_weighted_loss():
-                    model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-
-            return default_train_step(
-                model, data, reduce_and_apply=reduce_and_apply, weight=shard.weight
-            )
-
-        return train_step
-
-    def _remember(self, model: keras.Model, shard: Shard) -> None:
-        """Keeps what a row that does not count would change.
-
-        Statistics over the rows of all replicas are right on each of them.
-        """
-        layers = self._synchronised_of(model).layers
-        right = {id(variable) for layer in layers for variable in layer.variables}
-        for variable in [*self._metrics.variables(model), *model.non_trainable_variables]:
-            is_float = variable.dtype in ("float16", "bfloat16", "float32", "float64")
-            if is_float and id(variable) not in right:
-                value = tf.identity(tf.convert_to_tensor(variable.value))
-                shard.before[id(variable)] = (variable, value)
+        return call
 
     def _global_logs(self, logs: Any, shard: Shard) -> Any:
         """Returns what a step returned, over all replicas.
@@ -256,7 +199,7 @@ class StepFunctions:
 
         def in_replica(batch: Any) -> Any:
             rows, shard = cut_batch(batch, backend.replica_id(), backend.replicas)
-            with computing(shard), self._fast(model):
+            with computing(shard), self._engine.fast_form(model):
                 outputs = model.predict_step(rows)
             flat = keras.tree.flatten(outputs)
             if not all(_travels(value.dtype) for value in flat):

@@ -23,10 +23,8 @@ from distcnn.distribute.consistency import (
     require_identical_state,
 )
 from distcnn.distribute.context import DistributedContext, join_run
-from distcnn.engine.losses import install_loss_hooks
-from distcnn.engine.metrics import GlobalMetrics
-from distcnn.engine.randomness import different_on_each_replica
-from distcnn.engine.reduction import GradientReduction
+from distcnn.engine.optimizers import require_supported
+from distcnn.engine.step import StepEngine
 from distcnn.errors import UsageError
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.keras_hooks import (
@@ -34,7 +32,6 @@ from distcnn.runtime.keras_hooks import (
     EVALUATE,
     FIT,
     MAYBE_BUILD,
-    NEXT_SEED,
     PREDICT,
     Hooks,
     build_symbolically,
@@ -72,8 +69,11 @@ class Session:
         self.context = context
         self.backend: Backend = context.backend
         self._hooks = Hooks()
-        self._metrics = GlobalMetrics(self.backend)
-        self._reduction = GradientReduction(self.backend)
+        self._engine = StepEngine(
+            self.backend,
+            fast=None if config.fast_path == "auto" else False,
+            sync_batchnorm=config.distribute.sync_batchnorm,
+        )
         self._models: weakref.WeakSet[keras.Model] = weakref.WeakSet()
         self._batch_size = BatchPerWorker(config, self.backend.replicas)
         self._default_strategy = tf.distribute.get_strategy()
@@ -118,12 +118,9 @@ class Session:
         """Puts the workers behind Keras in the context."""
         options = ScriptStepOptions(
             fast=self.config.fast_path == "auto",
-            sync_batchnorm=self.config.distribute.sync_batchnorm,
             xla={"auto": None, "on": True, "off": False}[self.config.precision.xla],
         )
-        functions = StepFunctions(
-            self.backend, self._reduction, self._metrics, BatchComparison(self.backend), options
-        )
+        functions = StepFunctions(self._engine, BatchComparison(self.backend), options)
         functions.install(self._hooks)
         install_device_hooks(self._hooks)
         if self.backend.replicas > 1:
@@ -133,13 +130,13 @@ class Session:
                 yield self
         finally:
             self._hooks.restore()
-            self._metrics.release()
+            self._engine.metrics.release()
             for model in self._models:
                 forget_functions(model)
 
     def synchronise(self, model: keras.Model) -> None:
         """Averages over the replicas what each of them updates by itself: moving statistics."""
-        metrics = {id(v) for v in self._metrics.variables(model)}
+        metrics = {id(v) for v in self._engine.metrics.variables(model)}
         statistics = [
             v for v in model.non_trainable_weights if v.dtype == "float32" and id(v) not in metrics
         ]
@@ -159,10 +156,7 @@ class Session:
 
     def _install(self) -> None:
         hooks, backend = self._hooks, self.backend
-        install_loss_hooks(hooks, backend)
-        self._reduction.install(hooks)
-        self._metrics.install(hooks)
-        hooks.replace(NEXT_SEED, different_on_each_replica(backend))
+        self._engine.install(hooks)
         hooks.replace(EPOCH_ITERATOR, self._whole_batches)
         hooks.replace(MAYBE_BUILD, self._building)
         hooks.replace(FIT, self._fitting)
@@ -184,7 +178,7 @@ class Session:
             folder,
             self.backend,
             self.synchronise,
-            self._metrics.variables,
+            self._engine.metrics.variables,
             config.checkpoint_every_steps,
         )
         return resuming.active(self._hooks)
@@ -246,7 +240,7 @@ class Session:
                 if not own:
                     raise
             if own:
-                self._reduction.build_optimizers(model.train_step, batch)
+                self._engine.reduction.build_optimizers(model.train_step, batch)
 
         return build
 
@@ -254,11 +248,7 @@ class Session:
         """Makes all replicas start from the chief's weights."""
         self._models.add(model)
         optimizer = getattr(model, "optimizer", None)
-        if getattr(optimizer, "gradient_accumulation_steps", None) and tf.distribute.has_strategy():
-            raise UsageError(
-                f"the optimizer accumulates gradients, which Keras does not support under "
-                f"{self.backend.name}; use horovod, or drop gradient_accumulation_steps"
-            )
+        require_supported(optimizer, self.backend)
         state = []
         if isinstance(optimizer, keras.optimizers.Optimizer) and optimizer.built:
             state = optimizer.variables

@@ -27,6 +27,12 @@ _FROM_RESOLVED = (
 )
 _FROM_LAST_ROW = ("loss", "accuracy", "val_loss", "val_accuracy")
 
+MEASUREMENTS = (
+    *("step", "epoch", "learning_rate"),
+    *("images_per_second", "step_ms", "input_wait"),
+)
+"""What a row of `metrics.jsonl` holds besides metrics."""
+
 
 def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
     """Logs the resolved settings and the reasons for them.
@@ -108,6 +114,7 @@ def make_summary(
         "train_seconds": seconds,
         "images_per_second": progress.images / seconds if seconds else None,
         **{key: last.get(key) for key in _FROM_LAST_ROW},
+        **{key: value for key, value in last.items() if key not in MEASUREMENTS},
         "weights_sha256": hash_weights(weights),
     }
 

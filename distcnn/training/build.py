@@ -17,16 +17,21 @@ from distcnn.data.split import Source
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.consistency import require_identical_settings
 from distcnn.distribute.context import DistributedContext
-from distcnn.distribute.layers import SynchronisedBatchNorm, decorrelate_seeds
+from distcnn.distribute.layers import layers_to_synchronise
+from distcnn.engine.fast import fuse_optimizer
+from distcnn.engine.optimizers import optimizers_of, require_supported
+from distcnn.engine.step import StepEngine
 from distcnn.errors import DataError, UsageError
-from distcnn.fast import fast_model
 from distcnn.models.building import build_model
+from distcnn.models.compiled import is_compiled_by_owner
 from distcnn.models.interface import ModelInterface, inspect_model
 from distcnn.optim.ema import WeightEMA
 from distcnn.optim.optimizers import build_optimizer, learning_rate, scaled_learning_rate
+from distcnn.runtime.keras_hooks import build_symbolically, has_own_train_step
 from distcnn.runtime.precision import Precision, resolve_fast_path
 from distcnn.training.evaluation_step import EvaluationStep
 from distcnn.training.objective import Objective
+from distcnn.training.own_compile import own_objective, peak_rate
 from distcnn.training.setup import TrainingSetup, step_options
 from distcnn.training.state import TrainState
 from distcnn.training.step import TrainingStep
@@ -124,33 +129,30 @@ def _build_steps(
     interface: ModelInterface,
 ) -> TrainingSetup:
     backend = context.backend
-    objective = Objective(interface.logits)
-    decorrelate_seeds(model, backend)
-    sync_batchnorm = SynchronisedBatchNorm(
-        model, backend, every_layer=config.distribute.sync_batchnorm
-    )
-    precision = _precision_of_step(config, context.precision, sync_batchnorm)
+    precision = _precision_of_step(config, context, model)
     fast_path, fast_path_reason = resolve_fast_path(config.train, xla=precision.xla)
-    total_steps = config.train.epochs * sampler.steps_per_epoch
-    peak_rate = scaled_learning_rate(config.optimizer, sampler.global_batch_size)
-    rate = learning_rate(config.optimizer, peak_rate, sampler.steps_per_epoch, total_steps)
+    engine = StepEngine(backend, fast=fast_path, sync_batchnorm=config.distribute.sync_batchnorm)
     with backend.scope():
-        optimizer = build_optimizer(
-            config.optimizer, rate, model, precision.policy, fused=fast_path
-        )
-        network = fast_model(model, sync_batchnorm) if fast_path else model
+        if is_compiled_by_owner(model):
+            objective = own_objective(model, config, interface)
+            require_supported(model.optimizer, backend)
+        else:
+            objective = Objective(interface.logits)
+            optimizer = _build_optimizer(config, model, sampler, precision, fused=fast_path)
+            model.compile(optimizer, auto_scale_loss=False, **objective.compile_arguments())
+        model.jit_compile = precision.xla
+        optimizers = _build_variables(engine, model, len(dataset.classes), objective)
         ema = WeightEMA(model, config.optimizer.ema) if config.optimizer.ema else None
-        model.compile(optimizer, auto_scale_loss=False, **objective.compile_arguments())
-    backend.disable_reduction(optimizer)
+    for optimizer in optimizers:
+        backend.disable_reduction(optimizer)
+        if fast_path:
+            fuse_optimizer(optimizer)
     training = TrainingStep(
         model,
-        network,
-        optimizer,
-        backend,
+        engine,
         objective,
-        step_options(config, interface.pixels, precision, sampler),
+        step_options(config, interface.pixels, sampler, sharding),
         ema=ema,
-        sync_batchnorm=sync_batchnorm,
     )
     return TrainingSetup(
         config=config,
@@ -163,25 +165,48 @@ def _build_steps(
         sharding=sharding,
         model=model,
         interface=interface,
-        network=network,
         objective=objective,
-        peak_rate=peak_rate,
-        optimizer=optimizer,
+        engine=engine,
+        peak_rate=peak_rate(config, sampler, objective, model.optimizer),
+        optimizer=model.optimizer,
         ema=ema,
-        sync_batchnorm=sync_batchnorm,
         training=training,
         evaluation=EvaluationStep(
-            network, backend, objective, interface.pixels, test_flip=config.train.test_flip
+            model, engine, objective, interface.pixels, test_flip=config.train.test_flip
         ),
-        state=TrainState(backend, model, optimizer, training),
+        state=TrainState(backend, model, optimizers, training),
     )
 
 
+def _build_optimizer(
+    config: Config, model: keras.Model, sampler: EpochSampler, precision: Precision, *, fused: bool
+) -> keras.optimizers.Optimizer:
+    total_steps = config.train.epochs * sampler.steps_per_epoch
+    peak = scaled_learning_rate(config.optimizer, sampler.global_batch_size)
+    rate = learning_rate(config.optimizer, peak, sampler.steps_per_epoch, total_steps)
+    return build_optimizer(config.optimizer, rate, model, precision.policy, fused=fused)
+
+
+def _build_variables(
+    engine: StepEngine, model: keras.Model, classes: int, objective: Objective
+) -> list[keras.optimizers.Optimizer]:
+    """Creates all variables of a compiled model before its first step; returns its optimizers."""
+    rows = (None, classes) if objective.labels == "one_hot" else (None,)
+    labels = tf.TensorSpec(rows, tf.float32 if objective.labels == "one_hot" else tf.int64)
+    batch = (tf.TensorSpec((None, *model.input_shape[1:]), tf.float32), labels)
+    build_symbolically(model, batch)
+    if has_own_train_step(model):
+        with engine.installed():
+            engine.reduction.build_optimizers(model.train_step, batch)
+    return optimizers_of(model)
+
+
 def _precision_of_step(
-    config: Config, precision: Precision, sync_batchnorm: SynchronisedBatchNorm
+    config: Config, context: DistributedContext, model: keras.Model
 ) -> Precision:
     """Switches XLA off if the step reduces batch statistics, which XLA cannot compile."""
-    if not (sync_batchnorm.layers and precision.xla):
+    precision, every = context.precision, config.distribute.sync_batchnorm
+    if not (precision.xla and layers_to_synchronise(model, context.backend, every_layer=every)):
         return precision
     if config.precision.xla == "on":
         raise UsageError(

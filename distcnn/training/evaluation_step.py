@@ -1,4 +1,4 @@
-"""The evaluation step: loss and accuracy over all replicas, every image once."""
+"""The evaluation step: the metrics over all replicas, every image once."""
 
 from typing import Any
 
@@ -7,42 +7,44 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.data.pixels import PixelRange, scale_pixels
-from distcnn.distribute.base import Backend
+from distcnn.engine.shard import Shard
+from distcnn.engine.step import StepEngine
 from distcnn.inference.flip import mean_over_flip
 from distcnn.training.objective import Objective
 from distcnn.training.step import Batch
 
 
 class EvaluationStep:
-    """Sums a classifier's losses and hits over all replicas, counting every image once.
+    """Computes a classifier's loss and metrics over all replicas, counting every image once.
 
     Args:
-        network: The built classifier, or its fast form.
-        backend: Runs the replicas.
-        objective: Gives the loss and the hit of each image.
+        model: The built and compiled classifier.
+        engine: Computes the step on each replica.
+        objective: What the classifier is compiled with.
         pixels: Range of the pixels that the classifier expects.
         test_flip: Whether to average the outputs for each image and its mirror image.
     """
 
     def __init__(
         self,
-        network: keras.Model,
-        backend: Backend,
+        model: keras.Model,
+        engine: StepEngine,
         objective: Objective,
         pixels: PixelRange,
         *,
         test_flip: bool = False,
     ) -> None:
-        self._network = network
-        self._backend = backend
+        self._model = model
+        self._engine = engine
+        self._backend = engine.backend
         self._objective = objective
         self._pixels = pixels
         self._test_flip = test_flip
         # As in the training step: Keras keeps AutoGraph out of the layers of the classifier.
-        self._sums = tf.function(self._sums_of, autograph=False, reduce_retracing=True)
+        self._add = tf.function(self._add_batch, autograph=False, reduce_retracing=True)
         self._outputs = tf.function(self._outputs_of, autograph=False, reduce_retracing=True)
 
-    def evaluate(self, batches: tf.data.Dataset, steps: int) -> dict[str, float]:
+    def evaluate(self, batches: tf.data.Dataset, steps: int) -> dict[str, Any]:
         """Evaluates on all processes together.
 
         Args:
@@ -50,14 +52,15 @@ class EvaluationStep:
             steps: Number of shards per replica, the same in every process.
 
         Returns:
-            Loss and accuracy over all images.
+            The loss and the metrics that the classifier is compiled with, over all images.
         """
-        totals = np.zeros(3)
+        self._engine.metrics.reset(self._model)
         iterator = self._backend.iterate(batches)
         for _ in range(steps):
-            totals += self._sums(iterator).numpy()
-        loss, correct, images = self._backend.sum(totals)
-        return {"loss": float(loss / images), "accuracy": float(correct / images)}
+            self._add(iterator)
+        results = self._engine.metrics.results(self._model)
+        self._engine.metrics.reset(self._model)
+        return results
 
     def predict(self, batches: tf.data.Dataset) -> np.ndarray:
         """Returns the classifier's outputs for batches of stored pixels, in this process alone."""
@@ -69,20 +72,25 @@ class EvaluationStep:
 
     def _outputs_of(self, images: tf.Tensor) -> tf.Tensor:
         scaled = self.scaled(images)
-        return mean_over_flip(self._classify, scaled) if self._test_flip else self._classify(scaled)
+        with self._engine.fast_form(self._model):
+            return self._classify(scaled)
 
     def _classify(self, images: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._network(images, training=False), tf.float32)
+        compute = self._compute
+        return mean_over_flip(compute, images) if self._test_flip else compute(images)
 
-    def _sums_of(self, iterator: Any) -> tf.Tensor:
-        return tf.add_n(self._backend.run(self._in_replica, iterator.get_next()))
+    def _compute(self, images: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self._model(images, training=False), tf.float32)
+
+    def _add_batch(self, iterator: Any) -> None:
+        with self._engine.installed():
+            self._backend.run(self._in_replica, iterator.get_next())
 
     def _in_replica(self, shard: Batch) -> tf.Tensor:
         images, labels, weights = shard
-        outputs = self._outputs_of(images)
-        # Penalties of regularisers count as in training, and as in Keras' evaluate.
-        penalty = [tf.cast(loss, tf.float32) for loss in self._network.losses]
-        losses = self._objective.losses(labels, outputs) + sum(penalty, tf.constant(0.0))
-        hits = self._objective.hits(labels, outputs)
-        parts = [weights * losses, weights * hits, weights]
-        return tf.stack([tf.reduce_sum(tf.cast(part, tf.float64)) for part in parts])
+        rows = tf.math.count_nonzero(weights, dtype=tf.int32)
+        total = self._backend.reduce_sum([rows])[0] if self._objective.is_own else rows
+        data = (self.scaled(images), self._objective.targets(labels))
+        part = data, Shard(rows, total, may_be_empty=True)
+        self._engine.evaluate(self._model, part, self._classify)
+        return rows

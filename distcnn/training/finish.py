@@ -129,7 +129,8 @@ class RunFinish:
             results = setup.evaluate(setup.dataset.validation)
             summary |= {f"val_{name}": value for name, value in results.items()}
         summary["weights_agree"] = is_identical_everywhere(setup.backend, setup.model.weights)
-        return summary | {f"test_{name}": test.get(name) for name in ("loss", "accuracy")}
+        test = {"loss": None, "accuracy": None} | test
+        return summary | {f"test_{name}": value for name, value in test.items()}
 
     def _save(self, summary: dict[str, Any]) -> None:
         self._setup.compile_for_saving()

@@ -1,12 +1,7 @@
-"""What a run minimises and reports: the loss and the hit of each image.
-
-Training, validation, the final test and the compiled model take their loss from here. The caller
-weights and sums it over images and replicas. `distcnn evaluate` computes the same mean from
-probabilities (`distcnn.inference.evaluation.Evaluation.loss`).
-"""
+"""What a run minimises and reports: what the model is compiled with, by its owner or by distcnn."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
@@ -14,37 +9,32 @@ import tensorflow as tf
 
 @dataclass(frozen=True)
 class Objective:
-    """Categorical cross-entropy.
+    """The loss and the metrics of a run.
+
+    A model that its owner has compiled keeps its loss, metrics and optimizer. Any other one is
+    compiled with categorical cross-entropy and accuracy. `distcnn evaluate` computes the same mean
+    cross-entropy from probabilities (`distcnn.inference.evaluation.Evaluation.loss`).
 
     Attributes:
         logits: Whether the classifier returns logits rather than probabilities.
+        is_own: Whether the model's owner has compiled it.
+        labels: What the loss takes: one-hot rows, or the index of each image's class.
     """
 
     logits: bool
+    is_own: bool = False
+    labels: Literal["one_hot", "index"] = "one_hot"
 
-    def losses(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """Returns the loss of each image.
+    def targets(self, labels: tf.Tensor) -> tf.Tensor:
+        """Returns labels as the loss takes them.
 
         Args:
             labels: float32 tensor of shape `(count, classes)`, whose rows sum to 1.
-            outputs: float32 tensor of shape `(count, classes)`, the classifier's outputs.
 
         Returns:
-            float32 tensor of shape `(count,)`, in nats.
+            The same, or an int64 tensor of shape `(count,)`.
         """
-        return keras.losses.categorical_crossentropy(labels, outputs, from_logits=self.logits)
-
-    def hits(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """Returns 1.0 for each image whose most probable class is the label's, else 0.0.
-
-        Args:
-            labels: As for `losses`.
-            outputs: As for `losses`.
-
-        Returns:
-            float32 tensor of shape `(count,)`.
-        """
-        return tf.cast(tf.equal(tf.argmax(labels, 1), tf.argmax(outputs, 1)), tf.float32)
+        return labels if self.labels == "one_hot" else tf.argmax(labels, 1)
 
     def compile_arguments(self) -> dict[str, Any]:
         """Returns the loss and the metric for `keras.Model.compile`, for one-hot labels."""

@@ -1,5 +1,6 @@
 """The setup of a run: everything it is built from; immutable."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from distcnn.data.dataset import Dataset
 from distcnn.data.pipeline import (
     BatchSharding,
     EpochSampler,
+    image_group,
     sharded_evaluation_dataset,
     training_dataset,
 )
@@ -18,7 +20,7 @@ from distcnn.data.pixels import PixelRange
 from distcnn.data.split import Split
 from distcnn.distribute.base import Backend
 from distcnn.distribute.context import DistributedContext
-from distcnn.distribute.layers import SynchronisedBatchNorm
+from distcnn.engine.step import StepEngine
 from distcnn.models.interface import ModelInterface
 from distcnn.optim.ema import WeightEMA
 from distcnn.optim.optimizers import plain_optimizer
@@ -46,12 +48,11 @@ class TrainingSetup:
         sharding: How each batch is divided among replicas.
         model: The classifier.
         interface: What it takes and returns.
-        network: Computes the classifier's outputs: the classifier itself, or its fast form.
-        objective: Loss and hit of each image.
+        objective: What the classifier is compiled with.
+        engine: Computes the steps on each replica.
         peak_rate: The peak learning rate, scaled for the global batch.
         optimizer: Updates the weights.
         ema: Moving average of the weights, or None.
-        sync_batchnorm: The layers that normalise over the images of all replicas.
         training: The training step.
         evaluation: The evaluation step.
         state: Everything that training changes.
@@ -67,12 +68,11 @@ class TrainingSetup:
     sharding: BatchSharding
     model: keras.Model
     interface: ModelInterface
-    network: keras.Model
     objective: Objective
+    engine: StepEngine
     peak_rate: float
     optimizer: keras.optimizers.Optimizer
     ema: WeightEMA | None
-    sync_batchnorm: SynchronisedBatchNorm
     training: TrainingStep
     evaluation: EvaluationStep
     state: TrainState
@@ -91,13 +91,10 @@ class TrainingSetup:
         """Returns another training step for this model and optimizer; its first run traces it."""
         return TrainingStep(
             self.model,
-            self.network,
-            self.optimizer,
-            self.backend,
+            self.engine,
             self.objective,
-            step_options(self.config, self.interface.pixels, self.precision, self.sampler),
+            step_options(self.config, self.interface.pixels, self.sampler, self.sharding),
             ema=self.ema,
-            sync_batchnorm=self.sync_batchnorm,
         )
 
     def training_batches(self, first_step: int) -> tf.data.Dataset:
@@ -112,21 +109,26 @@ class TrainingSetup:
             last_step=self.total_steps,
         )
 
-    def evaluate(self, split: Split) -> dict[str, float]:
-        """Returns loss and accuracy over the images of a split, each counted once."""
+    def evaluate(self, split: Split) -> dict[str, Any]:
+        """Returns the loss and the metrics over the images of a split, each counted once."""
         size, classes = self.config.train.eval_batch_size, len(self.dataset.classes)
         batches, steps = sharded_evaluation_dataset(split, classes, size, self.sharding)
         return self.evaluation.evaluate(batches, steps)
 
-    def validate(self) -> dict[str, float]:
-        """Returns loss and accuracy over the validation images; empty if there are none."""
+    def validate(self) -> dict[str, Any]:
+        """Returns the loss and the metrics over the validation images; empty if there are none."""
         if self.dataset.validation is None:
             return {}
         with self.training.evaluated_weights():
             return self.evaluate(self.dataset.validation)
 
     def compile_for_saving(self) -> None:
-        """Compiles the classifier at a constant rate, so that plain Keras can load and train it."""
+        """Compiles the classifier at a constant rate, so that plain Keras can load and train it.
+
+        A model that its owner has compiled stays as it is.
+        """
+        if self.objective.is_own:
+            return
         with self.backend.scope():
             optimizer = plain_optimizer(self.config.optimizer, self.peak_rate, self.model)
             self.model.compile(
@@ -173,13 +175,15 @@ class TrainingSetup:
 
 
 def step_options(
-    config: Config, pixels: PixelRange, precision: Precision, sampler: EpochSampler
+    config: Config, pixels: PixelRange, sampler: EpochSampler, sharding: BatchSharding
 ) -> StepOptions:
     """Returns the options of a run's training step."""
+    last = sampler.examples % sampler.global_batch_size or sampler.global_batch_size
+    groups = math.ceil(last / image_group(config.data.augment))
     return StepOptions(
         pixels=pixels,
         steps_per_epoch=sampler.steps_per_epoch,
         steps_per_execution=config.train.steps_per_execution,
         accumulation_steps=config.train.accumulation_steps,
-        xla=precision.xla,
+        may_be_empty=groups < sharding.count,
     )

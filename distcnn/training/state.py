@@ -1,5 +1,6 @@
 """The state of a run, held by every replica: restoring, broadcasting and synchronising it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -21,7 +22,7 @@ class TrainState:
     Args:
         backend: Runs the replicas.
         model: The built classifier.
-        optimizer: Its built optimizer.
+        optimizers: Its built optimizers.
         training: The training step, which holds the averages and the epoch's metrics.
     """
 
@@ -29,23 +30,24 @@ class TrainState:
         self,
         backend: Backend,
         model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
+        optimizers: Sequence[keras.optimizers.Optimizer],
         training: TrainingStep,
     ) -> None:
         self._backend = backend
         self._model = model
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._training = training
 
     @property
     def variables(self) -> dict[str, list[Any]]:
         """All variables by group, in the order in which checkpoints store them."""
         ema = self._training.ema
+        metrics = {id(v) for metric in self._model.metrics for v in metric.variables}
         return {
-            "model": self._model.variables,
-            "optimizer": self._optimizer.variables,
+            "model": [v for v in self._model.variables if id(v) not in metrics],
+            "optimizer": [v for each in self._optimizers for v in each.variables],
             "average": ema.variables if ema else [],
-            "metrics": self._training.epoch_variables,
+            "metrics": self._training.metric_totals,
         }
 
     def restore(self, arrays: dict[str, np.ndarray], origin: str) -> None:
@@ -81,6 +83,7 @@ class TrainState:
     def broadcast(self) -> None:
         """Copies the chief's state to every replica."""
         broadcast_variables(self._backend, [v for group in self.variables.values() for v in group])
+        self._training.continue_metrics()
 
     def synchronise(self) -> None:
         """Averages what each replica updates by itself, then checks that all hold the same state.
@@ -89,6 +92,7 @@ class TrainState:
             ReplicaMismatchError: Names the first variable that differs, and the replicas.
         """
         ema = self._training.ema
+        self._training.collect_metrics()
         statistics = [w for w in self._model.non_trainable_weights if w.dtype == "float32"]
         average_across_replicas(self._backend, [*statistics, *(ema.statistics if ema else ())])
         require_identical_state(self._backend, self.variables, self._training.step)

@@ -10,9 +10,10 @@ import keras
 import tensorflow as tf
 
 from distcnn.data.pixels import PixelRange, scale_pixels
-from distcnn.distribute.base import Backend
-from distcnn.distribute.layers import SynchronisedBatchNorm
+from distcnn.engine.shard import Shard
+from distcnn.engine.step import StepEngine
 from distcnn.optim.ema import WeightEMA
+from distcnn.runtime.keras_hooks import has_own_train_step
 from distcnn.training.objective import Objective
 
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
@@ -32,34 +33,31 @@ class StepOptions:
         steps_per_epoch: Training steps per epoch.
         steps_per_execution: Steps per call into TensorFlow.
         accumulation_steps: Number of shards that each replica computes in turn per step.
-        xla: Whether to compile the forward and backward pass with XLA.
+        may_be_empty: Whether a shard may have no image, since there are more shards than images.
     """
 
     pixels: PixelRange
     steps_per_epoch: int
     steps_per_execution: int = 1
     accumulation_steps: int = 1
-    xla: bool = False
+    may_be_empty: bool = False
 
 
 class TrainingStep:
-    """Trains a classifier step by step, the same on every replica.
+    """Trains a compiled classifier step by step, the same on every replica.
 
-    Every shard of a batch weights its images by 1 / (images in the global batch), so the sum of the
-    replicas' gradients is the gradient of the mean over the global batch, however it is divided.
-    The sums for loss and accuracy, and stop requests, are reduced together with the gradients. What
-    is reduced is the same on every replica; so is each decision that follows from it, such as
-    whether float16 overflowed.
+    `StepEngine` computes the step, as for a user's script: every shard of a batch counts by its
+    fraction of the images, so the sum of the replicas' gradients is the gradient of the mean over
+    the global batch, however it is divided. The loss and stop requests are reduced together with
+    the gradients. What is reduced is the same on every replica; so is each decision that follows
+    from it, such as whether float16 overflowed.
 
     Args:
-        model: The built classifier, whose weights are trained.
-        network: Computes its outputs: the classifier itself, or its fast form.
-        optimizer: Its built optimizer.
-        backend: Runs the replicas.
-        objective: The loss to minimise.
+        model: The built and compiled classifier, whose weights are trained.
+        engine: Computes the step on each replica.
+        objective: What the classifier is compiled with.
         options: Options of the step.
         ema: Moving average of the weights to maintain, or None.
-        sync_batchnorm: The layers that normalise over the images of all replicas, or None.
 
     Attributes:
         model: The classifier.
@@ -71,37 +69,28 @@ class TrainingStep:
     def __init__(
         self,
         model: keras.Model,
-        network: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        backend: Backend,
+        engine: StepEngine,
         objective: Objective,
         options: StepOptions,
         *,
         ema: WeightEMA | None = None,
-        sync_batchnorm: SynchronisedBatchNorm | None = None,
     ) -> None:
         self.model = model
         self.ema = ema
         self.step = 0
         self.steps_per_execution = options.steps_per_execution
-        self._network = network
-        self._optimizer = optimizer
-        self._backend = backend
+        self._engine = engine
+        self._backend = engine.backend
         self._objective = objective
         self._options = options
-        self._sync_batchnorm = sync_batchnorm
         self._step_before = 0
         self._votes: deque[tf.Tensor] = deque(maxlen=_VOTE_DELAY)
-        self._compute = self._forward_backward
-        if options.xla:
-            self._compute = tf.function(
-                self._forward_backward, reduce_retracing=True, jit_compile=True
-            )
         with tf.device("CPU:0"):
             self._input_wait = tf.Variable(0.0, dtype=tf.float64, trainable=False)
             self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
-            # Sums over the epoch so far: loss times images, hits, images.
-            self._epoch_sums = tf.Variable([0.0, 0.0, 0.0], dtype=tf.float64, trainable=False)
+            self._metric_totals = [
+                tf.Variable(total, trainable=False) for total in engine.metrics.totals(model)
+            ]
         self._run_steps = tf.function(self._make_run_steps(), reduce_retracing=True)
 
     @property
@@ -110,9 +99,9 @@ class TrainingStep:
         return self.step % self._options.steps_per_epoch
 
     @property
-    def epoch_variables(self) -> list[tf.Variable]:
-        """The variables behind the epoch's metrics, for checkpoints."""
-        return [self._epoch_sums]
+    def metric_totals(self) -> list[tf.Variable]:
+        """The states of the epoch's metrics over all replicas, for checkpoints."""
+        return self._metric_totals
 
     @property
     def first_bad_step(self) -> int | None:
@@ -120,15 +109,32 @@ class TrainingStep:
         step = int(self._first_bad_step.numpy())
         return step if step >= 0 else None
 
-    def metrics(self) -> dict[str, float]:
-        """Returns loss and accuracy over the images of the epoch so far, on all replicas."""
-        loss, correct, images = self._epoch_sums.numpy()
-        count = max(images, 1.0)
-        return {"loss": float(loss / count), "accuracy": float(correct / count)}
+    def wait(self) -> None:
+        """Waits until the device has done what it was given."""
+        self._first_bad_step.numpy()
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns the metrics over the epoch so far, on all replicas; for all processes together.
+
+        Returns:
+            The loss and the metrics that the classifier is compiled with, by name.
+        """
+        return self._engine.metrics.results(self.model)
 
     def reset_metrics(self) -> None:
         """Resets the epoch's metrics."""
-        self._epoch_sums.assign([0.0, 0.0, 0.0])
+        self._engine.metrics.reset(self.model)
+
+    def collect_metrics(self) -> None:
+        """Sets `metric_totals`; called in all processes together."""
+        totals = self._engine.metrics.totals(self.model)
+        for variable, total in zip(self._metric_totals, totals, strict=True):
+            variable.assign(total)
+
+    def continue_metrics(self) -> None:
+        """Continues the metrics from `metric_totals`."""
+        totals = [variable.numpy() for variable in self._metric_totals]
+        self._engine.metrics.assign_totals(self.model, totals)
 
     def just_passed(self, interval: int) -> bool:
         """Returns whether the last execution reached or passed a multiple of `interval` steps."""
@@ -199,48 +205,31 @@ class TrainingStep:
         # The step begins after this time is taken, so that only the waiting is measured.
         with tf.control_dependencies([arrived]):
             self._input_wait.assign_add(arrived - requested)
-            sums = self._backend.run(self._in_replica, shards, stop)[0]
-        loss, correct, images, votes = tf.unstack(tf.cast(sums, tf.float64))
-        self._epoch_sums.assign_add(tf.stack([loss * images, correct, images]))
+            with self._engine.installed():
+                sums = self._backend.run(self._in_replica, shards, stop)[0]
+        loss, votes = tf.unstack(sums)
         is_first = ~tf.math.is_finite(loss) & (self._first_bad_step < 0)
         self._first_bad_step.assign(tf.where(is_first, step + 1, self._first_bad_step))
-        return tf.cast(votes, tf.float32)
+        return votes
 
     def _in_replica(self, shards: Sequence[Batch], stop: tf.Tensor) -> tf.Tensor:
-        weights = self.model.trainable_variables
-        gradients, sums = self._compute(*shards[0])
-        for shard in shards[1:]:
-            shard_gradients, shard_sums = self._compute(*shard)
-            gradients = [a + b for a, b in zip(gradients, shard_gradients, strict=True)]
-            sums += shard_sums
-        used = [index for index, gradient in enumerate(gradients) if gradient is not None]
-        sums = tf.concat([sums, [stop]], 0)
-        own = [*(gradients[index] for index in used), sums]
-        *reduced, sums = self._backend.reduce_sum(own, compressible=len(used))
-        self._optimizer.apply(reduced, [weights[index] for index in used])
+        parts = [self._part(shard) for shard in shards]
+        if has_own_train_step(self.model):
+            sums = self._engine.train_by_own_step(self.model, parts[0], [stop])
+        else:
+            sums = self._engine.train(self.model, parts, [stop])[1]
         if self.ema is not None:
             self.ema.update()
-        return sums
+        return tf.stack(sums)
 
-    def _forward_backward(
-        self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Returns the gradients of a shard, and the sums of its losses, hits and images."""
-        counts = tf.cast(weights > 0, tf.float32)
-        if self._sync_batchnorm is not None:
-            self._sync_batchnorm.counts = counts[0]
-        with tf.GradientTape() as tape:
-            outputs = self._network(scale_pixels(images, self._options.pixels), training=True)
-            outputs = tf.cast(outputs, tf.float32)
-            losses = self._objective.losses(labels, outputs)
-            parts = self._backend.replicas * self._options.accumulation_steps
-            penalty = [tf.cast(loss, tf.float32) / parts for loss in self._network.losses]
-            loss = tf.add_n([tf.reduce_sum(weights * losses), *penalty])
-            scaled = self._optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, self.model.trainable_variables)
-        dense = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
-        correct = tf.reduce_sum(self._objective.hits(labels, outputs) * counts)
-        return dense, tf.stack([loss, correct, tf.reduce_sum(counts)])
+    def _part(self, shard: Batch) -> tuple[Any, Shard]:
+        """Returns the data of a shard as the model takes it, and what is known of its images."""
+        images, labels, weights = shard
+        rows = tf.math.count_nonzero(weights, dtype=tf.int32)
+        # The weight of a placeholder is 0, so that it does not tell how many images there are.
+        total = tf.cast(tf.round(1.0 / tf.maximum(weights[0], 1e-9)), tf.int32)
+        data = (scale_pixels(images, self._options.pixels), self._objective.targets(labels))
+        return data, Shard(rows, total, self._options.may_be_empty)
 
 
 def _first_tensors(shards: Sequence[Any]) -> list[tf.Tensor]:

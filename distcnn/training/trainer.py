@@ -14,8 +14,8 @@ from distcnn.config import Config
 from distcnn.config.lookup import import_object
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.context import join_run
-from distcnn.optim.optimizers import rate_is_scheduled
 from distcnn.runtime.cluster import Cluster
+from distcnn.runtime.keras_internals import follows_schedule
 from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import CALLBACKS, Checkpoints, Progress
 from distcnn.storage.environment import describe_environment
@@ -79,7 +79,7 @@ class Trainer:
         self._user_callbacks = callbacks_for_rank(
             [*callbacks, *configured],
             is_chief=backend.is_chief,
-            rate_can_be_set=not rate_is_scheduled(config.optimizer),
+            rate_can_be_set=not follows_schedule(self.setup.optimizer),
         )
 
     @property
@@ -159,6 +159,7 @@ class Trainer:
             users,
             model=setup.model,
             metrics=setup.training.metrics,
+            any_process=setup.backend.any_process,
             weights_for_users=setup.training.weights_for_callbacks,
             epochs=self.config.train.epochs,
             steps=setup.sampler.steps_per_epoch,

@@ -1,5 +1,6 @@
 """Chains of layers: their length, and dropout inside them."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +11,13 @@ import tensorflow as tf
 from keras import layers
 
 from distcnn.distribute.base import Backend
-from distcnn.distribute.layers import decorrelate_seeds
+from distcnn.engine.randomness import different_on_each_replica
+from distcnn.engine.shard import Shard, computing
 from distcnn.fast import chain as chain_module
 from distcnn.fast import fast_model
 from distcnn.fast.chain import Chain
 from distcnn.models.article import article
+from distcnn.runtime.keras_hooks import NEXT_SEED, Hooks
 from tests.fast.samples import Outcome, smooth
 
 
@@ -96,10 +99,12 @@ def test_dropout_is_seeded_and_differs_by_draw_and_by_replica() -> None:
     def drawn(*, second: bool = False) -> list[np.ndarray]:
         keras.utils.set_random_seed(9)
         model = keras.Sequential([keras.Input((8, 8, 4)), layers.Dropout(0.5)])
-        if second:
-            decorrelate_seeds(model, Second())
-        fast = fast_model(model)
-        return [fast(tf.ones((4, 8, 8, 4)), training=True).numpy() for _ in range(2)]
+        fast, hooks, shard = fast_model(model), Hooks(), Shard(4, 8, may_be_empty=False)
+        with contextlib.ExitStack() as stack, computing(shard):
+            stack.callback(hooks.restore)
+            if second:
+                hooks.replace(NEXT_SEED, different_on_each_replica(Second()))
+            return [fast(tf.ones((4, 8, 8, 4)), training=True).numpy() for _ in range(2)]
 
     first, again = drawn()
     assert np.array_equal(first, drawn()[0])

@@ -19,9 +19,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distcnn.engine import step as engine_step
 from distcnn.errors import DistcnnError
 from distcnn.runtime.cluster import find_cluster
-from distcnn.training import build, state
+from distcnn.training import state
 from distcnn.training.step import TrainingStep
 from distcnn.training.trainer import Trainer
 from tests.lockstep.cases import case_config
@@ -29,28 +30,39 @@ from tests.lockstep.cases import case_config
 OVERFLOW_AT = 7
 
 
-class Overflow:
+@contextlib.contextmanager
+def replacing(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replaces an attribute of a module or class during the context."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def overflow() -> Iterator[None]:
     """Makes the gradient of one step overflow on the last replica only."""
+    one_step, compute = TrainingStep._one_step, engine_step.forward_backward
+    current: dict[str, Any] = {}
 
-    def __enter__(self) -> None:
-        one_step, compute = TrainingStep._one_step, TrainingStep._forward_backward
-        self._originals = one_step, compute
+    def recording_step(training: Any, batches: Any, step: Any, stop: Any) -> Any:
+        current.update(backend=training._backend, step=step)
+        return one_step(training, batches, step, stop)
 
-        def recording_step(training: Any, batches: Any, step: Any, stop: Any) -> Any:
-            training.current_step = step
-            return one_step(training, batches, step, stop)
+    def overflowing(*arguments: Any) -> Any:
+        outputs, loss, gradients = compute(*arguments)
+        backend = current["backend"]
+        last = tf.equal(backend.replica_id(), backend.replicas - 1)
+        hit = last & tf.equal(current["step"], OVERFLOW_AT)
+        return outputs, loss, [gradients[0] + tf.where(hit, np.inf, 0.0), *gradients[1:]]
 
-        def overflowing(training: Any, *shard: Any) -> Any:
-            gradients, sums = compute(training, *shard)
-            backend = training._backend
-            last = tf.equal(backend.replica_id(), backend.replicas - 1)
-            hit = last & tf.equal(training.current_step, OVERFLOW_AT)
-            return [gradients[0] + tf.where(hit, np.inf, 0.0), *gradients[1:]], sums
-
-        TrainingStep._one_step, TrainingStep._forward_backward = recording_step, overflowing  # type: ignore[method-assign, assignment]
-
-    def __exit__(self, *exc_info: object) -> None:
-        TrainingStep._one_step, TrainingStep._forward_backward = self._originals  # type: ignore[method-assign]
+    with (
+        replacing(TrainingStep, "_one_step", recording_step),
+        replacing(engine_step, "forward_backward", overflowing),
+    ):
+        yield
 
 
 class WithoutReduction:
@@ -77,17 +89,6 @@ class Drift(keras.callbacks.Callback):
             bias.assign(bias + 1e-3)
 
 
-@contextlib.contextmanager
-def replacing(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Replaces an attribute of a module or class during the context."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
 def forbidden(*arguments: Any) -> int:
     """Fails as a system call that a container does not allow."""
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -104,11 +105,13 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         stack.callback(keras.config.set_dtype_policy, "float32")
         if entry.get("overflow"):
-            stack.enter_context(Overflow())
+            stack.enter_context(overflow())
         if entry.get("without_guard"):
             stack.enter_context(replacing(state, "require_identical_state", lambda *_: None))
         if entry.get("same_dropout"):
-            stack.enter_context(replacing(build, "decorrelate_seeds", lambda *_: None))
+            stack.enter_context(
+                replacing(engine_step, "different_on_each_replica", lambda _: lambda o: o)
+            )
         if entry.get("without_memory") and rank == 1:
             stack.enter_context(replacing(os, "memfd_create", forbidden))
         try:

@@ -23,6 +23,9 @@ class ModelConfig:
     output: Literal["auto", "probabilities", "logits"] = "auto"
     """What the model outputs. auto: probabilities if the rows of its output for a few images sum to
     1, else logits."""
+    labels: Literal["auto", "one_hot", "index"] = "auto"
+    """What the loss of a model that you have compiled takes as labels. auto: the index of the class
+    for losses whose name begins with sparse, else one-hot rows."""
 
     def __post_init__(self) -> None:
         """Validates the form of the factory."""

@@ -57,14 +57,15 @@ def callbacks_for_rank(
 class TrainingCallbacks(CallbackList):
     """Calls callbacks without synchronising host and device at every step.
 
-    The step's metrics are copied to the host only for callbacks that override `on_train_batch_end`
-    and do not declare `reads_logs = False`.
+    The step's metrics are added up and copied to the host only for callbacks that override
+    `on_train_batch_end` and do not declare `reads_logs = False`, of whatever process.
 
     Args:
         callbacks: The callbacks.
         users: Those among them that are the user's.
         model: The classifier, which callbacks see as `self.model`.
-        metrics: Copies the metrics of the epoch so far to the host.
+        metrics: Copies the metrics of the epoch so far to the host; called in all processes.
+        any_process: Returns whether a condition holds in any process.
         weights_for_users: Returns a context in which the model has the weights that are evaluated
             and saved; the user's `on_epoch_end` runs in it.
         **params: What callbacks see as `self.params` (epochs, steps).
@@ -76,7 +77,8 @@ class TrainingCallbacks(CallbackList):
         users: Sequence[keras.callbacks.Callback],
         *,
         model: keras.Model,
-        metrics: Callable[[], dict[str, float]],
+        metrics: Callable[[], dict[str, Any]],
+        any_process: Callable[[bool], bool],
         weights_for_users: Callable[[], contextlib.AbstractContextManager[None]],
         **params: Any,
     ) -> None:
@@ -86,18 +88,14 @@ class TrainingCallbacks(CallbackList):
         self._metrics = metrics
         self._users = {id(callback) for callback in users}
         self._weights_for_users = weights_for_users
+        self._metrics_are_read = any_process(any(map(_reads_logs, callbacks)))
         call_synchronously(self)
 
     @override
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        metrics: dict[str, float] | None = None
+        metrics = self._metrics() if self._metrics_are_read else None
         for callback in self.callbacks:
-            if not getattr(callback, "reads_logs", True) or _ignores_batch_end(callback):
-                callback.on_train_batch_end(batch, None)
-                continue
-            if metrics is None:
-                metrics = self._metrics()
-            callback.on_train_batch_end(batch, metrics)
+            callback.on_train_batch_end(batch, metrics if _reads_logs(callback) else None)
 
     @override
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -106,6 +104,10 @@ class TrainingCallbacks(CallbackList):
             with self._weights_for_users() if are_users else contextlib.nullcontext():
                 for callback in group:
                     callback.on_epoch_end(epoch, logs)
+
+
+def _reads_logs(callback: keras.callbacks.Callback) -> bool:
+    return getattr(callback, "reads_logs", True) and not _ignores_batch_end(callback)
 
 
 def _ignores_batch_end(callback: keras.callbacks.Callback) -> bool:

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import keras
+import numpy as np
 from typing_extensions import override
 
+from distcnn.storage.summary import MEASUREMENTS
 from distcnn.training.setup import TrainingSetup
 
 Row = dict[str, Any]
 """One row of `metrics.jsonl`: step, epoch (counted from 1), loss, accuracy, learning_rate,
 images_per_second, step_ms, input_wait (fraction of the time) and, on an epoch's last row, val_loss
-and val_accuracy (None without validation)."""
+and val_accuracy (None without validation); then the other metrics of a model that its owner has
+compiled. loss and accuracy are None if such a model does not report them."""
 
 
 class MetricsRecorder(keras.callbacks.Callback):
@@ -59,7 +62,7 @@ class MetricsRecorder(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Row | None = None) -> None:
         training = self._training
         if not self._compiled:
-            training.metrics()  # waits for the first execution
+            training.wait()
             self._compiled = True
             self._start_interval()
         self._advance(training.step)
@@ -74,8 +77,8 @@ class MetricsRecorder(keras.callbacks.Callback):
         """Emits the epoch's last row, with the validation."""
         row = self._epoch_row or self._row()
         self._epoch_row = None
-        names = ("val_loss", "val_accuracy")
-        self._emit(row | {name: (logs or {}).get(name) for name in names})
+        validation = {k: v for k, v in (logs or {}).items() if k.startswith("val_")}
+        self._emit(row | {"val_loss": None, "val_accuracy": None} | validation)
 
     def measured(self) -> tuple[float, int]:
         """Returns the measured seconds of training, and the images trained on in that time."""
@@ -87,7 +90,7 @@ class MetricsRecorder(keras.callbacks.Callback):
         self._training.pop_input_wait()
 
     def _row(self) -> Row:
-        metrics = self._training.metrics()  # waits for the device
+        self._training.wait()
         step = self._training.step
         seconds = time.perf_counter() - self._since
         waited = self._training.pop_input_wait()
@@ -97,16 +100,18 @@ class MetricsRecorder(keras.callbacks.Callback):
         if measured:
             self._seconds += seconds
             self._images += images
-        row = {
+        metrics = self._training.metrics()
+        row: Row = {
             "step": step,
             "epoch": math.ceil(step / self._sampler.steps_per_epoch),
-            "loss": metrics["loss"],
-            "accuracy": metrics["accuracy"],
+            "loss": None,
+            "accuracy": None,
             "learning_rate": float(keras.ops.convert_to_numpy(self._optimizer.learning_rate)),
             "images_per_second": images / seconds if measured else None,
             "step_ms": 1000 * seconds / steps if measured else None,
             "input_wait": min(1.0, waited / seconds) if measured else None,
         }
+        row |= {k: v for k, v in metrics.items() if k not in MEASUREMENTS}
         self._start_interval()
         return row
 
@@ -133,8 +138,12 @@ class MetricsWriter:
 
     def __call__(self, row: Row) -> None:
         """Writes and flushes a row; NaN and infinity become null."""
-        finite = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
-        }
-        self._file.write(json.dumps(finite) + "\n")
+        self._file.write(json.dumps({k: _in_json(v) for k, v in row.items()}) + "\n")
         self._file.flush()
+
+
+def _in_json(value: Any) -> Any:
+    """Returns a value as JSON can hold it; some metrics give one number for each class."""
+    if isinstance(value, np.ndarray):
+        return [_in_json(each) for each in value.tolist()]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from distcnn.storage.summary import MEASUREMENTS
 from distcnn.training.callbacks.metrics import Row
 
 Mode = Literal["auto", "live", "lines", "none"]
@@ -97,14 +98,9 @@ class ProgressDisplay:
 
 
 def _describe(row: Row, epochs: int) -> str:
-    parts = [
-        f"epoch {row['epoch']:>2}/{epochs}",
-        f"loss {row['loss']:.4f}",
-        f"accuracy {row['accuracy']:.4f}",
-    ]
-    if row.get("val_loss") is not None:
-        parts.append(f"val_loss {row['val_loss']:.4f}")
-        parts.append(f"val_accuracy {row['val_accuracy']:.4f}")
+    parts = [f"epoch {row['epoch']:>2}/{epochs}"]
+    metrics = ((k, v) for k, v in row.items() if k not in MEASUREMENTS)
+    parts += [f"{name} {value:.4f}" for name, value in metrics if isinstance(value, float)]
     if row["images_per_second"] is not None:
         parts.append(f"{row['images_per_second']:.0f} images/s")
         parts.append(f"{row['step_ms']:.1f} ms/step")

@@ -16,6 +16,7 @@ from distcnn.inference.plots import (
     tile,
     to_pixels,
 )
+from distcnn.storage.summary import MEASUREMENTS
 from distcnn.training.callbacks.metrics import Row
 from distcnn.training.setup import TrainingSetup
 from distcnn.training.step import TrainingStep
@@ -37,16 +38,20 @@ class TensorBoardScalars:
     def __call__(self, row: Row) -> None:
         """Writes one row."""
         step = row["step"]
+        scalars = ((k, v) for k, v in row.items() if isinstance(v, float))
+        metrics = {k: v for k, v in scalars if k not in MEASUREMENTS}
         with self._writers["train"].as_default(step):
-            for name in ("loss", "accuracy", "learning_rate"):
-                tf.summary.scalar(name, row[name])
+            tf.summary.scalar("learning_rate", row["learning_rate"])
+            for name, value in metrics.items():
+                if not name.startswith("val_"):
+                    tf.summary.scalar(name, value)
             for name in ("images_per_second", "step_ms", "input_wait"):
                 if row[name] is not None:
                     tf.summary.scalar(f"speed/{name}", row[name])
         with self._writers["validation"].as_default(step):
-            for name in ("loss", "accuracy"):
-                if row.get(f"val_{name}") is not None:
-                    tf.summary.scalar(name, row[f"val_{name}"])
+            for name, value in metrics.items():
+                if name.startswith("val_"):
+                    tf.summary.scalar(name.removeprefix("val_"), value)
         for writer in self._writers.values():
             writer.flush()
 

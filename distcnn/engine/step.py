@@ -1,0 +1,219 @@
+"""Steps of a compiled Keras model on several replicas, each of which computes a shard."""
+
+import contextlib
+import functools
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distcnn.distribute.base import Backend
+from distcnn.distribute.layers import SynchronisedBatchNorm
+from distcnn.engine.fast import can_be_fast, computing_fast
+from distcnn.engine.losses import install_loss_hooks
+from distcnn.engine.metrics import GlobalMetrics
+from distcnn.engine.randomness import different_on_each_replica
+from distcnn.engine.reduction import GradientReduction
+from distcnn.engine.shard import Shard, computing
+from distcnn.runtime.keras_hooks import (
+    NEXT_SEED,
+    Hooks,
+    evaluated_loss,
+    forward_backward,
+    has_own_test_step,
+    has_own_train_step,
+    unpacked,
+    update_metrics,
+)
+
+Part = tuple[Any, Shard]
+"""Inputs, targets and sample weights of one shard, and what is known of its rows."""
+
+
+class StepEngine:
+    """Makes steps on several replicas compute what one device computes of the whole batch.
+
+    Recipes and users' scripts share it: the shard is current while the model computes, losses count
+    by it, gradients are summed before the optimizer takes them, and metrics are added up.
+
+    Args:
+        backend: Runs the replicas.
+        fast: Whether models compute in their fast form where they have one. None: unless XLA
+            compiles them.
+        sync_batchnorm: Whether every batch normalisation uses the rows of all replicas.
+
+    Attributes:
+        backend: Runs the replicas.
+        reduction: Sums gradients over the replicas.
+        metrics: Adds up metrics over the replicas.
+    """
+
+    def __init__(self, backend: Backend, *, fast: bool | None, sync_batchnorm: bool) -> None:
+        self.backend = backend
+        self.reduction = GradientReduction(backend)
+        self.metrics = GlobalMetrics(backend)
+        self._fast = fast
+        self._every_batchnorm = sync_batchnorm
+        self._synchronised: weakref.WeakKeyDictionary[keras.Model, SynchronisedBatchNorm]
+        self._synchronised = weakref.WeakKeyDictionary()
+
+    def install(self, hooks: Hooks) -> None:
+        """Makes Keras' losses, optimizers, metrics and random numbers take account of the shard."""
+        install_loss_hooks(hooks, self.backend)
+        self.reduction.install(hooks)
+        self.metrics.install(hooks)
+        if self.backend.replicas > 1:
+            hooks.replace(NEXT_SEED, different_on_each_replica(self.backend))
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Installs the hooks for the context: the tracing of a step."""
+        hooks = Hooks()
+        try:
+            self.install(hooks)
+            yield
+        finally:
+            hooks.restore()
+
+    def synchronised_batchnorm(self, model: keras.Model) -> SynchronisedBatchNorm:
+        """Returns the layers of a model that normalise over all replicas; changes them at first."""
+        if model not in self._synchronised:
+            self._synchronised[model] = SynchronisedBatchNorm(
+                model, self.backend, every_layer=self._every_batchnorm
+            )
+        return self._synchronised[model]
+
+    @contextlib.contextmanager
+    def computing(self, model: keras.Model, shard: Shard) -> Iterator[None]:
+        """Makes the model compute a shard in the context, which is part of a step on a replica."""
+        if shard.may_be_empty:
+            self._remember(shard, self._changed_by(model))
+        with computing(shard), self._synchronising(model, shard), self.fast_form(model):
+            yield
+
+    def fast_form(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
+        """Returns a context in which the model computes in its fast form, if it has one."""
+        fast = not model.jit_compile if self._fast is None else self._fast
+        if not (fast and can_be_fast(model)):
+            return contextlib.nullcontext()
+        return computing_fast(model, self._synchronised.get(model))
+
+    def train(
+        self, model: keras.Model, parts: Sequence[Part], also: Sequence[tf.Tensor] = ()
+    ) -> tuple[Any, list[tf.Tensor]]:
+        """Updates a model as Keras' own `train_step` does, from what all replicas compute.
+
+        With `jit_compile`, XLA compiles the forward and backward pass; the rest stays outside.
+
+        Args:
+            model: The compiled model.
+            parts: The shards that this replica computes, one after the other.
+            also: float32 tensors to sum over the replicas with the gradients.
+
+        Returns:
+            The metrics by name; and the loss of the batch, followed by the sums of `also`.
+        """
+        compute = functools.partial(forward_backward, model)
+        if model.jit_compile and model.built:
+            compute = tf.function(compute, jit_compile=True, autograph=False)
+        losses, gradients = [], []
+        for data, shard in parts:
+            with self.computing(model, shard):
+                y_pred, loss, own = compute(data, shard.weight)
+                logs = update_metrics(model, data, y_pred, loss)
+                shard.restore()
+            weighted = tf.cast(loss, tf.float32) * tf.cast(shard.weight, tf.float32)
+            losses.append(shard.counted(weighted))
+            gradients.append([shard.counted(gradient) for gradient in own])
+        variables = model.trainable_weights  # some models are only built by their first call
+        summed = [_add_up(parts) for parts in zip(*gradients, strict=True)]
+        reduced, sums = self.reduction.reduce_weighted(summed, [tf.add_n(losses), *also])
+        if variables:
+            with self.reduction.already_done():
+                model.optimizer.apply(reduced, variables)
+        else:
+            warnings.warn("The model does not have any trainable weights.", stacklevel=1)
+        return logs, sums
+
+    def train_by_own_step(
+        self, model: keras.Model, part: Part, also: Sequence[tf.Tensor] = ()
+    ) -> list[tf.Tensor]:
+        """Updates a model by its overridden `train_step`, whose optimizers' gradients are reduced.
+
+        Args:
+            model: The compiled model.
+            part: The shard that this replica computes.
+            also: float32 tensors to sum over the replicas.
+
+        Returns:
+            As the second result of `train`. The loss is what the step returns as `loss`, or the sum
+            of all scalars that it returns.
+        """
+        data, shard = part
+        with self.computing(model, shard):
+            logs = model.train_step(data)
+            shard.restore()
+        if isinstance(logs, Mapping):
+            logs = logs.get("loss", logs)
+        scalars = [v for v in keras.tree.flatten(logs) if getattr(v, "shape", ()) == ()]
+        loss = tf.add_n([tf.cast(value, tf.float32) for value in scalars or [0.0]])
+        weighted = shard.counted(loss * tf.cast(shard.weight, tf.float32))
+        return self.backend.reduce_sum([weighted, *also])
+
+    def evaluate(
+        self, model: keras.Model, part: Part, outputs: Callable[[Any], Any] | None = None
+    ) -> None:
+        """Adds a shard to the metrics of a model, as its `test_step` does.
+
+        Args:
+            model: The compiled model.
+            part: The shard that this replica computes.
+            outputs: Computes the outputs for the inputs in place of the model; not for a model that
+                overrides `test_step`.
+        """
+        data, shard = part
+        if shard.may_be_empty:
+            self._remember(shard, self.metrics.variables(model))
+        with computing(shard), self.fast_form(model):
+            if has_own_test_step(model):
+                model.test_step(data)
+            else:
+                x = unpacked(data)[0]
+                y_pred = outputs(x) if outputs else model(x, training=False)
+                update_metrics(model, data, y_pred, evaluated_loss(model, data, y_pred))
+            shard.restore()
+
+    @contextlib.contextmanager
+    def _synchronising(self, model: keras.Model, shard: Shard) -> Iterator[None]:
+        """Makes batch normalisation use the rows of all replicas, where that is asked for."""
+        counts = tf.cast(tf.greater(shard.rows, 0), tf.float32)
+        weight = shard.weight if has_own_train_step(model) else None
+        with self.synchronised_batchnorm(model).counting(counts, weight):
+            yield
+
+    def _changed_by(self, model: keras.Model) -> list[Any]:
+        """Returns what a training step of a row that does not count would change.
+
+        Statistics over the rows of all replicas are right on each of them.
+        """
+        layers = self.synchronised_batchnorm(model).layers
+        right = {id(variable) for layer in layers for variable in layer.variables}
+        changed = [*self.metrics.variables(model), *model.non_trainable_variables]
+        return [variable for variable in changed if id(variable) not in right]
+
+    def _remember(self, shard: Shard, variables: Sequence[Any]) -> None:
+        """Keeps the values of float variables from before the step."""
+        for variable in variables:
+            if variable.dtype in ("float16", "bfloat16", "float32", "float64"):
+                value = tf.identity(tf.convert_to_tensor(variable.value))
+                shard.before[id(variable)] = (variable, value)
+
+
+def _add_up(gradients: Sequence[Any]) -> Any:
+    """Returns the sum of the gradients of one variable; None if the loss does not depend on it."""
+    if len(gradients) == 1 or gradients[0] is None:
+        return gradients[0]
+    return tf.add_n([tf.convert_to_tensor(gradient) for gradient in gradients])

@@ -1,0 +1,70 @@
+"""Models that their owner has compiled: their loss, metrics, optimizer and steps are what runs."""
+
+import logging
+
+import keras
+
+from distcnn.config import Config
+from distcnn.data.pipeline import EpochSampler
+from distcnn.errors import UsageError
+from distcnn.models.compiled import label_format
+from distcnn.models.interface import ModelInterface
+from distcnn.optim.optimizers import scaled_learning_rate
+from distcnn.runtime.keras_hooks import has_own_test_step, has_own_train_step
+from distcnn.training.objective import Objective
+
+log = logging.getLogger("distcnn")
+
+
+def own_objective(model: keras.Model, config: Config, interface: ModelInterface) -> Objective:
+    """Returns what a model is trained for that its owner has compiled.
+
+    Args:
+        model: The compiled model.
+        config: The run.
+        interface: What the model takes and returns.
+
+    Raises:
+        UsageError: If the configuration asks for what the model's own steps cannot do, or the
+            optimizer is not one of Keras.
+    """
+    if not isinstance(model.optimizer, keras.optimizers.Optimizer):
+        raise UsageError(
+            f"the model is compiled with the optimizer {model.optimizer!r}; expected an optimizer "
+            "of Keras"
+        )
+    if has_own_train_step(model) and config.train.accumulation_steps > 1:
+        raise UsageError(
+            f"train.accumulation_steps is {config.train.accumulation_steps}, but the model "
+            "overrides train_step, which computes a whole batch; drop --train.accumulation_steps, "
+            "or let its optimizer have gradient_accumulation_steps"
+        )
+    if has_own_test_step(model) and config.train.test_flip:
+        raise UsageError(
+            "train.test_flip is true, but the model overrides test_step, which computes its own "
+            "outputs; drop --train.test_flip"
+        )
+    log.warning(
+        "warning: the model is compiled, so its %s is used, and of the section optimizer only ema",
+        type(getattr(model.optimizer, "inner_optimizer", model.optimizer)).__name__,
+    )
+    return Objective(interface.logits, is_own=True, labels=label_format(model, config))
+
+
+def peak_rate(
+    config: Config,
+    sampler: EpochSampler,
+    objective: Objective,
+    optimizer: keras.optimizers.Optimizer,
+) -> float:
+    """Returns the learning rate at its highest: as configured and scaled, or of the own optimizer.
+
+    Args:
+        config: The run.
+        sampler: Has the size of the global batch.
+        objective: Says whether the model's owner has compiled it.
+        optimizer: The optimizer.
+    """
+    if objective.is_own:
+        return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    return scaled_learning_rate(config.optimizer, sampler.global_batch_size)
