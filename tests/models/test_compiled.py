@@ -52,7 +52,7 @@ def test_the_configuration_overrides_the_name():
 
 @pytest.mark.parametrize("key", ["mixup", "cutmix", "label_smoothing"])
 def test_mixed_labels_have_no_index(key):
-    config = Config(data=replace(DataConfig(), augment=AugmentConfig(**{key: 0.2})))
+    config = Config(data=replace(DataConfig(), augment=replace(AugmentConfig(), **{key: 0.2})))
     assert label_format(compiled("mse"), config) == "one_hot"
     with pytest.raises(UsageError, match=f"data.augment.{key} mixes the labels"):
         label_format(compiled("sparse_categorical_crossentropy"), config)
