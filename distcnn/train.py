@@ -17,7 +17,12 @@ def main(arguments: Sequence[str]) -> int:
     if config is None:
         return 0
     import_tensorflow()
-    from distcnn.training.trainer import Trainer  # imported late to keep --help fast
+    if config.data.factory is not None:
+        from distcnn.scripting.own_run import OwnDataRun  # imported late to keep --help fast
+
+        OwnDataRun(config).fit()
+        return 0
+    from distcnn.training.trainer import Trainer
 
     summary = Trainer(config).fit()
     return EXIT_STOPPED if summary is None else 0

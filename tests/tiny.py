@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import layers
 
 from distcnn.runtime.cluster import find_cluster
@@ -133,6 +134,49 @@ def plain(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
     x = layers.Dense(24, activation="tanh", kernel_regularizer="l2")(layers.Flatten()(x))
     outputs = layers.Dense(num_classes, activation="softmax", dtype="float32")(x)
     return keras.Model(inputs, outputs, name="plain")
+
+
+def compiled(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """A model that its owner has compiled, with a loss for indices that is summed."""
+    model = plain(input_shape, num_classes)
+    model.compile(
+        keras.optimizers.RMSprop(0.001, clipnorm=0.5),
+        keras.losses.SparseCategoricalCrossentropy(reduction="sum"),
+        loss_weights=[0.02],
+        metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(3, name="top3")],
+    )
+    return model
+
+
+class TwoSteps(keras.Model):
+    """A model with steps of its own: a penalty on the outputs, and a second look at the metrics."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        images, labels = data
+        with tf.GradientTape() as tape:
+            outputs = self(images, training=True)
+            loss = self.compute_loss(y=labels, y_pred=outputs)
+            loss += 0.1 * keras.ops.mean(keras.ops.square(outputs))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss)
+            else:
+                metric.update_state(labels, outputs)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+
+def own_step(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """A compiled model that overrides `train_step`."""
+    body = plain(input_shape, num_classes)
+    model = TwoSteps(body.input, body.output)
+    model.compile(
+        keras.optimizers.SGD(0.05),
+        keras.losses.CategoricalFocalCrossentropy(),
+        metrics=[keras.metrics.AUC(name="auc"), keras.metrics.F1Score("macro", name="f1")],
+    )
+    return model
 
 
 class FailsInRank1(keras.callbacks.Callback):

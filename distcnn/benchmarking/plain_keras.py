@@ -46,12 +46,14 @@ class PlainScript:
             self.model = build_model(config.model, setup.model.input_shape[1:], classes)
         finally:
             keras.config.set_dtype_policy(policy)
-        optimizer = plain_optimizer(config.optimizer, config.optimizer.lr, self.model)
-        self.model.compile(optimizer, **setup.objective.compile_arguments())
+        if not setup.objective.is_own:
+            optimizer = plain_optimizer(config.optimizer, config.optimizer.lr, self.model)
+            self.model.compile(optimizer, **setup.objective.compile_arguments())
         count = min(len(dataset.train), max(images_needed, _EVALUATED_IMAGES))
         self.stored = dataset.train.gather(tf.range(count, dtype=tf.int64))
         self.images = setup.evaluation.scaled(self.stored).numpy()
-        self.labels = np.eye(classes, dtype=np.float32)[dataset.train.labels[:count]]
+        one_hot = np.eye(classes, dtype=np.float32)[dataset.train.labels[:count]]
+        self.labels = setup.objective.targets(tf.constant(one_hot)).numpy()
 
     def fit(self, steps: int, after_batch: Callable[[bool], None], times: list[float]) -> None:
         """Trains with `fit` and calls a function after each batch.

@@ -18,6 +18,7 @@ from distcnn.config.recipe import (
     flatten,
     load_recipe,
     nearest,
+    require_images,
     settings_of_run,
     without_excluded,
 )
@@ -84,6 +85,7 @@ class Parser(jsonargparse.ArgumentParser):
                     f"{path} belongs to no run, so its images are not known; add --data.name NAME, "
                     "and --data.dir DIR for your own"
                 )
+            require_images(path, settings)
         options = self.parse_args([*flags, *arguments])
         seed = settings.get("train.seed", Config().train.seed)
         data = DataConfig(**options.data.as_dict())

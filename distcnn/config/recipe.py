@@ -73,11 +73,19 @@ def load_recipe(name: str) -> dict[str, Any]:
     return values | {"recipe": LoadedRecipe(label)}
 
 
+FOR_IMAGES = (
+    *("data.dir", "data.augment", "optimizer.ema"),
+    *("train.accumulation_steps", "train.test_flip"),
+)
+"""Keys and sections that only apply to the images of a data set."""
+
+
 def without_excluded(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Drops the values of a recipe that do not apply beside the keys that replace others.
 
-    These are the global batch size if `keys` set the batch size per worker, and the arguments of
-    the recipe's model if `keys` choose another model.
+    These are the global batch size if `keys` set the batch size per worker, the arguments of the
+    recipe's model if `keys` choose another model, and what is for images if `keys` choose the
+    user's own data.
     """
     keys = set(keys)
     dropped = set()
@@ -85,6 +93,8 @@ def without_excluded(values: dict[str, Any], keys: Iterable[str]) -> dict[str, A
         dropped.add("train.global_batch_size")
     if keys & {"model.name", "model.factory"}:
         dropped.add("model.args")
+    if "data.factory" in keys:
+        dropped |= {key for key in values if key.startswith(FOR_IMAGES)}
     return {key: value for key, value in values.items() if key not in dropped - keys}
 
 
@@ -138,6 +148,21 @@ DATA_KEYS_OF_RUN = (
 """Keys of the data section that say which images a run saw, and how they were split."""
 
 
+def require_images(path: Path, settings: Mapping[str, Any]) -> None:
+    """Checks that a run was trained on images of a data set.
+
+    Raises:
+        UsageError: If it was trained on data of the user's own.
+    """
+    factory = settings.get("data.factory")
+    if factory:
+        raise UsageError(
+            f"{path} was trained on the data of {factory}; its summary.json has the test results. "
+            "For the images of a data set, name that; for other data, load model.keras by Keras "
+            "and use its evaluate or predict"
+        )
+
+
 def data_of_run(path: Path) -> tuple[DataConfig, int] | None:
     """Returns the images that a run was trained on, and the seed of their split.
 
@@ -150,5 +175,6 @@ def data_of_run(path: Path) -> tuple[DataConfig, int] | None:
     settings = settings_of_run(path)
     if not settings:
         return None
+    require_images(path, settings)
     values = {key: settings[f"data.{key}"] for key in DATA_KEYS_OF_RUN if f"data.{key}" in settings}
     return DataConfig(**values), settings.get("train.seed", TrainConfig.seed)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from distcnn.config.recipe_names import LoadedRecipe, recipe_names
+from distcnn.config.sections.augment import AugmentConfig
 from distcnn.config.sections.bounds import require
 from distcnn.config.sections.checkpoint import CheckpointConfig
 from distcnn.config.sections.data import DataConfig
@@ -60,10 +61,35 @@ class Config:
             self.train.early_stopping == 0 or self.data.validation != "none",
             "train.early_stopping needs validation; drop --data.validation none",
         )
+        if self.data.factory is not None:
+            self._require_fit_for_own_data()
         require(
             self.logging.profile is None or self.logging.tensorboard,
             "logging.profile needs TensorBoard; drop --logging.tensorboard false",
         )
+
+    def _require_fit_for_own_data(self) -> None:
+        """Checks that nothing is asked for that only data sets of images can do."""
+        require(
+            self.model.factory is not None,
+            f"data.factory is {self.data.factory}, but the built-in models take images of a data "
+            "set; add --model.factory, a function that returns your compiled model",
+        )
+        needs_images = {
+            "data.dir": self.data.dir is not None,
+            "data.augment": self.data.augment != AugmentConfig(),
+            "train.accumulation_steps": self.train.accumulation_steps > 1,
+            "train.test_flip": self.train.test_flip,
+            "optimizer.ema": self.optimizer.ema > 0,
+            "logging.profile": self.logging.profile is not None,
+            "checkpoint.resume": self.checkpoint.resume not in ("auto", "never"),
+        }
+        for key, is_set in needs_images.items():
+            require(
+                not is_set,
+                f"{key} does not apply to the data of data.factory; drop it, or choose a --recipe "
+                "without it",
+            )
 
     def to_yaml(self) -> str:
         """Returns the configuration as YAML that `--recipe FILE.yaml` can load."""

@@ -71,9 +71,13 @@ class FitCall:
 
     @property
     def of_the_script(self) -> list[keras.callbacks.Callback]:
-        """The callbacks but for distcnn's own, which depend on the number of workers."""
-        every = self.callbacks.callbacks
-        return [c for c in every if not type(c).__module__.startswith("distcnn.")]
+        """The callbacks whose state is saved: all but those that a session adds by itself."""
+        return [
+            callback
+            for callback in self.callbacks.callbacks
+            if hasattr(callback, "state_dict")
+            or not type(callback).__module__.startswith("distcnn.")
+        ]
 
 
 def name_of(call: FitCall) -> str:

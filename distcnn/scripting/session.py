@@ -352,6 +352,29 @@ def session(
             distribute=DistributeConfig(strategy=strategy),
             precision=PrecisionConfig(policy=policy),
         )
+    with (
+        joined(config, cluster) as context,
+        Session(config, context, command or sys.argv).active() as active,
+    ):
+        yield active
+        active.barrier()
+
+
+@contextlib.contextmanager
+def joined(config: ScriptConfig, cluster: Cluster | None = None) -> Iterator[DistributedContext]:
+    """Joins the run that the launcher started, and sets seeds and precision.
+
+    Args:
+        config: All settings.
+        cluster: The processes of the run; read from the environment by default.
+
+    Yields:
+        This process as a member of the run.
+
+    Raises:
+        DistcnnError: If the devices cannot be used, or the ranks do not reduce or differ.
+        SystemExit: With 75, if a signal stopped the run after its state was saved.
+    """
     if tf.distribute.has_strategy():
         raise UsageError("distcnn.session is inside a strategy's scope(); remove the scope")
     context = join_run(config, cluster)
@@ -362,9 +385,7 @@ def session(
         if context.precision.policy == "float32":
             forget_dtype_policy()  # so that the script may choose another type
         try:
-            with Session(config, context, command or sys.argv).active() as active:
-                yield active
-                backend.barrier()
+            yield context
         except StoppedBySignal:
             backend.close()
             raise SystemExit(EXIT_STOPPED) from None

@@ -14,6 +14,7 @@ from distcnn.config import Config
 from distcnn.config.lookup import import_object
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.context import join_run
+from distcnn.errors import UsageError
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.keras_internals import follows_schedule
 from distcnn.runtime.signals import StopRequest
@@ -67,6 +68,11 @@ class Trainer:
         callbacks: Sequence[keras.callbacks.Callback] = (),
         cluster: Cluster | None = None,
     ) -> None:
+        if config.data.factory is not None:
+            raise UsageError(
+                f"data.factory is {config.data.factory}, but Trainer trains on images of a data "
+                "set; use the command distcnn train, or distcnn.session and the model's own fit"
+            )
         self.config = config
         context = join_run(config, cluster)
         backend = context.backend

@@ -15,7 +15,7 @@ COMMON: dict[str, Any] = {
 
 ANY_WORKERS = (
     *("adam", "sgd", "accumulation", "sync_batchnorm", "sync_empty", "uneven", "grouped"),
-    *("float16", "bfloat16", "lars", "xla"),
+    *("float16", "bfloat16", "lars", "xla", "compiled", "own_step"),
 )
 """The cases whose weights are the same for one worker and for several."""
 
@@ -54,6 +54,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "bfloat16": {"precision__policy": "mixed_bfloat16", "optimizer__name": "sgd"},
     "xla": {"precision__xla": "on", "train__epochs": 5},
+    # Models that their owner has compiled; an own train_step divides no batch any further.
+    "compiled": {"model__factory": "tests.tiny:compiled", "train__accumulation_steps": 2},
+    "own_step": {"model__factory": "tests.tiny:own_step", "train__steps_per_execution": 2},
     "lars": {"optimizer__name": "lars", "optimizer__lr": 1.0, "optimizer__weight_decay": 1e-4},
 }
 

@@ -1,6 +1,5 @@
 """What the loss of a model that its owner has compiled takes as labels."""
 
-from dataclasses import replace
 from typing import Any
 
 import keras
@@ -52,7 +51,8 @@ def test_the_configuration_overrides_the_name():
 
 @pytest.mark.parametrize("key", ["mixup", "cutmix", "label_smoothing"])
 def test_mixed_labels_have_no_index(key):
-    config = Config(data=replace(DataConfig(), augment=replace(AugmentConfig(), **{key: 0.2})))
+    mixing: dict[str, Any] = {key: 0.2}
+    config = Config(data=DataConfig(augment=AugmentConfig(**mixing)))
     assert label_format(compiled("mse"), config) == "one_hot"
     with pytest.raises(UsageError, match=f"data.augment.{key} mixes the labels"):
         label_format(compiled("sparse_categorical_crossentropy"), config)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from distcnn.errors import UsageError
@@ -45,3 +46,16 @@ def require_fraction(section: str, instance: object, *names: str) -> None:
     for name in names:
         value = getattr(instance, name)
         require(0 <= value < 1, f"{section}.{name} is {value}; expected 0 <= value < 1")
+
+
+def require_import_path(key: str, value: str | None) -> None:
+    """Checks the form of a function's name, if there is one.
+
+    Raises:
+        UsageError: If it is not of the form package.module:function.
+    """
+    pattern = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+    require(
+        value is None or re.fullmatch(pattern, value) is not None,
+        f"{key} is {value!r}; expected package.module:function",
+    )

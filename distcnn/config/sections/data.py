@@ -10,6 +10,7 @@ from distcnn.config.sections.bounds import (
     require_at_most,
     require_finite,
     require_fraction,
+    require_import_path,
 )
 
 
@@ -19,6 +20,13 @@ class DataConfig:
 
     name: str = "cifar10"
     """Data set. digits needs no download; folder and tfrecord read your images from data.dir."""
+    factory: str | None = None
+    """Your own data, as package.module:function; replaces data.name and needs a model.factory whose
+    model is compiled. The function returns a dictionary of train and, where there are, validation
+    and test: each arrays as (x, y) or (x, y, sample_weight), a batched tf.data.Dataset or a
+    keras.utils.PyDataset."""
+    steps_per_epoch: int | None = None
+    """Batches in an epoch of data.factory's training data, for data that do not end."""
     dir: str | None = None
     """Folder of the data set. folder: DIR/train/<class>/*.jpg and DIR/test/<class>/*.jpg.
     tfrecord: shards written by `distcnn.records`. cifar10, cifar100: the batches or the
@@ -51,8 +59,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Validates the values and their combinations."""
         require_finite("data", self)
+        require_import_path("data.factory", self.factory)
+        require(
+            self.steps_per_epoch is None or self.factory is not None,
+            "data.steps_per_epoch is for the data of data.factory; drop it, or train.epochs says "
+            "how long a run takes",
+        )
         require_at_most("data", self, 8192, "image_size")
-        require_at_least("data", self, 1, "image_size", "synthetic_examples")
+        require_at_least("data", self, 1, "image_size", "synthetic_examples", "steps_per_epoch")
         require_fraction("data", self, "validation_split")
         require(
             self.validation != "split" or self.validation_split > 0,

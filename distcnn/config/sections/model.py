@@ -1,10 +1,9 @@
 """The section `model`."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from distcnn.config.sections.bounds import require
+from distcnn.config.sections.bounds import require_import_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +28,4 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Validates the form of the factory."""
-        pattern = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
-        require(
-            self.factory is None or re.fullmatch(pattern, self.factory) is not None,
-            f"model.factory is {self.factory!r}; expected package.module:function",
-        )
+        require_import_path("model.factory", self.factory)

@@ -138,8 +138,13 @@ class MetricsWriter:
 
     def __call__(self, row: Row) -> None:
         """Writes and flushes a row; NaN and infinity become null."""
-        self._file.write(json.dumps({k: _in_json(v) for k, v in row.items()}) + "\n")
+        self._file.write(row_as_json(row))
         self._file.flush()
+
+
+def row_as_json(row: Row) -> str:
+    """Returns a row as a line of `metrics.jsonl`; NaN and infinity become null."""
+    return json.dumps({name: _in_json(value) for name, value in row.items()}) + "\n"
 
 
 def _in_json(value: Any) -> Any:
