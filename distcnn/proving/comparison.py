@@ -1,13 +1,13 @@
 """Compares what one and several workers have trained, and says why it differs."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from distcnn.proving.record import AVERAGE, WEIGHT, Record
+from distcnn.proving.record import AVERAGE, METRIC, WEIGHT, Record
 from distcnn.runtime.finding import Finding
 
 TOLERANCES = {"float64": 1e-8, "float32": 1e-3}
@@ -69,7 +69,7 @@ def verdict(own: Comparison, synchronised: Comparison | None, workers: int) -> I
         text = f"{summary}: largest difference {max(own.differences.values()):.1e}"
         yield Finding("lockstep", "ok", text)
         return
-    for name in wrong:
+    for name in _telling(wrong):
         yield Finding(name, "warning", _described(own.differences[name]))
     summary = f"{summary}: {len(wrong)} of {len(own.differences)} differ, first {wrong[0]}"
     if synchronised is not None and not synchronised.differing:
@@ -81,6 +81,13 @@ def verdict(own: Comparison, synchronised: Comparison | None, workers: int) -> I
         still = synchronised.differing
         summary = f"{summary}; with synchronised batch normalisation {len(still)}, first {still[0]}"
     yield Finding("lockstep", "error", summary, _NOT_ALIKE)
+
+
+def _telling(names: Sequence[str]) -> Sequence[str]:
+    """Returns the weights and metrics if weights differ, from which the rest follows; else all."""
+    if not any(name.startswith(WEIGHT) for name in names):
+        return names
+    return [name for name in names if name.startswith((WEIGHT, METRIC))]
 
 
 def _described(difference: float) -> str:

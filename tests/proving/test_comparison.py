@@ -1,6 +1,8 @@
 """What counts as a difference, and what the verdict makes of it."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from distcnn.proving.comparison import Comparison, verdict
 from distcnn.proving.record import Record
 
 
-def compared(one: dict[str, object], several: dict[str, object], steps: int = 5) -> Comparison:
+def compared(one: Mapping[str, Any], several: Mapping[str, Any], steps: int = 5) -> Comparison:
     records = [
         Record({name: np.array(v, np.float64) for name, v in arrays.items()}, steps, False)
         for arrays in (one, several)
@@ -51,6 +53,17 @@ def test_nothing_is_proven_by_numbers_that_are_not_finite():
 def test_the_verdict_counts_the_steps_that_were_trained():
     (finding,) = verdict(compared({"metric m": 1.0}, {"metric m": 1.0}, steps=2), None, workers=3)
     assert finding.text == "2 steps in float64 on 1 and on 3 workers: largest difference 0.0e+00"
+
+
+@pytest.mark.parametrize(
+    ("weight", "told"), [(2.0, ["weight w", "metric m"]), (1.0, ["optimizer v", "metric m"])]
+)
+def test_the_optimizer_is_listed_only_if_no_weight_differs(weight, told):
+    one = {"weight w": 1.0, "optimizer v": 1.0, "metric m": 1.0}
+    several = {"weight w": weight, "optimizer v": 2.0, "metric m": 2.0}
+    *listed, last = verdict(compared(one, several), None, workers=2)
+    assert [finding.subject for finding in listed] == told
+    assert f"first {told[0]}" in last.text
 
 
 def test_the_verdict_tells_what_synchronised_batch_normalisation_leaves():
