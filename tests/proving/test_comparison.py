@@ -12,11 +12,10 @@ from distcnn.proving.record import Record
 
 
 def compared(one: Mapping[str, Any], several: Mapping[str, Any], steps: int = 5) -> Comparison:
-    records = [
-        Record({name: np.array(v, np.float64) for name, v in arrays.items()}, steps, False)
-        for arrays in (one, several)
-    ]
-    return Comparison(*records, float_type="float64")
+    def record(arrays: Mapping[str, Any]) -> Record:
+        return Record({n: np.array(v, np.float64) for n, v in arrays.items()}, steps, False)
+
+    return Comparison(record(one), record(several), "float64")
 
 
 @pytest.mark.parametrize(
