@@ -15,10 +15,12 @@ from distcnn.cli.checks import (
     check_versions,
 )
 from distcnn.cli.command import run_command, write_json
-from distcnn.cli.parser import Parser
+from distcnn.cli.parser import Parser, parse_config
 from distcnn.cli.startup import import_tensorflow
 from distcnn.distribute.strategies import STRATEGIES
 from distcnn.errors import UsageError
+from distcnn.proving.proof import prove_lockstep
+from distcnn.proving.subjects import RunSubject, ScriptSubject, Subject
 from distcnn.runtime.finding import Finding
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
@@ -65,16 +67,18 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--lockstep",
-        metavar="N SCRIPT.py",
-        help="Last flag: compare the first steps of a Keras script on 1 and on N workers instead.",
+        metavar="N SCRIPT.py|FLAG",
+        help="Last flag: compare the first steps of a Keras script, or of a run with the flags of "
+        "distcnn.train, on 1 and on N workers instead.",
     )
     options = parser.parse_args(own)
     report = _Report()
     if lockstep:
-        workers, script = _proof_of(lockstep)
-        from distcnn.scripting.lockstep_proof import prove_lockstep  # imported late: TensorFlow
-
-        report.add(prove_lockstep(workers, script))
+        workers, given = _workers_of(lockstep)
+        subject = _subject_of(given, workers)
+        if subject is None:
+            return 0
+        report.add(prove_lockstep(workers, subject))
     else:
         _examine(report, quick=options.quick)
     write_json(options.json, [dataclasses.asdict(finding) for finding in report.findings])
@@ -89,8 +93,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:place]), list(arguments[place:])
 
 
-def _proof_of(lockstep: Sequence[str]) -> tuple[int, list[str]]:
-    """Returns the number of workers and the script with its arguments.
+def _workers_of(lockstep: Sequence[str]) -> tuple[int, list[str]]:
+    """Returns the number of workers and what follows it.
 
     Raises:
         UsageError: If one is missing or wrong.
@@ -99,11 +103,26 @@ def _proof_of(lockstep: Sequence[str]) -> tuple[int, list[str]]:
     if len(given) < 2 or not given[0].isdigit() or int(given[0]) < 2:
         raise UsageError(
             f"--lockstep is {' '.join(given) or 'empty'}; expected the number of workers, at least "
-            "2, and a script: --lockstep 2 script.py"
+            "2, and a script or the flags of a run: --lockstep 2 script.py, or --lockstep 2 "
+            "--recipe quickstart"
         )
-    if not Path(given[1]).is_file():
-        raise UsageError(f"script is {given[1]}; expected the path of a Python file")
     return int(given[0]), given[1:]
+
+
+def _subject_of(given: Sequence[str], workers: int) -> Subject | None:
+    """Returns the script or the run to prove; None if the run's configuration was only printed.
+
+    Raises:
+        UsageError: If the script does not exist, or a flag of the run is wrong.
+    """
+    if given[0].startswith("-"):
+        config = parse_config("distcnn.doctor", "Proves that a run is in lockstep.", given)
+        return None if config is None else RunSubject(config, workers)
+    if not Path(given[0]).is_file():
+        raise UsageError(
+            f"script is {given[0]}; expected the path of a Python file, or a flag of distcnn.train"
+        )
+    return ScriptSubject(given)
 
 
 def _examine(report: _Report, *, quick: bool) -> None:

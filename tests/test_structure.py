@@ -31,6 +31,7 @@ LAYERS: list[set[str]] = [
     {"inference"},
     {"training"},
     {"scripting"},
+    {"proving"},
     {"benchmarking"},
     COMMANDS,
     {"__init__"},

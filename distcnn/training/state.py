@@ -12,6 +12,7 @@ from distcnn.distribute.consistency import (
     broadcast_variables,
     require_identical_state,
 )
+from distcnn.optim.ema import AVERAGED_TYPES
 from distcnn.storage.checkpoint import by_key, paths_in, restore
 from distcnn.training.step import TrainingStep
 
@@ -93,7 +94,7 @@ class TrainState:
         """
         ema = self._training.ema
         self._training.collect_metrics()
-        statistics = [w for w in self._model.non_trainable_weights if w.dtype == "float32"]
+        statistics = [w for w in self._model.non_trainable_weights if w.dtype in AVERAGED_TYPES]
         average_across_replicas(self._backend, [*statistics, *(ema.statistics if ema else ())])
         require_identical_state(self._backend, self.variables, self._training.step)
 

@@ -1,4 +1,4 @@
-"""The doctor's proof of lockstep, on scripts that are, and are not."""
+"""The proof of scripts that are, and are not, in lockstep."""
 
 import pytest
 
@@ -7,6 +7,7 @@ from distcnn.errors import DistcnnError, UsageError
 
 SCRIPT = """
 import keras, numpy as np, sys
+keras.config.set_dtype_policy("mixed_bfloat16")
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(40, 4)), np.ones((40, 1))
 layers = [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dropout(0.5)]
@@ -15,7 +16,7 @@ if "normalise" in sys.argv:
 loss = "mse"
 if "--couple" in sys.argv:
     loss = lambda y_true, y_pred: keras.ops.square(keras.ops.sum(y_pred - y_true))
-model = keras.Sequential([*layers, keras.layers.Dense(1)])
+model = keras.Sequential([*layers, keras.layers.Dense(1, dtype="float32")])
 model.compile("adam", loss)
 model.fit(x, y, batch_size=9, epochs=100)
 raise SystemExit("the script goes no further than its first fit")
