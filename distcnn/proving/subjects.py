@@ -61,7 +61,8 @@ class RunSubject:
         workers: The number of workers, which determines the global batch.
 
     Raises:
-        UsageError: If the global batch has fewer images than the workers have shards.
+        UsageError: If the global batch has fewer images than the workers have shards, or the data
+            are the user's own.
     """
 
     def __init__(self, config: Config, workers: int) -> None:
@@ -85,6 +86,11 @@ def _proven(config: Config, workers: int) -> Config:
 
     What only changes how numbers are rounded is off.
     """
+    if config.data.factory is not None:
+        raise UsageError(
+            f"data.factory is {config.data.factory}, but the proof of a run is for images of a data "
+            "set; prove a script that fits the same model on the same data"
+        )
     train = config.train
     shards = workers * train.accumulation_steps
     batch = train.global_batch_size or train.batch_size * shards

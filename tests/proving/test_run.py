@@ -74,6 +74,7 @@ def test_a_wrong_flag_starts_no_process(monkeypatch):
         ("--optimizer.name", "adamm", "optimizer.name"),
         ("--train.global_batch_size", "1", "smaller than the 2 shards"),
         ("--train.epochs", "0", "train.epochs is 0"),
+        ("--data.factory", "mine:data", "the proof of a run is for images of a data set"),
     ):
         with pytest.raises(UsageError, match=message):
             prove("none", flag, value)
