@@ -88,8 +88,8 @@ def _proven(config: Config, workers: int) -> Config:
     """
     if config.data.factory is not None:
         raise UsageError(
-            f"data.factory is {config.data.factory}, but the proof of a run is for images of a data "
-            "set; prove a script that fits the same model on the same data"
+            f"data.factory is {config.data.factory}, but the proof of a run is for images of "
+            "a data set; prove a script that fits the same model on the same data"
         )
     train = config.train
     shards = workers * train.accumulation_steps

@@ -74,10 +74,15 @@ def test_a_wrong_flag_starts_no_process(monkeypatch):
         ("--optimizer.name", "adamm", "optimizer.name"),
         ("--train.global_batch_size", "1", "smaller than the 2 shards"),
         ("--train.epochs", "0", "train.epochs is 0"),
-        ("--data.factory", "mine:data", "the proof of a run is for images of a data set"),
     ):
         with pytest.raises(UsageError, match=message):
             prove("none", flag, value)
+
+
+def test_data_of_the_users_own_are_for_a_script():
+    flags = ("--data.factory", "mine:data", "--model.factory", "mine:net")
+    with pytest.raises(UsageError, match="the proof of a run is for images of a data set"):
+        main(["--lockstep", "2", *flags])
 
 
 def test_what_fails_on_one_worker_is_told():
