@@ -42,13 +42,27 @@ def outcome(names: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def own_gradients(_: Any, gradients: Any) -> list[Any]:
+    """Stands for `GradientReduction.reduce`."""
+    return list(gradients)
+
+
+def own_weighted_gradients(
+    reducing: Any, gradients: Any, also: Any = ()
+) -> tuple[list[Any], list[Any]]:
+    """Stands for `GradientReduction.reduce_weighted`; the rest is still summed."""
+    return list(gradients), reducing._backend.reduce_sum(list(also))
+
+
 @contextlib.contextmanager
 def broken(fault: str | None) -> Iterator[None]:
     """Switches off a part of what keeps the replicas in lockstep, for negative controls."""
     with contextlib.ExitStack() as stack:
         if fault == "gradients":  # every rank applies its own; nothing else changes
-            own = lambda _, gradients: list(gradients)  # noqa: E731
-            stack.enter_context(replacing(reduction.GradientReduction, "reduce", own))
+            stack.enter_context(replacing(reduction.GradientReduction, "reduce", own_gradients))
+            stack.enter_context(
+                replacing(reduction.GradientReduction, "reduce_weighted", own_weighted_gradients)
+            )
             stack.enter_context(replacing(Session, "check", lambda *_: None))
         if fault == "losses":
             stack.enter_context(replacing(losses, "_factor", lambda *_: None))
