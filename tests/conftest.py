@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-
 ROOT = Path(__file__).parent.parent
+
+PYTHONPATH = f"{ROOT / 'tests/runtime/startup'}:{ROOT}"
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["PYTHONPATH"] = PYTHONPATH
+# Hundreds of processes import the same modules; each would compile them again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -20,7 +25,6 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs every test in a folder of its own, with a cache of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +37,13 @@ class Example:
     summary: dict[str, Any]
 
 
-def run(arguments: list[str], folder: Path, environment: Mapping[str, str]) -> Example:
+def run(arguments: list[str], folder: Path) -> Example:
     """Runs Python in a copy of the examples."""
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("runs", "__pycache__"))
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env={**environment, "XDG_CACHE_HOME": str(folder / "cache")},
+        env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
         capture_output=True,
         text=True,
         timeout=300,
@@ -58,10 +58,9 @@ def run(arguments: list[str], folder: Path, environment: Mapping[str, str]) -> E
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Example]]]:
     """Runs every script; two at a time, as one leaves a core idle."""
     root = tmp_path_factory.mktemp("examples")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with ThreadPoolExecutor(2) as executor:
         yield {
-            name: executor.submit(run, arguments, root / name, environment)
+            name: executor.submit(run, arguments, root / name)
             for name, arguments in SCRIPTS.items()
         }
 

@@ -18,7 +18,6 @@ from distcnn.benchmarking.report import write_report
 from distcnn.benchmarking.results import Results, read_results
 from distcnn.cli.parser import parse_config
 from tests.benchmarking.samples import results
-from tests.conftest import ROOT
 
 NET = ("--recipe", "quickstart", "--model.factory", "tests.tiny:tiny", "--train.batch_size", "16")
 QUICK = ("--steps", "12", "--warmup", "2", "--data.image_size", "16")
@@ -34,10 +33,7 @@ def benchmark(tmp_path_factory):
         *("--compare", "plain", "--compare_steps", "6", "--predict", "8,64"),
         *("--distribute.sync_batchnorm", "false", "--out", "bench", "--json", "copy.json"),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout, read_results(folder / "bench")
 
@@ -199,7 +195,7 @@ def test_a_signal_leaves_no_worker_behind(tmp_path):
         *(sys.executable, "-m", "distcnn.benchmark", *NET, *QUICK, "--steps", "100000"),
         *("--workers", "2", "--distribute.strategy", "horovod", "--out", "bench"),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
+    environment = {**os.environ, "TMPDIR": str(scratch)}
     with psutil.Popen(command, cwd=scratch, env=environment, stderr=subprocess.DEVNULL) as process:
         while len(workers := ranks_of(process)) < 2:
             assert process.poll() is None

@@ -170,7 +170,6 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, Fu
     environment = {
         **os.environ,
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
     }
     with ThreadPoolExecutor(2) as executor:
         yield {

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from distcnn.distribute.launching import free_ports
-from tests.conftest import ROOT
+from tests.conftest import PYTHONPATH
 
 BIN = Path(sys.executable).parent
 HOROVODRUN = [sys.executable, "-m", "distcnn.horovodrun"]
@@ -88,7 +88,7 @@ def start_group(
         **environment: Additional environment variables.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    base = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    base = {**os.environ, "PYTHONPATH": PYTHONPATH, "PATH": f"{BIN}:{os.environ['PATH']}"}
     base |= environment
     commands: list[tuple[list[str], dict[str, str]]] = []
     command = [sys.executable, *arguments]
