@@ -1,5 +1,7 @@
 """The command `distcnn.run`: what a script finds, what it prints, how it ends."""
 
+import json
+
 import pytest
 
 from tests.lockstep.groups import start_group
@@ -18,11 +20,11 @@ x, y = np.ones((12, 3), "float32"), np.ones((12, 2), "float32")
 def run(tmp_path):
     """Runs scripts on two Horovod processes; returns the exit code and the output."""
 
-    def start(text, *arguments, flags=()):
+    def start(text, *arguments):
         (tmp_path / "own_module.py").write_text("NAME = 'beside the script'\n")
         script = tmp_path / "script.py"
         script.write_text(HEAD + text)
-        line = ["-m", "distcnn.run", *flags, str(script), *arguments]
+        line = ["-m", "distcnn.run", str(script), *arguments]
         group = start_group("horovod", 2, line, tmp_path / "work")
         (code,) = group.wait(200)
         return code, group.output()
@@ -56,9 +58,6 @@ def test_a_script_that_fails_shows_its_own_traceback_and_its_exit_code(run):
     assert "in own\n" in output.replace("[0]<stderr>:", "").replace("[1]<stderr>:", "")
     assert "my own fault" in output
     assert "runpy" not in output
-    code, output = run("sys.exit('no data today')")
-    assert code != 0
-    assert "no data today" in output
 
 
 def test_batches_that_differ_between_ranks_stop_the_run(run):
@@ -67,21 +66,16 @@ def test_batches_that_differ_between_ranks_stop_the_run(run):
     assert "at step 1, rank 1 read another batch than rank 0" in output
 
 
-def test_weights_that_differ_between_ranks_stop_the_run(run):
-    code, output = run(
-        """
+DRIFT = """
 class Drift(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.model.layers[0].bias.assign(self.model.layers[0].bias + rank)
 
 model.fit(x, y, batch_size=4, epochs=3, verbose=0, callbacks=[Drift()])
 """
-    )
-    assert code != 0
-    assert "ranks 0 and 1 hold different values of" in output
-
 
 PER_WORKER = """
+import tensorflow as tf
 size = int(sys.argv[1])
 keras.utils.set_random_seed(5)
 x = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
@@ -95,37 +89,66 @@ for given in ({"x": x, "y": y, "batch_size": size}, {"x": data}):
     print("loss", *(f"{value:.5f}" for value in history["loss"]))
 """
 
+XLA = """
+model.jit_compile = sys.argv[1] == "off"
+model.fit(x, y, epochs=1, verbose=0)
+print("compiled", model.jit_compile)
+"""
 
-def found(output):
-    lines = [line.rpartition(">:")[2] for line in output.splitlines()]
-    return [line for line in lines if line.startswith(("steps", "loss"))]
+PLAN = {
+    "exit": ([], "sys.exit('no data today')\n", []),
+    "drift": ([], DRIFT, []),
+    "per worker": (["--batch", "per_worker", "--lr_scaling", "linear"], PER_WORKER, ["4", "0.05"]),
+    "global": ([], PER_WORKER, ["8", "0.1"]),
+    "iterator": (["--batch", "per_worker"], "model.fit(iter([(x, y)]), verbose=0)\n", []),
+    "xla on": (["--precision.xla", "on"], XLA, ["on"]),
+    "xla off": (["--precision.xla", "off"], XLA, ["off"]),
+}
+"""Flags, script and arguments of command lines that one group of processes runs in turn."""
 
 
-def test_a_batch_per_worker_is_a_larger_batch_with_a_scaled_rate(run):
-    script = "import tensorflow as tf\n" + PER_WORKER
-    flags = ("--batch", "per_worker", "--lr_scaling", "linear")
-    code, output = run(script, "4", "0.05", flags=flags)
-    assert code == 0, output
-    code, expected = run(script, "8", "0.1")
-    assert code == 0, expected
-    assert len(found(output)) == 4
-    assert found(output) == found(expected)
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What each command line of the plan has returned and printed, by rank."""
+    folder = tmp_path_factory.mktemp("plan")
+    plan = {}
+    for name, (flags, text, arguments) in PLAN.items():
+        script = folder / f"{name}.py"
+        script.write_text(HEAD + text)
+        plan[name] = [*flags, str(script), *arguments]
+    line = ["-m", "tests.scripting.command_worker", str(folder), json.dumps(plan)]
+    group = start_group("horovod", 2, line, folder, PYTHONHASHSEED="0")
+    assert group.wait(200) == [0], group.output()
+    return {
+        name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(2)]
+        for name in plan
+    }
 
 
-def test_a_batch_per_worker_of_data_that_makes_its_own_is_refused(run):
-    code, output = run("model.fit(iter([(x, y)]), verbose=0)\n", flags=("--batch", "per_worker"))
-    assert code != 0
-    assert "drop --batch per_worker" in output
+def test_a_script_that_exits_with_a_message_shows_it_and_fails(ran):
+    for result in ran["exit"]:
+        assert result["code"] == 1
+        assert "no data today" in result["output"]
+
+
+def test_weights_that_differ_between_ranks_stop_the_run(ran):
+    for result in ran["drift"]:
+        assert "ranks 0 and 1 hold different values of" in result["error"]
+
+
+def test_a_batch_per_worker_is_a_larger_batch_with_a_scaled_rate(ran):
+    ours, expected = ran["per worker"][0], ran["global"][0]
+    assert (ours["code"], expected["code"]) == (0, 0)
+    assert [line.split()[0] for line in ours["output"].splitlines()] == ["steps", "loss"] * 2
+    assert ours["output"] == expected["output"]
+
+
+def test_a_batch_per_worker_of_data_that_makes_its_own_is_refused(ran):
+    for result in ran["iterator"]:
+        assert "drop --batch per_worker" in result["error"]
 
 
 @pytest.mark.parametrize("xla", ["on", "off"])
-def test_xla_is_chosen_by_a_flag(xla, run):
-    code, output = run(
-        "model.jit_compile = sys.argv[1] == 'off'\n"
-        "model.fit(x, y, epochs=1, verbose=0)\n"
-        "print('compiled', model.jit_compile)\n",
-        xla,
-        flags=("--precision.xla", xla),
-    )
-    assert code == 0, output
-    assert f"compiled {xla == 'on'}" in output
+def test_xla_is_chosen_by_a_flag(xla, ran):
+    assert [result["code"] for result in ran[f"xla {xla}"]] == [0, 0]
+    assert f"compiled {xla == 'on'}" in ran[f"xla {xla}"][0]["output"]
