@@ -23,13 +23,14 @@ def call(arguments: Sequence[str]) -> dict[str, Any]:
     """Runs one command line; returns its exit code, its error and what it has printed."""
     keras.backend.clear_session()
     code, error = 1, ""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    output, warnings = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(warnings):
         try:
             code = run.main(arguments)
         except DistcnnError as raised:
             error = str(raised)
-    return {"code": code, "error": error, "output": printed.getvalue()}
+    printed = {"output": output.getvalue(), "warnings": warnings.getvalue()}
+    return {"code": code, "error": error, **printed}
 
 
 def main(out: Path, plan: dict[str, Sequence[str]]) -> None:

@@ -128,7 +128,7 @@ def ran(tmp_path_factory):
 def test_a_script_that_exits_with_a_message_shows_it_and_fails(ran):
     for result in ran["exit"]:
         assert result["code"] == 1
-        assert "no data today" in result["output"]
+        assert "no data today" in result["warnings"]
 
 
 def test_weights_that_differ_between_ranks_stop_the_run(ran):

@@ -8,17 +8,15 @@ waits until the import ends, since it finds nothing.
 
 import gc
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 
 LAST_OF_KERAS = "keras.src.wrappers"
 """What Keras imports last."""
 
 
-class FasterKeras(MetaPathFinder):
+class FasterKeras:
     """Finds no module itself, but hides two packages from Keras."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> None:
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
         if name == "tensorflow":
             gc.disable()
         elif name == LAST_OF_KERAS:
