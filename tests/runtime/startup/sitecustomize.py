@@ -1,9 +1,9 @@
 """Python runs this at the start of every process that the tests start, to import Keras faster.
 
 Keras imports scikit-learn for its wrappers and Matplotlib to plot images. distcnn uses neither of
-these features; importing them takes a third of the processor time of `import tensorflow`, in each
-of some two hundred processes. Any other module imports these packages as usual. Garbage collection
-waits until the import ends, since it finds nothing.
+these features, and importing both takes a third of the processor time of `import tensorflow`. Any
+other module imports them as usual, so that only processes that need neither save the time. Garbage
+collection waits until the import ends, since it finds nothing.
 """
 
 import gc
