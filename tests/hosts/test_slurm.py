@@ -139,12 +139,12 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscri
 
 
 def quickstart(out: Path) -> list[str]:
-    return ["--recipe", "quickstart", "--train.epochs", "6", "--out", str(out)]
+    return ["--recipe", "quickstart", "--train.epochs", "3", "--out", str(out)]
 
 
 def test_sbatch_trains_by_horovod_and_goes_on_after_the_time_limit(submit, tmp_path):
     out = tmp_path / "horovod"
-    printed = submit("horovod", *quickstart(out), signal_at=100)
+    printed = submit("horovod", *quickstart(out), signal_at=40)
     assert "horovod on CPU (set in the configuration): 2 workers" in printed
     assert printed.count("0: stopped by SIGUSR1 after step") == 1
     assert "stopped after saving; requeueing the job" in printed
@@ -153,7 +153,7 @@ def test_sbatch_trains_by_horovod_and_goes_on_after_the_time_limit(submit, tmp_p
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["strategy"], summary["world_size"]) == ("horovod", 2)
     assert summary["weights_agree"] is True
-    assert summary["test_accuracy"] >= 0.75  # after 6 epochs 0.85 to 0.98, by the seed
+    assert summary["test_accuracy"] >= 0.75  # about 0.95
 
 
 def test_sbatch_trains_by_multi_worker(submit, tmp_path):
@@ -162,4 +162,4 @@ def test_sbatch_trains_by_multi_worker(submit, tmp_path):
     assert "multi_worker on CPU (set in the configuration): 2 workers" in printed
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["strategy"], summary["weights_agree"]) == ("multi_worker", True)
-    assert summary["test_accuracy"] >= 0.75  # after 6 epochs 0.85 to 0.98, by the seed
+    assert summary["test_accuracy"] >= 0.75  # about 0.95
