@@ -22,7 +22,7 @@ KINDS = ["horovod", "multi_worker", "mirrored"]
 
 
 def plan(kind: str) -> list[dict[str, Any]]:
-    own: dict[str, Any] = {"distribute__strategy": kind}
+    own: dict[str, Any] = {"distribute__strategy": kind, "train__epochs": 2}
     if kind == "mirrored":
         own["distribute__devices"] = 2
     entries: list[dict[str, Any]] = [
