@@ -32,7 +32,7 @@ GROUPS: dict[str, tuple[str, int, list[str]]] = {
         [f"{case}{OWN_SOCKETS}" for case in ("adam", "sgd", "accumulation", "uneven")]
         + ["sync_batchnorm" + OWN_SOCKETS, "adam"],
     ),
-    "horovod x4": ("horovod", 4, ["adam", "sgd", "accumulation", "sync_batchnorm", "uneven"]),
+    "horovod x4": ("horovod", 4, ["adam", "sync_batchnorm", "uneven"]),
 }
 
 

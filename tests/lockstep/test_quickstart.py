@@ -17,7 +17,7 @@ SHORT = ["--train.epochs=3"]
         # Since any strategy reaches the weights of one worker, one of them runs the whole recipe.
         ("mirrored", 1, ["--distribute.strategy=mirrored", "--distribute.devices=2"], 0.97),
         ("multi_worker", 2, SHORT, 0.75),
-        ("horovod", 4, SHORT, 0.75),
+        ("horovod", 2, SHORT, 0.75),
     ],
 )
 def test_quickstart_is_learned_by_any_strategy(kind, size, flags, least, tmp_path: Path):
