@@ -1,7 +1,6 @@
 """Holds out training images for validation."""
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from distcnn.data.split import Split
 from distcnn.errors import DataError
@@ -36,6 +35,9 @@ def split_train_validation(train: Split, fraction: float, seed: int) -> tuple[Sp
             f"expected at least one image of each of {len(labels)} classes in both parts; change "
             f"--data.validation_split, {_REMEDY}"
         )
+    # Imported late, since it takes a second.
+    from sklearn.model_selection import train_test_split
+
     kept, validation = train_test_split(
         np.arange(len(train)), test_size=held_out, random_state=seed, stratify=train.labels
     )

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import tensorflow as tf
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from distcnn.config import DataConfig, TrainConfig
 from distcnn.config.recipe import data_of_run
@@ -53,10 +52,14 @@ class Evaluation:
 
     def confusion(self) -> np.ndarray:
         """Returns the counts by true class (row) and predicted class (column)."""
+        from sklearn.metrics import confusion_matrix  # imported late, since it takes a second
+
         return confusion_matrix(self.labels, self.predictions, labels=np.arange(len(self.classes)))
 
     def by_class(self) -> list[dict[str, object]]:
         """Returns precision, recall, F1 and the number of images of each class."""
+        from sklearn.metrics import precision_recall_fscore_support  # likewise
+
         scores = precision_recall_fscore_support(
             self.labels,
             self.predictions,

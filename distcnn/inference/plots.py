@@ -3,12 +3,14 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from distcnn.runtime.text import printable, valid_unicode
+
+if TYPE_CHECKING:  # imported late, since Matplotlib takes half a second
+    from matplotlib.figure import Figure
 
 
 def tile(images: np.ndarray, *, smallest: int = 64) -> np.ndarray:
@@ -43,7 +45,7 @@ def stretch_contrast(maps: np.ndarray) -> np.ndarray:
     return 255 * (maps - low) / np.maximum(high - low, 1e-12)
 
 
-def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
     """Draws a confusion matrix, true classes as rows, shaded by the fraction of the row.
 
     Args:
@@ -52,6 +54,8 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """
     count = len(classes)
     side = min(20.0, 2.5 + 0.5 * count)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -73,7 +77,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
 
 def mistakes_figure(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
-) -> Figure:
+) -> "Figure":
     """Draws misclassified images with their true and predicted classes.
 
     Args:
@@ -84,6 +88,8 @@ def mistakes_figure(
     """
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(1.7 * columns, 2.0 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
@@ -104,15 +110,19 @@ def _shown(name: str) -> str:
     return valid_unicode(printable(name))  # other text cannot be drawn
 
 
-def to_png(figure: Figure) -> bytes:
+def to_png(figure: "Figure") -> bytes:
     """Renders a figure as PNG."""
     buffer = io.BytesIO()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 
-def to_pixels(figure: Figure) -> np.ndarray:
+def to_pixels(figure: "Figure") -> np.ndarray:
     """Renders a figure as a uint8 array of shape `(height, width, 3)`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
