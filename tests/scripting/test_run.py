@@ -67,6 +67,24 @@ def test_batches_that_differ_between_ranks_stop_the_run(run):
     assert "at step 1, rank 1 read another batch than rank 0" in output
 
 
+DIVIDED = """
+import tensorflow as tf
+
+data = tf.data.Dataset.from_tensor_slices((x * np.arange(12)[:, None], y))
+data = data.shuffle(12, seed=int(sys.argv[1]) * rank).map(lambda x, y: (2 * x, y)).batch(5)
+model.fit(data, epochs=2, verbose=0, validation_data=data)
+print("trained")
+"""
+
+
+@pytest.mark.parametrize("differs", [0, 1])
+def test_workers_that_compute_their_own_rows_stop_if_their_elements_differ(differs, run):
+    code, output = run(DIVIDED, str(differs), flags=("--input", "shard"))
+    assert output.count("each worker computes its own rows of a Dataset: map of") == 1, output
+    assert ("at step 1, rank 1 read another batch than rank 0" in output) == bool(differs)
+    assert ("trained" in output, code == 0) == ((not differs,) * 2)
+
+
 def test_weights_that_differ_between_ranks_stop_the_run(run):
     code, output = run(
         """
