@@ -30,6 +30,9 @@ class ScriptConfig:
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     """Scale the script's learning rate to the larger batch of per_worker. linear: times the number
     of workers, for SGD. sqrt: times its square root, for Adam."""
+    input: Literal["whole", "shard"] = "whole"
+    """whole: every worker reads whole batches and takes its rows. shard: where a `tf.data` pipeline
+    allows it, each worker computes `Dataset.map` only for its own rows."""
     resume: str | None = None
     """Directory for checkpoints of what `fit` trains. If it is missing or empty, a new run saves
     there; otherwise the same script with the same arguments goes on where it was stopped."""

@@ -1,15 +1,16 @@
 """The part of a batch that one replica computes, and the weight of what it computes.
 
-Every rank runs the whole script, so every rank has the whole batch. Each replica takes its rows by
-position. What it computes of its rows counts by their fraction of the batch, so that the sum over
-the replicas is what one device computes of the whole batch.
+Every rank runs the whole script, so every rank has the whole batch, unless its pipeline makes only
+the rows of its own replicas (`WorkerRows`). Each replica takes its rows by position. What it
+computes of its rows counts by their fraction of the batch, so that the sum over the replicas is
+what one device computes of the whole batch.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -98,6 +99,22 @@ class Shard:
             variable.assign(self.value(variable))
 
 
+class WorkerRows(NamedTuple):
+    """A batch of which this process has only the rows of its own replicas.
+
+    Attributes:
+        rows: Nested tensors with these rows, or with one row that does not count if there are none.
+        whole: A tensor without elements that has as many rows as the batch.
+        before: A tensor without elements that has as many rows as precede this process's.
+        digest: Four float32 numbers, which are the same in every process; see `BatchComparison`.
+    """
+
+    rows: Any
+    whole: Any
+    before: Any
+    digest: Any
+
+
 def current_shard() -> Shard | None:
     """Returns the shard that this replica computes, or None outside a step."""
     return getattr(_current, "shard", None)
@@ -119,7 +136,7 @@ def cut_batch(batch: Any, replica_id: Any, replicas: int) -> tuple[Any, Shard]:
 
     Args:
         batch: Nested tensors or arrays, whose first axis counts the examples; None and scalars are
-            kept as they are.
+            kept as they are. Or this process's rows of them.
         replica_id: The replica: an integer or an int32 scalar.
         replicas: Number of replicas.
 
@@ -129,6 +146,8 @@ def cut_batch(batch: Any, replica_id: Any, replicas: int) -> tuple[Any, Shard]:
     Raises:
         DataError: If nothing in the batch has rows.
     """
+    if isinstance(batch, WorkerRows):
+        return _cut_worker_rows(batch, replica_id, replicas)
     tensors = [t for t in map(_as_tensor, keras.tree.flatten(batch)) if _has_rows(t)]
     if not tensors:
         raise DataError(f"a batch is {batch!r}; expected tensors whose first axis counts examples")
@@ -140,17 +159,33 @@ def cut_batch(batch: Any, replica_id: Any, replicas: int) -> tuple[Any, Shard]:
         if not _has_rows(part):
             return part
         # By the part's own rows: where their numbers differ, the loss fails as without distcnn.
-        first, last = _bounds(_rows(part), replica_id, replicas)
+        first, last = bounds(_rows(part), replica_id, replicas)
         if may_be_empty:
             first = tf.minimum(first, _rows(part) - 1)
             last = tf.maximum(last, first + 1)
         return _slice(part, first, last)
 
-    first, last = _bounds(total, replica_id, replicas)
+    first, last = bounds(total, replica_id, replicas)
     return keras.tree.map_structure(cut, batch), Shard(last - first, total, may_be_empty)
 
 
-def _bounds(rows: Any, replica_id: Any, replicas: int) -> tuple[Any, Any]:
+def _cut_worker_rows(batch: WorkerRows, replica_id: Any, replicas: int) -> tuple[Any, Shard]:
+    total, before = _rows(batch.whole), _rows(batch.before)
+    may_be_empty = not isinstance(total, int) or total < replicas
+    first, last = bounds(total, replica_id, replicas)
+
+    def cut(part: Any) -> Any:
+        start, end = first - before, last - before
+        if may_be_empty:
+            start = tf.minimum(start, _rows(part) - 1)
+            end = tf.maximum(end, start + 1)
+        return part[start:end]
+
+    return keras.tree.map_structure(cut, batch.rows), Shard(last - first, total, may_be_empty)
+
+
+def bounds(rows: Any, replica_id: Any, replicas: int) -> tuple[Any, Any]:
+    """Returns the first row of a replica and the first row after its last."""
     return replica_id * rows // replicas, (replica_id + 1) * rows // replicas
 
 

@@ -25,7 +25,11 @@ from keras.src.losses import loss as loss_module
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.random import seed_generator
 from keras.src.saving import saving_api
-from keras.src.trainers.data_adapters import array_data_adapter, data_adapter_utils
+from keras.src.trainers.data_adapters import (
+    array_data_adapter,
+    data_adapter_utils,
+    tf_dataset_adapter,
+)
 from keras.src.utils import file_utils
 from keras.src.utils.python_utils import pythonify_logs
 from tensorflow.python.eager import context
@@ -270,6 +274,17 @@ def forget_functions(model: keras.Model) -> None:
 def element_spec(iterator: Any) -> Any:
     """Returns the shapes and types of the batches of one of Keras' epoch iterators."""
     return iterator._distributed_dataset.element_spec
+
+
+def replace_batches(iterator: Any, dataset: tf.data.Dataset) -> None:
+    """Makes one of Keras' epoch iterators yield the batches of another data set."""
+    iterator._distributed_dataset = dataset
+
+
+def with_class_weight(class_weight: Any) -> Callable[..., Any]:
+    """Returns the function by which Keras adds weights of classes to the batches of a data set."""
+    weigh: Callable[..., Any] = tf_dataset_adapter.make_class_weight_map_fn(class_weight)
+    return weigh
 
 
 def build_symbolically(model: keras.Model, batch: Any) -> None:

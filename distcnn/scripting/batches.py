@@ -2,7 +2,8 @@
 
 Every rank reads the whole pipeline of a script and takes its rows of each batch by position. That
 is only right if all ranks read the same batches, so a hash of the whole batch is compared in the
-first steps and now and then.
+first steps and now and then. A pipeline that makes only the rows of its own replicas brings a hash
+with each batch (`input_rows`).
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
-from distcnn.engine.shard import Rider
+from distcnn.engine.shard import Rider, WorkerRows
 
 FIRST_STEPS = 8
 """The first steps of a run, all of which are checked."""
@@ -22,7 +23,7 @@ INTERVAL = 64
 MARK = "distcnn: the ranks read different batches"
 """Begins the error of a failed comparison, by which it is recognised."""
 
-_PIECES = 4
+PIECES = 4
 """Numbers that a hash consists of, each of which float32 holds exactly."""
 
 
@@ -44,8 +45,11 @@ class BatchComparison:
         if backend.size == 1:
             return None
         step = self._steps.assign_add(1)
-        due = (step <= FIRST_STEPS) | (step % INTERVAL == 0)
-        pieces = tf.cond(due, lambda: batch_hash(batch), lambda: tf.zeros(_PIECES))
+        if isinstance(batch, WorkerRows):
+            pieces = batch.digest
+        else:
+            due = (step <= FIRST_STEPS) | (step % INTERVAL == 0)
+            pieces = tf.cond(due, lambda: pieces_of(content_hash(batch)), lambda: tf.zeros(PIECES))
         mine = tf.one_hot(backend.rank, backend.size) / backend.local_replicas
         return Rider(mine[:, None] * pieces, lambda rows: _require_equal(rows, step))
 
@@ -58,8 +62,8 @@ def _require_equal(rows: tf.Tensor, step: tf.Tensor) -> None:
     tf.debugging.Assert(~tf.reduce_any(differs), [message])
 
 
-def batch_hash(batch: Any) -> tf.Tensor:
-    """Returns a hash of the contents of a batch: four numbers of 16 bits, as float32."""
+def content_hash(batch: Any) -> tf.Tensor:
+    """Returns a hash of the contents of nested tensors, as int64."""
     total = tf.constant(0, tf.int64)
     for number, part in enumerate(keras.tree.flatten(batch)):
         if part is None:
@@ -72,6 +76,11 @@ def batch_hash(batch: Any) -> tf.Tensor:
             mixed, tf.bitwise.right_shift(mixed, tf.constant(29, tf.int64))
         )
         total = total * 31 + tf.reduce_sum(mixed)
+    return total
+
+
+def pieces_of(total: tf.Tensor) -> tf.Tensor:
+    """Returns an int64 as four numbers of 16 bits, in float32."""
     bits = tf.bitwise.right_shift(total, tf.constant([0, 16, 32, 48], tf.int64))
     return tf.cast(tf.bitwise.bitwise_and(bits, tf.constant(0xFFFF, tf.int64)), tf.float32)
 

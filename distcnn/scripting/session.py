@@ -24,6 +24,7 @@ from distcnn.distribute.consistency import (
 )
 from distcnn.distribute.context import DistributedContext, join_run
 from distcnn.engine.optimizers import require_supported
+from distcnn.engine.shard import WorkerRows
 from distcnn.engine.step import StepEngine
 from distcnn.errors import UsageError
 from distcnn.runtime.cluster import Cluster
@@ -47,6 +48,7 @@ from distcnn.scripting.callbacks import install_callback_hooks
 from distcnn.scripting.devices import install_device_hooks
 from distcnn.scripting.folders import install_folder_hooks
 from distcnn.scripting.functions import ScriptStepOptions, StepFunctions
+from distcnn.scripting.input_rows import InputRows
 from distcnn.scripting.resume_folder import ResumeFolder, ScriptIdentity
 from distcnn.scripting.resuming import Resuming
 from distcnn.scripting.writing import install_writing_hooks
@@ -76,6 +78,7 @@ class Session:
         )
         self._models: weakref.WeakSet[keras.Model] = weakref.WeakSet()
         self._batch_size = BatchPerWorker(config, self.backend.replicas)
+        self._input = InputRows(config, self.backend)
         self._default_strategy = tf.distribute.get_strategy()
 
     @property
@@ -157,11 +160,12 @@ class Session:
     def _install(self) -> None:
         hooks, backend = self._hooks, self.backend
         self._engine.install(hooks)
-        hooks.replace(EPOCH_ITERATOR, self._whole_batches)
+        hooks.replace(EPOCH_ITERATOR, self._same_batches)
         hooks.replace(MAYBE_BUILD, self._building)
         hooks.replace(FIT, self._fitting)
         for point in (EVALUATE, PREDICT):
             hooks.replace(point, self._computing)
+        hooks.replace(PREDICT, self._predicting)
         install_writing_hooks(hooks, backend, self.synchronise)
         install_callback_hooks(hooks, backend)
         install_folder_hooks(hooks, backend)
@@ -183,13 +187,14 @@ class Session:
         )
         return resuming.active(self._hooks)
 
-    def _whole_batches(self, original: Any) -> Any:
-        """Makes Keras' iterators yield whole batches, in the same order, in every process."""
+    def _same_batches(self, original: Any) -> Any:
+        """Makes Keras' iterators yield the same batches in every process, whole or its rows."""
 
         def init(iterator: Any, *arguments: Any, **keywords: Any) -> None:
             keywords["distribute_strategy"] = self._default_strategy
             self._batch_size.enlarge(keywords)
             original(iterator, *arguments, **keywords)
+            self._input.divide(iterator, keywords.get("x"), keywords.get("class_weight"))
 
         return init
 
@@ -223,6 +228,13 @@ class Session:
 
         return compute
 
+    def _predicting(self, original: Any) -> Any:
+        def predict(*arguments: Any, **keywords: Any) -> Any:
+            with self._input.whole():  # outputs that do not travel are computed of whole batches
+                return original(*arguments, **keywords)
+
+        return predict
+
     def _building(self, original: Any) -> Any:
         """Creates the variables before the first step under tf.distribute, which cannot do it then.
 
@@ -233,6 +245,7 @@ class Session:
             if not tf.distribute.has_strategy():
                 return
             batch = element_spec(iterator) if data_batch is None else data_batch
+            batch = batch.rows if isinstance(batch, WorkerRows) else batch
             own = has_own_train_step(model)
             try:
                 build_symbolically(model, batch)

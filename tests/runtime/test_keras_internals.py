@@ -159,3 +159,19 @@ def test_whether_a_rate_follows_a_schedule():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
     assert internals.follows_schedule(keras.optimizers.Adam(schedule))
     assert not internals.follows_schedule(keras.optimizers.Adam(0.1))
+
+
+def test_the_batches_of_an_iterator_are_replaced():
+    strategy = tf.distribute.get_strategy()
+    data = tf.data.Dataset.range(4).batch(2)
+    iterator = keras_hooks.EPOCH_ITERATOR.owner(x=data, distribute_strategy=strategy)
+    keras_hooks.replace_batches(iterator, data.map(lambda x: -x))
+    steps = [next(batches).numpy().tolist() for _, _, batches in iterator]
+    assert steps == [[0, -1], [-2, -3]]
+
+
+def test_class_weights():
+    weigh = keras_hooks.with_class_weight({0: 2.0, 2: 0.5})
+    x, y, weights = weigh(tf.zeros([3, 2]), tf.constant([2, 0, 1]))
+    assert (x.shape, y.numpy().tolist()) == ((3, 2), [2, 0, 1])
+    assert weights.numpy().tolist() == [0.5, 2.0, 1.0]

@@ -20,11 +20,11 @@ x, y = np.ones((12, 3), "float32"), np.ones((12, 2), "float32")
 def run(tmp_path):
     """Runs scripts on two Horovod processes; returns the exit code and the output."""
 
-    def start(text, *arguments):
+    def start(text, *arguments, flags=()):
         (tmp_path / "own_module.py").write_text("NAME = 'beside the script'\n")
         script = tmp_path / "script.py"
         script.write_text(HEAD + text)
-        line = ["-m", "distcnn.run", str(script), *arguments]
+        line = ["-m", "distcnn.run", *flags, str(script), *arguments]
         group = start_group("horovod", 2, line, tmp_path / "work")
         (code,) = group.wait(200)
         return code, group.output()
@@ -64,6 +64,24 @@ def test_batches_that_differ_between_ranks_stop_the_run(run):
     code, output = run("model.fit(x + rank, y, batch_size=4, epochs=2, verbose=0)\n")
     assert code != 0
     assert "at step 1, rank 1 read another batch than rank 0" in output
+
+
+DIVIDED = """
+import tensorflow as tf
+
+data = tf.data.Dataset.from_tensor_slices((x * np.arange(12)[:, None], y))
+data = data.shuffle(12, seed=int(sys.argv[1]) * rank).map(lambda x, y: (2 * x, y)).batch(5)
+model.fit(data, epochs=2, verbose=0, validation_data=data)
+print("trained")
+"""
+
+
+@pytest.mark.parametrize("differs", [0, 1])
+def test_workers_that_compute_their_own_rows_stop_if_their_elements_differ(differs, run):
+    code, output = run(DIVIDED, str(differs), flags=("--input", "shard"))
+    assert output.count("each worker computes its own rows of a Dataset: map of") == 1, output
+    assert ("at step 1, rank 1 read another batch than rank 0" in output) == bool(differs)
+    assert ("trained" in output, code == 0) == ((not differs,) * 2)
 
 
 DRIFT = """

@@ -27,6 +27,9 @@ BROKEN = [
 FAST = ["classifier:fast", "segmentation:fast"]
 """Scripts in their fast form, which rounds otherwise than Keras."""
 
+SHARD = "pipelines:shard"
+"""A script of which each worker computes its own rows only."""
+
 
 def refused_by(kind):
     return [name for name, each in REFUSED if each == kind]
@@ -34,10 +37,10 @@ def refused_by(kind):
 
 PLAN = {
     "plain": all_scripts(),
-    "horovod-2": [*all_scripts(), *FAST, *BROKEN],
-    "horovod-3": ON_THREE,
-    "multi_worker-2": [*SAMPLE, "on_batch", *refused_by("multi_worker")],
-    "mirrored-2": [*SAMPLE, "on_batch", *refused_by("mirrored")],
+    "horovod-2": [*all_scripts(), *FAST, *BROKEN, SHARD],
+    "horovod-3": [*ON_THREE, SHARD],
+    "multi_worker-2": [*SAMPLE, "on_batch", *refused_by("multi_worker"), SHARD],
+    "mirrored-2": [*SAMPLE, "on_batch", *refused_by("mirrored"), SHARD],
 }
 
 
@@ -84,6 +87,17 @@ def test_three_horovod_processes(outcomes):
 @pytest.mark.parametrize("entry", BROKEN)
 def test_without_a_part_of_the_session_the_results_differ(entry, outcomes):
     assert difference_of(outcomes, "horovod-2", entry) > 1e-4
+
+
+@pytest.mark.parametrize("group", [group for group in PLAN if group != "plain"])
+def test_workers_that_compute_their_own_rows_only(group, outcomes):
+    assert difference_of(outcomes, group, SHARD) < 1e-5
+
+
+def test_a_divided_pipeline_computes_the_same_to_the_bit(outcomes):
+    received = outcomes["horovod-2"].result()
+    for whole, own in zip(received["pipelines"], received[SHARD], strict=True):
+        assert largest_difference(whole, own)[0] == 0
 
 
 @pytest.mark.parametrize("group", ["multi_worker-2", "mirrored-2"])

@@ -75,13 +75,16 @@ def broken(fault: str | None) -> Iterator[None]:
 def run(entry: str, how: str, distribute: dict[str, Any]) -> dict[str, Any]:
     """Runs one script, plainly or in a session.
 
-    NAME:FAULT breaks a part of the session; NAME:fast runs the fast form.
+    NAME:FAULT breaks a part of the session; NAME:fast runs the fast form, and NAME:shard makes each
+    worker compute its own rows of a pipeline.
     """
     name, _, fault = entry.partition(":")
     keras.backend.clear_session()
     script = SCRIPTS / f"{name}.py"
     config = ScriptConfig(
-        distribute=DistributeConfig(**distribute), fast_path="auto" if fault == "fast" else "off"
+        distribute=DistributeConfig(**distribute),
+        fast_path="auto" if fault == "fast" else "off",
+        input="shard" if fault == "shard" else "whole",
     )
     in_session = session(config=config) if how == "session" else contextlib.nullcontext()
     try:
