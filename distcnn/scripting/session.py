@@ -235,7 +235,8 @@ class Session:
             batch = element_spec(iterator) if data_batch is None else data_batch
             own = has_own_train_step(model)
             try:
-                build_symbolically(model, batch)
+                # A step of one's own may give its optimizer only some of the weights.
+                build_symbolically(model, batch, build_optimizer=not own)
             except RuntimeError:  # some models have no call, but only a train_step
                 if not own:
                     raise

@@ -159,3 +159,28 @@ def test_whether_a_rate_follows_a_schedule():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
     assert internals.follows_schedule(keras.optimizers.Adam(schedule))
     assert not internals.follows_schedule(keras.optimizers.Adam(0.1))
+
+
+def unbuilt_with_a_frozen_layer() -> keras.Model:
+    model = keras.Sequential([layers.Dense(3), layers.BatchNormalization(), layers.Dense(2)])
+    model.layers[0].trainable = False
+    model.compile("adam", "mse")
+    return model
+
+
+def test_variables_that_are_frozen_when_they_are_created_can_be_trained_later():
+    model = unbuilt_with_a_frozen_layer()
+    batch = (tf.TensorSpec((None, 4)), tf.TensorSpec((None, 2)))
+    keras_hooks.build_symbolically(model, batch)
+    assert len(model.trainable_weights) == 4
+    assert [v.value.trainable for v in model.variables] == [True] * 4 + [False] * 2 + [True] * 2
+    model.layers[0].trainable = True
+    assert len(model.trainable_weights) == 6
+
+
+def test_the_optimizer_is_built_only_if_wanted():
+    for wanted in (False, True):
+        model = unbuilt_with_a_frozen_layer()
+        batch = (tf.TensorSpec((None, 4)), tf.TensorSpec((None, 2)))
+        keras_hooks.build_symbolically(model, batch, build_optimizer=wanted)
+        assert model.optimizer.built == wanted
