@@ -47,6 +47,8 @@ from distcnn.scripting.callbacks import install_callback_hooks
 from distcnn.scripting.devices import install_device_hooks
 from distcnn.scripting.folders import install_folder_hooks
 from distcnn.scripting.functions import ScriptStepOptions, StepFunctions
+from distcnn.scripting.input_meter import InputMeter
+from distcnn.scripting.progress import EpochProgress
 from distcnn.scripting.resume_folder import ResumeFolder, ScriptIdentity
 from distcnn.scripting.resuming import Resuming
 from distcnn.scripting.writing import install_writing_hooks
@@ -122,6 +124,10 @@ class Session:
         )
         functions = StepFunctions(self._engine, BatchComparison(self.backend), options)
         functions.install(self._hooks)
+        meter = InputMeter()
+        meter.install(self._hooks)
+        if self.is_chief:
+            EpochProgress(meter).install(self._hooks)
         install_device_hooks(self._hooks)
         if self.backend.replicas > 1:
             self._install()
