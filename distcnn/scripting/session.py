@@ -21,6 +21,7 @@ from distcnn.distribute.consistency import (
     broadcast_variables,
     require_identical_settings,
     require_identical_state,
+    warn_of_unlike_sets,
 )
 from distcnn.distribute.context import DistributedContext, join_run
 from distcnn.engine.optimizers import require_supported
@@ -388,6 +389,7 @@ def joined(config: ScriptConfig, cluster: Cluster | None = None) -> Iterator[Dis
     backend = context.backend
     with reporting_lost_peers(backend):
         require_identical_settings(backend, {"the version of TensorFlow": tf.__version__})
+        warn_of_unlike_sets(backend)
         keras.utils.set_random_seed(config.seed)
         if context.precision.policy == "float32":
             forget_dtype_policy()  # so that the script may choose another type
