@@ -13,7 +13,7 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.cli.command import EXIT_STOPPED
-from distcnn.config import DistributeConfig, PrecisionConfig, ScriptConfig
+from distcnn.config import DistributeConfig, ScriptConfig, ScriptPrecisionConfig
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.consistency import (
     ReplicaMismatchError,
@@ -358,7 +358,7 @@ def session(
         config = ScriptConfig(
             seed=seed,
             distribute=DistributeConfig(strategy=strategy),
-            precision=PrecisionConfig(policy=policy),
+            precision=ScriptPrecisionConfig(policy=policy),
         )
     with (
         joined(config, cluster) as context,
