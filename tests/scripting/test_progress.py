@@ -53,6 +53,7 @@ def test_every_epoch_says_how_fast_it_was_and_how_long_the_rest_takes(lines):
 def test_waiting_for_slow_data_is_seen(lines):
     signature = (tf.TensorSpec((5, 3)), tf.TensorSpec((5, 3)))
     data = tf.data.Dataset.from_generator(slow, output_signature=signature)
+    data = data.apply(tf.data.experimental.assert_cardinality(6))
     found = lines(data, epochs=2, shuffle=False, verbose=2)
     numbers = re.search(r"([\d.]+) ms/step, input wait ([\d.]+) %", found[1])
     assert numbers is not None
