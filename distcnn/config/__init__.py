@@ -1,7 +1,7 @@
 """Run configuration: its schema and the built-in recipes."""
 
 from distcnn.config.schema import Config
-from distcnn.config.script import ScriptConfig
+from distcnn.config.script import ScriptConfig, ScriptPrecisionConfig
 from distcnn.config.sections.augment import AUGMENT_PRESETS, AugmentConfig
 from distcnn.config.sections.checkpoint import CheckpointConfig
 from distcnn.config.sections.data import DataConfig
@@ -24,5 +24,6 @@ __all__ = [
     "OptimizerConfig",
     "PrecisionConfig",
     "ScriptConfig",
+    "ScriptPrecisionConfig",
     "TrainConfig",
 ]

@@ -8,8 +8,14 @@ from distcnn.config.sections.precision import PrecisionConfig
 from distcnn.errors import UsageError
 
 
-def _precision_of_script() -> PrecisionConfig:
-    return PrecisionConfig(policy="float32")
+@dataclass(frozen=True, kw_only=True)
+class ScriptPrecisionConfig(PrecisionConfig):
+    """Precision, XLA and threads; by default a script computes what it computes without distcnn."""
+
+    policy: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Keras dtype policy; variables stay float32. auto: the fastest on this hardware."""
+    xla: Literal["auto", "on", "off"] = "auto"
+    """Compile the steps with XLA. auto: as the script's own `compile(jit_compile=...)` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +47,8 @@ class ScriptConfig:
     signal stops the run; 0: none."""
     distribute: DistributeConfig = field(default_factory=DistributeConfig)
     """Devices and processes of the run."""
-    precision: PrecisionConfig = field(default_factory=_precision_of_script)
-    """Precision, XLA and threads. The default policy is float32, so that a script computes what it
-    computes without distcnn."""
+    precision: ScriptPrecisionConfig = field(default_factory=ScriptPrecisionConfig)
+    """Precision, XLA and threads."""
 
     def __post_init__(self) -> None:
         """Validates the numbers and their combination."""

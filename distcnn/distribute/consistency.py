@@ -1,6 +1,8 @@
 """Guard rails: checks that the backend reduces, and that all replicas hold the same state."""
 
+import functools
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +11,8 @@ import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.errors import DistcnnError
+
+log = logging.getLogger("distcnn")
 
 _CHUNK_ELEMENTS = 2**22
 
@@ -145,6 +149,27 @@ def require_identical_settings(backend: Backend, contents: Mapping[str, Any]) ->
                 f"{backend.rank} has {value}); start every rank with the same command, code "
                 "and data"
             )
+
+
+def warn_of_unlike_sets(backend: Backend) -> None:
+    """Warns once, on rank 0, if sets of strings may have another order on each rank.
+
+    Called in all processes together.
+    """
+    if backend.size == 1:
+        return
+    hashes = backend.gather(np.array([float(hash("distcnn") % 2**52)]))
+    if backend.is_chief and (hashes != hashes[0]).any():
+        _warn_of_hash_seeds()
+
+
+@functools.cache
+def _warn_of_hash_seeds() -> None:
+    log.warning(
+        "warning: sets of strings have another order on each rank, as Python hashes them with a "
+        "random seed; code that iterates over a set may do something else on each rank; start "
+        "every rank with PYTHONHASHSEED=0"
+    )
 
 
 def _chunks(variables: Sequence[Any]) -> Iterator[list[Any]]:

@@ -148,10 +148,7 @@ def cut_batch(batch: Any, replica_id: Any, replicas: int) -> tuple[Any, Shard]:
     """
     if isinstance(batch, WorkerRows):
         return _cut_worker_rows(batch, replica_id, replicas)
-    tensors = [t for t in map(_as_tensor, keras.tree.flatten(batch)) if _has_rows(t)]
-    if not tensors:
-        raise DataError(f"a batch is {batch!r}; expected tensors whose first axis counts examples")
-    total = _rows(tensors[0])
+    total = batch_rows(batch)
     may_be_empty = not isinstance(total, int) or total < replicas
 
     def cut(part: Any) -> Any:
@@ -182,6 +179,20 @@ def _cut_worker_rows(batch: WorkerRows, replica_id: Any, replicas: int) -> tuple
         return part[start:end]
 
     return keras.tree.map_structure(cut, batch.rows), Shard(last - first, total, may_be_empty)
+
+
+def batch_rows(batch: Any) -> Any:
+    """Returns the number of rows of a batch: an integer where it is known, else an int32 scalar.
+
+    Raises:
+        DataError: If nothing in the batch has rows.
+    """
+    if isinstance(batch, WorkerRows):
+        return _rows(batch.whole)
+    tensors = [t for t in map(_as_tensor, keras.tree.flatten(batch)) if _has_rows(t)]
+    if not tensors:
+        raise DataError(f"a batch is {batch!r}; expected tensors whose first axis counts examples")
+    return _rows(tensors[0])
 
 
 def bounds(rows: Any, replica_id: Any, replicas: int) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from distcnn.cli.command import run_command
-from distcnn.config import DistributeConfig, PrecisionConfig, ScriptConfig
+from distcnn.config import DistributeConfig, ScriptConfig, ScriptPrecisionConfig
 from distcnn.engine.optimizers import optimizers_of
 from distcnn.proving.record import OPTIMIZER, WEIGHT
 from distcnn.proving.recording import named, prepare, record, strategy_of_process
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     config = ScriptConfig(
         fast_path="off",
         distribute=DistributeConfig(strategy=strategy_of_process(), sync_batchnorm=rows == "all"),
-        precision=PrecisionConfig(policy="float32", tf32=False),
+        precision=ScriptPrecisionConfig(policy="float32", tf32=False),
     )
     return run_script(config, Path(script), rest)
 

@@ -32,6 +32,7 @@ from keras.src.trainers.data_adapters import (
 )
 from keras.src.utils import file_utils
 from keras.src.utils.python_utils import pythonify_logs
+from tensorflow.python.data.ops.iterator_ops import OwnedIterator
 from tensorflow.python.eager import context
 from tensorflow.python.framework import random_seed
 from tensorflow.python.ops import gen_summary_ops
@@ -86,6 +87,9 @@ EPOCH_BEGIN = HookPoint(CallbackList, "on_epoch_begin")
 EPOCH_END = HookPoint(CallbackList, "on_epoch_end")
 TRAIN_BATCH_BEGIN = HookPoint(CallbackList, "on_train_batch_begin")
 TRAIN_BATCH_END = HookPoint(CallbackList, "on_train_batch_end")
+TEST_BEGIN = HookPoint(CallbackList, "on_test_begin")
+NEXT_BATCH = HookPoint(OwnedIterator, "get_next")
+NEXT_BATCH_OR_NONE = HookPoint(OwnedIterator, "get_next_as_optional")
 BACKUP_SAVE = HookPoint(keras.callbacks.BackupAndRestore, "_save_model")
 BACKUP_END = HookPoint(keras.callbacks.BackupAndRestore, "on_train_end")
 CSV_BEGIN = HookPoint(keras.callbacks.CSVLogger, "on_train_begin")
@@ -287,12 +291,13 @@ def with_class_weight(class_weight: Any) -> Callable[..., Any]:
     return weigh
 
 
-def build_symbolically(model: keras.Model, batch: Any) -> None:
+def build_symbolically(model: keras.Model, batch: Any, *, build_optimizer: bool = True) -> None:
     """Creates the variables of a model, its metrics and its optimizer.
 
     Args:
         model: The compiled model.
         batch: Inputs, targets and sample weights: tensors, or their specifications.
+        build_optimizer: Whether to build the optimizer too, for all trainable weights.
     """
 
     def symbolic(part: Any) -> Any:
@@ -301,7 +306,45 @@ def build_symbolically(model: keras.Model, batch: Any) -> None:
         dtype = keras.backend.standardize_dtype(part.dtype)
         return keras.KerasTensor(tuple(part.shape), dtype)
 
-    model._symbolic_build(data_batch=tree.map_structure(symbolic, batch))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_watching_frozen(model))
+        if not build_optimizer:
+            stack.enter_context(_without_optimizer(model))
+        model._symbolic_build(data_batch=tree.map_structure(symbolic, batch))
+
+
+@contextlib.contextmanager
+def _watching_frozen(model: keras.Model) -> Iterator[None]:
+    """Lets gradient tapes watch the variables that frozen layers create in the context.
+
+    Keras creates them after their layers have frozen them, and TensorFlow does not watch a variable
+    that is frozen when it is created. Without this, unfreezing them would not train them.
+    """
+    owner = keras.Variable
+    original = owner._deferred_initialize
+
+    def initialize(variable: Any) -> None:
+        by_layer = (layer._trainable_variables for layer in model._flatten_layers())
+        frozen = not variable.trainable and any(v is variable for vs in by_layer for v in vs)
+        variable._trainable = frozen or variable.trainable
+        original(variable)
+        variable._trainable = not frozen and variable.trainable
+
+    owner._deferred_initialize = initialize
+    try:
+        yield
+    finally:
+        owner._deferred_initialize = original
+
+
+@contextlib.contextmanager
+def _without_optimizer(model: keras.Model) -> Iterator[None]:
+    optimizer = model.optimizer
+    vars(model)["optimizer"] = None  # Keras' own assignment would record it as a part of the model
+    try:
+        yield
+    finally:
+        vars(model)["optimizer"] = optimizer
 
 
 @contextlib.contextmanager

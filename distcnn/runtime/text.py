@@ -1,4 +1,4 @@
-"""Text that comes from outside, such as file names, made safe for terminals and documents."""
+"""Text for terminals and documents: that of file names made safe, and times."""
 
 import re
 
@@ -19,6 +19,13 @@ def printable(text: object) -> str:
 def valid_unicode(text: str) -> str:
     """Returns text that can be encoded: bytes that are not UTF-8 become replacement characters."""
     return _SURROGATES.sub("\ufffd", text)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as people read it: 0:42, or 1:02:03 with hours."""
+    minutes, remainder = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{remainder:02}" if hours else f"{minutes}:{remainder:02}"
 
 
 def _escape(character: str) -> str:

@@ -4,13 +4,14 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from distcnn.config import Config, ScriptConfig
+from distcnn.config import Config, ScriptConfig, ScriptPrecisionConfig
 from distcnn.config.lookup import import_object
 from distcnn.distribute.base import Backend
 from distcnn.distribute.consistency import is_identical_everywhere, require_identical_settings
@@ -78,7 +79,7 @@ def _script_config(config: Config, checkpoints: Path | None) -> ScriptConfig:
         fast_path="off" if config.train.fast_path == "off" else "auto",
         resume=None if checkpoints is None else str(checkpoints),
         distribute=config.distribute,
-        precision=config.precision,
+        precision=ScriptPrecisionConfig(**asdict(config.precision)),
     )
 
 
@@ -157,8 +158,7 @@ def _train(
     recorder = RowRecorder(
         directory.path,
         config.logging.every_steps,
-        batch_size=resolved["global_batch_size"],
-        examples=data.train.rows,
+        totals=session.meter.totals,
         sinks=sinks,
         is_chief=backend.is_chief,
     )

@@ -1,9 +1,7 @@
-"""Resuming a script: `fit` goes on where the last checkpoint was, in the middle of an epoch too.
+"""Resuming a script: `fit` saves its state, and goes on where the last checkpoint was.
 
-The script runs again from its beginning. A `fit` call with a checkpoint runs Keras' own loop, but
-reads its batches without computing and calls no callbacks until it is where the checkpoint was;
-there, everything is set to what it was then. So the data come in the same order, whatever yields
-them. Only the first batch is computed, which creates whatever is created by the first batch.
+The script runs again from its beginning; `Skipping` brings a `fit` call to its checkpoint, in the
+middle of an epoch too.
 """
 
 import contextlib
@@ -21,7 +19,6 @@ from distcnn.errors import DistcnnError, UsageError
 from distcnn.runtime.keras_hooks import (
     EPOCH_BEGIN,
     EPOCH_END,
-    EVALUATE,
     FIT,
     OPERATION_SEED,
     TRAIN_BATCH_BEGIN,
@@ -32,7 +29,6 @@ from distcnn.runtime.keras_hooks import (
     fit_arguments,
     has_only_arrays,
     plain_logs,
-    validation_iterator,
     wait_for_callbacks,
 )
 from distcnn.runtime.signals import StopRequest
@@ -44,8 +40,8 @@ from distcnn.scripting.callback_state import (
 )
 from distcnn.scripting.fit_call import FitCall, Position, describe, name_of
 from distcnn.scripting.fit_state import ModelState, RandomState, Variables, pack, unpack
-from distcnn.scripting.plain_state import digest
 from distcnn.scripting.resume_folder import ResumeFolder
+from distcnn.scripting.skipping import Skipping
 from distcnn.scripting.stop_vote import StopVote
 from distcnn.training.callbacks.checkpointing import StoppedBySignal
 
@@ -78,6 +74,7 @@ class Resuming:
         self._every_steps = every_steps
         self._stop = StopRequest()
         self._vote = StopVote(backend, self._stop)
+        self._skipping = Skipping(self._restore)
         self._call: FitCall | None = None
         self._count = 0
         self._in_step = False
@@ -93,7 +90,7 @@ class Resuming:
             self._folder.close()
             raise
         hooks.replace(FIT, self._fitting)
-        hooks.replace(EVALUATE, self._evaluating)
+        self._skipping.install(hooks, lambda: self._call)
         for point, make in (
             (TRAIN_BEGIN, self._train_begin),
             (TRAIN_END, self._train_end),
@@ -126,8 +123,7 @@ class Resuming:
                 self._end(call)
             finally:
                 self._call = None
-                if call.train_function is not None:
-                    model.train_function = call.train_function
+                self._skipping.end(call)
             return history
 
         return fit
@@ -181,8 +177,7 @@ class Resuming:
                 )
             call.known = digests(users)
             if call.target is not None:
-                call.train_function = call.model.train_function
-                call.model.train_function = self._reading(call)
+                self._skipping.begin(call)
             if call.is_skipped:
                 return
             if call.target is not None:
@@ -231,7 +226,7 @@ class Resuming:
             steps = call.model.steps_per_execution
             call.steps += steps
             if call.target is not None:
-                self._skipped_batch(call, call.target)
+                self._skipping.after_batch(call, call.target)
                 return
             original(callbacks, batch, logs)
             call.logs = logs
@@ -271,7 +266,7 @@ class Resuming:
                 return
             call.position.ended = True
             if call.target is not None:
-                self._skipped_epoch(call, call.target, logs)
+                self._skipping.after_epoch(call, call.target, logs)
                 return
             original(callbacks, epoch, logs)
             is_last = epoch + 1 >= (callbacks.params or {}).get("epochs", 0)
@@ -283,74 +278,6 @@ class Resuming:
                 self._leave(call)
 
         return on_epoch_end
-
-    def _skipped_batch(self, call: FitCall, target: Position) -> None:
-        position = call.position
-        if position.epoch != target.epoch or position.executions != target.executions:
-            if target.finished and call.only_arrays:
-                call.model.stop_training = True  # there is nothing whose order matters later
-            return
-        if target.cut:
-            call.model.stop_training = True
-        elif not target.ended:
-            self._go_on(call, in_epoch=True)
-
-    def _skipped_epoch(self, call: FitCall, target: Position, logs: Any) -> None:
-        if call.position.epoch != target.epoch:
-            return
-        if target.finished:
-            call.model.stop_training = True
-        elif target.ended:
-            logs.clear()
-            logs.update(call.description["logs"])
-            self._go_on(call, in_epoch=False)
-
-    def _go_on(self, call: FitCall, *, in_epoch: bool) -> None:
-        """Ends the skipping: from here on everything is computed."""
-        call.model.train_function, call.train_function = call.train_function, None
-        # What the data have drawn from has been drawn from in the same way now, maybe by a thread
-        # that is ahead; it is left as it is.
-        now = RandomState.save()
-        drawn = [n for n in ("python", "numpy") if digest(now[n]) != digest(call.random_state[n])]
-        for name in drawn:
-            del call.description["random"][name]
-        call.target = None
-        if in_epoch:
-            position = call.position
-            call.callbacks.on_epoch_begin(position.epoch)
-            call.position = position
-        self._restore(call)
-
-    def _reading(self, call: FitCall) -> Callable[[Any], Any]:
-        """Returns a train function that reads the batches of an execution without computing."""
-
-        def read(batches: Any) -> Any:
-            if call.steps == 0:
-                call.train_function(batches)
-                return call.description["logs"]
-            _take(batches, call.model.steps_per_execution)
-            return call.description["logs"]
-
-        return read
-
-    def _evaluating(self, original: Any) -> Any:
-        def evaluate(model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
-            call = self._call
-            is_validation = keywords.get("_use_cached_eval_dataset")
-            if call is None or call.target is None or not is_validation:
-                return original(model, *arguments, **keywords)
-            logs = call.description["logs"]
-            found = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
-            if call.is_skipped and call.only_arrays:
-                return found
-            iterator = validation_iterator(model)
-            iterator.reset()
-            with iterator.catch_stop_iteration():
-                for _, _, batches in iterator:
-                    _take(batches, iterator.steps_per_execution)
-            return found
-
-        return evaluate
 
     def _save(self, call: FitCall) -> None:
         """Saves the state; called in all processes together."""
@@ -407,15 +334,3 @@ class Resuming:
                 name_of(call),
             )
         raise StoppedBySignal
-
-
-def _take(batches: Any, count: int) -> None:
-    """Reads batches as an execution does, of which the last of an epoch may have fewer steps."""
-    iterator = iter(batches)
-    for step in range(count):
-        try:
-            next(iterator)
-        except (StopIteration, tf.errors.OutOfRangeError):
-            if step == 0:
-                raise
-            return

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from typing_extensions import override
 
 from distcnn.runtime.files import write_text
@@ -24,8 +25,7 @@ class RowRecorder(keras.callbacks.Callback):
     Args:
         folder: The run directory.
         every_steps: Steps between rows.
-        batch_size: Rows of a full batch, or None if the data make their batches themselves.
-        examples: Rows in an epoch, or None likewise.
+        totals: Returns batches, rows, and seconds of waiting for them so far, as `InputMeter`.
         sinks: Called with each row, on the chief.
         is_chief: Whether this process writes.
 
@@ -42,16 +42,14 @@ class RowRecorder(keras.callbacks.Callback):
         folder: Path,
         every_steps: int,
         *,
-        batch_size: int | None,
-        examples: int | None,
+        totals: Callable[[], np.ndarray],
         sinks: list[Callable[[Row], None]],
         is_chief: bool,
     ) -> None:
         super().__init__()
         self._file = folder / METRICS_FILE
         self._every_steps = every_steps
-        self._batch_size = batch_size
-        self._examples = examples
+        self._totals = totals
         self._sinks = sinks
         self._is_chief = is_chief
         self._seconds = 0.0
@@ -101,7 +99,6 @@ class RowRecorder(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         before, done = self.step, batch + 1 - self._in_epoch
         self.step += done
-        self._rows_since += self._rows_of(self._in_epoch, done)
         self._in_epoch = batch + 1
         if not self._is_compiled:
             plain_logs(logs or {})  # waits for the device
@@ -113,7 +110,7 @@ class RowRecorder(keras.callbacks.Callback):
 
     @override
     def on_test_begin(self, logs: Any = None) -> None:
-        self._pause()
+        self._end_interval()
 
     @override
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -121,33 +118,28 @@ class RowRecorder(keras.callbacks.Callback):
         self._emit({**self._row(logs), "val_loss": None, "val_accuracy": None, **plain_logs(logs)})
         self._start_interval()
 
-    def _rows_of(self, first: int, count: int) -> int:
-        """Returns the rows of steps of an epoch; 0 if they are not known."""
-        if self._batch_size is None or self._examples is None:
-            return 0
-        end = min((first + count) * self._batch_size, self._examples)
-        return end - min(first * self._batch_size, self._examples)
-
     def _start_interval(self) -> None:
-        self._since: float | None = time.perf_counter()
+        self._since = time.perf_counter()
         self._since_step = self.step
-        self._elapsed = 0.0
-        self._rows_since = 0
+        self._before = self._totals()
+        self._interval: tuple[float, np.ndarray] | None = None
 
-    def _pause(self) -> None:
-        """Stops the clock, until the next interval."""
-        if self._since is not None:
-            self._elapsed = time.perf_counter() - self._since
-            self._since = None
+    def _end_interval(self) -> tuple[float, np.ndarray]:
+        """Ends the interval, if it has not ended; returns its seconds and what was read in it."""
+        if self._interval is None:
+            self._interval = time.perf_counter() - self._since, self._totals() - self._before
+        return self._interval
 
     def _row(self, logs: Any) -> Row:
         metrics = plain_logs(logs or {})  # waits for the device
-        self._pause()
-        steps, seconds = self.step - self._since_step, self._elapsed
+        seconds, (batches, rows, waited) = self._end_interval()
+        steps = self.step - self._since_step
         is_measured = steps > 0 and seconds > 0
         if is_measured:
             self._seconds += seconds
-            self._measured_rows += self._rows_since
+            self._measured_rows += int(rows)
+        # An execution of several steps reads its next batch while it computes.
+        is_timed = is_measured and self.model.steps_per_execution == 1
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         row: Row = {
             "step": self.step,
@@ -155,17 +147,12 @@ class RowRecorder(keras.callbacks.Callback):
             "loss": None,
             "accuracy": None,
             "learning_rate": float(rate),
-            "images_per_second": self._rows_since / seconds
-            if is_measured and self._rows_since
-            else None,
+            "images_per_second": float(rows / seconds) if is_measured and batches else None,
             "step_ms": 1000 * seconds / steps if is_measured else None,
-            "input_wait": None,
+            "input_wait": min(1.0, float(waited / seconds)) if is_timed else None,
         }
-        row |= {
-            name: value
-            for name, value in metrics.items()
-            if name not in MEASUREMENTS and not name.startswith("val_")
-        }
+        reserved = (*MEASUREMENTS, *(name for name in metrics if name.startswith("val_")))
+        row |= {name: value for name, value in metrics.items() if name not in reserved}
         self._start_interval()
         return row
 

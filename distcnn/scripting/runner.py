@@ -4,6 +4,7 @@ import contextlib
 import os
 import runpy
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,13 @@ from distcnn.distribute.base import Backend
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.scripting.session import session
 
-QUIET_LOGGERS = {"WANDB_MODE": "disabled", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": ""}
-"""Variables by which third-party loggers do nothing in ranks other than 0."""
+QUIET_LOGGERS = {
+    "WANDB_MODE": "disabled",
+    "WANDB_SILENT": "true",
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+}
+"""Variables that keep third-party loggers quiet in ranks other than 0. MLflow cannot be switched
+off; it records in a temporary directory there."""
 
 
 class ScriptFailedError(Exception):
@@ -125,7 +131,9 @@ def _output_of_rank(backend: Backend, output: str) -> Iterator[None]:
     if backend.is_chief:
         yield
         return
-    os.environ.update(QUIET_LOGGERS)
+    elsewhere = tempfile.TemporaryDirectory()  # removed at the end of the process
+    runs = Path(elsewhere.name, "runs")  # which MLflow creates, with all that it needs
+    os.environ.update(QUIET_LOGGERS, MLFLOW_TRACKING_URI=runs.as_uri())
     if output == "all":
         yield
         return

@@ -13,7 +13,7 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.cli.command import EXIT_STOPPED
-from distcnn.config import DistributeConfig, PrecisionConfig, ScriptConfig
+from distcnn.config import DistributeConfig, ScriptConfig, ScriptPrecisionConfig
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.consistency import (
     ReplicaMismatchError,
@@ -21,12 +21,14 @@ from distcnn.distribute.consistency import (
     broadcast_variables,
     require_identical_settings,
     require_identical_state,
+    warn_of_unlike_sets,
 )
 from distcnn.distribute.context import DistributedContext, join_run
 from distcnn.engine.optimizers import require_supported
 from distcnn.engine.shard import WorkerRows
 from distcnn.engine.step import StepEngine
 from distcnn.errors import UsageError
+from distcnn.optim.ema import AVERAGED_TYPES
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.keras_hooks import (
     EPOCH_ITERATOR,
@@ -48,7 +50,9 @@ from distcnn.scripting.callbacks import install_callback_hooks
 from distcnn.scripting.devices import install_device_hooks
 from distcnn.scripting.folders import install_folder_hooks
 from distcnn.scripting.functions import ScriptStepOptions, StepFunctions
+from distcnn.scripting.input_meter import InputMeter
 from distcnn.scripting.input_rows import InputRows
+from distcnn.scripting.progress import EpochProgress
 from distcnn.scripting.resume_folder import ResumeFolder, ScriptIdentity
 from distcnn.scripting.resuming import Resuming
 from distcnn.scripting.writing import install_writing_hooks
@@ -61,6 +65,7 @@ class Session:
     Attributes:
         context: This process as a member of the run.
         backend: Runs the strategy.
+        meter: Counts what training reads.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Session:
         self._command = command
         self.context = context
         self.backend: Backend = context.backend
+        self.meter = InputMeter()
         self._hooks = Hooks()
         self._engine = StepEngine(
             self.backend,
@@ -125,6 +131,9 @@ class Session:
         )
         functions = StepFunctions(self._engine, BatchComparison(self.backend), options)
         functions.install(self._hooks)
+        self.meter.install(self._hooks)
+        if self.is_chief:
+            EpochProgress(self.meter).install(self._hooks)
         install_device_hooks(self._hooks)
         if self.backend.replicas > 1:
             self._install()
@@ -140,9 +149,8 @@ class Session:
     def synchronise(self, model: keras.Model) -> None:
         """Averages over the replicas what each of them updates by itself: moving statistics."""
         metrics = {id(v) for v in self._engine.metrics.variables(model)}
-        statistics = [
-            v for v in model.non_trainable_weights if v.dtype == "float32" and id(v) not in metrics
-        ]
+        own = [v for v in model.non_trainable_weights if id(v) not in metrics]
+        statistics = [variable for variable in own if variable.dtype in AVERAGED_TYPES]
         average_across_replicas(self.backend, statistics)
 
     def check(self, model: keras.Model, step: int) -> None:
@@ -248,7 +256,8 @@ class Session:
             batch = batch.rows if isinstance(batch, WorkerRows) else batch
             own = has_own_train_step(model)
             try:
-                build_symbolically(model, batch)
+                # A step of one's own may give its optimizer only some of the weights.
+                build_symbolically(model, batch, build_optimizer=not own)
             except RuntimeError:  # some models have no call, but only a train_step
                 if not own:
                     raise
@@ -363,7 +372,7 @@ def session(
         config = ScriptConfig(
             seed=seed,
             distribute=DistributeConfig(strategy=strategy),
-            precision=PrecisionConfig(policy=policy),
+            precision=ScriptPrecisionConfig(policy=policy),
         )
     with (
         joined(config, cluster) as context,
@@ -394,6 +403,7 @@ def joined(config: ScriptConfig, cluster: Cluster | None = None) -> Iterator[Dis
     backend = context.backend
     with reporting_lost_peers(backend):
         require_identical_settings(backend, {"the version of TensorFlow": tf.__version__})
+        warn_of_unlike_sets(backend)
         keras.utils.set_random_seed(config.seed)
         if context.precision.policy == "float32":
             forget_dtype_policy()  # so that the script may choose another type

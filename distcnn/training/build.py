@@ -194,8 +194,9 @@ def _build_variables(
     rows = (None, classes) if objective.labels == "one_hot" else (None,)
     labels = tf.TensorSpec(rows, tf.float32 if objective.labels == "one_hot" else tf.int64)
     batch = (tf.TensorSpec((None, *model.input_shape[1:]), tf.float32), labels)
-    build_symbolically(model, batch)
-    if has_own_train_step(model):
+    own = has_own_train_step(model)  # which may give its optimizer only some of the weights
+    build_symbolically(model, batch, build_optimizer=not own)
+    if own:
         with engine.installed():
             engine.reduction.build_optimizers(model.train_step, batch)
     return optimizers_of(model)

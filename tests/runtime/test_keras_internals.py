@@ -175,3 +175,28 @@ def test_class_weights():
     x, y, weights = weigh(tf.zeros([3, 2]), tf.constant([2, 0, 1]))
     assert (x.shape, y.numpy().tolist()) == ((3, 2), [2, 0, 1])
     assert weights.numpy().tolist() == [0.5, 2.0, 1.0]
+
+
+def unbuilt_with_a_frozen_layer() -> keras.Model:
+    model = keras.Sequential([layers.Dense(3), layers.BatchNormalization(), layers.Dense(2)])
+    model.layers[0].trainable = False
+    model.compile("adam", "mse")
+    return model
+
+
+def test_variables_that_are_frozen_when_they_are_created_can_be_trained_later():
+    model = unbuilt_with_a_frozen_layer()
+    batch = (tf.TensorSpec((None, 4)), tf.TensorSpec((None, 2)))
+    keras_hooks.build_symbolically(model, batch)
+    assert len(model.trainable_weights) == 4
+    assert [v.value.trainable for v in model.variables] == [True] * 4 + [False] * 2 + [True] * 2
+    model.layers[0].trainable = True
+    assert len(model.trainable_weights) == 6
+
+
+def test_the_optimizer_is_built_only_if_wanted():
+    for wanted in (False, True):
+        model = unbuilt_with_a_frozen_layer()
+        batch = (tf.TensorSpec((None, 4)), tf.TensorSpec((None, 2)))
+        keras_hooks.build_symbolically(model, batch, build_optimizer=wanted)
+        assert model.optimizer.built == wanted

@@ -21,15 +21,22 @@ from tests.scripting.worker import outcome
 TWO_PHASES = SCRIPTS.parent / "resumed" / "two_phases.py"
 
 
-def start(size, folder, crash="SIGTERM:0"):
-    flags = ["--resume", "saved", "--checkpoint_every_steps", "2"]
-    arguments = ["-m", "distcnn.run", *flags, str(TWO_PHASES)]
-    kind = "horovod" if size > 1 else "alone"
-    return start_group(kind, size, arguments, folder, CRASH=crash)
+STRATEGIES = {
+    "alone": [],
+    "horovod": [],
+    "mirrored": ["--distribute.strategy", "mirrored", "--distribute.devices", "2"],
+    "multi_worker": ["--distribute.strategy", "multi_worker"],
+}
+
+
+def start(kind, folder, crash="SIGTERM:0", script=TWO_PHASES):
+    flags = [*STRATEGIES[kind], "--resume", "saved", "--checkpoint_every_steps", "2"]
+    size = 2 if kind in ("horovod", "multi_worker") else 1
+    return start_group(kind, size, ["-m", "distcnn.run", *flags, str(script)], folder, CRASH=crash)
 
 
 def finish(group, code=0):
-    assert group.wait() == [code], group.output()
+    assert set(group.wait()) == {code}, group.output()
     return group.output()
 
 
@@ -37,26 +44,43 @@ def result_in(folder):
     return pickle.loads((folder / "result.pickle").read_bytes())
 
 
-def test_killed_and_stopped_workers_go_on_and_one_worker_goes_on_for_two(tmp_path):
-    whole = start(2, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """What plain Python computes, uninterrupted."""
+    folder = tmp_path_factory.mktemp("plain")
+    subprocess.run([sys.executable, str(TWO_PHASES)], cwd=folder, check=True, capture_output=True)
+    return result_in(folder)
+
+
+def kill_and_stop(kind, run):
+    """Kills a run in the middle of the second fit's second epoch, resumes and stops it."""
+    assert 0 not in start(kind, run, "SIGKILL:8").wait()
+    output = finish(start(kind, run, "SIGTERM:13"), 75)
+    assert "fit call 1 is finished" in output
+    assert "run the same command again to continue" in output
+    return output
+
+
+def test_killed_and_stopped_workers_go_on_and_one_worker_goes_on_for_two(tmp_path, plain):
+    whole = start("horovod", tmp_path / "whole")
     finish(whole)
     run = tmp_path / "run"
-    assert start(2, run, "SIGKILL:8").wait() != [0]  # in the middle of the second epoch
-    output = finish(start(2, run, "SIGTERM:13"), 75)
-    assert "fit call 1 is finished" in output
-    assert "fit call 2 in epoch 2, after execution 1" in output
-    assert "run the same command again to continue" in output
+    assert "fit call 2 in epoch 2, after execution 1" in kill_and_stop("horovod", run)
     one = tmp_path / "one"
     shutil.copytree(run, one)
-    assert "resuming" in finish(start(2, run))
+    assert "resuming" in finish(start("horovod", run))
     difference, path = largest_difference(result_in(tmp_path / "whole"), result_in(run))
     assert difference <= 1e-6, path
+    finish(start("alone", one))
+    difference, path = largest_difference(plain, result_in(one))
+    assert difference <= 1e-5, path
 
-    finish(start(1, one))
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    subprocess.run([sys.executable, str(TWO_PHASES)], cwd=plain, check=True, capture_output=True)
-    difference, path = largest_difference(result_in(plain), result_in(one))
+
+@pytest.mark.parametrize("kind", ["mirrored", "multi_worker"])
+def test_runs_of_tf_distribute_go_on(kind, tmp_path, plain):
+    kill_and_stop(kind, tmp_path)
+    assert "fit call 2 in epoch" in finish(start(kind, tmp_path))
+    difference, path = largest_difference(plain, result_in(tmp_path))
     assert difference <= 1e-5, path
 
 

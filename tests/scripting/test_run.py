@@ -52,6 +52,30 @@ sys.exit(0 if rank == 0 or os.path.exists("own.weights.h5") else 3)
     assert len((tmp_path / "work" / "log.csv").read_text().splitlines()) == 3
 
 
+LOGGER = """
+import os
+FOLDER = os.environ.get("MLFLOW_TRACKING_URI", "the default")
+MODE = os.environ.get("WANDB_MODE", "online")
+"""
+
+
+def test_every_rank_prints_if_wanted_and_only_rank_0_records_and_shows_progress(run, tmp_path):
+    (tmp_path / "wandb.py").write_text(LOGGER)
+    code, output = run(
+        """
+import wandb
+print(f"rank {rank} records {wandb.MODE} in {wandb.FOLDER}")
+model.fit(x, y, batch_size=4, epochs=2, verbose=2)
+""",
+        flags=("--output", "all"),
+    )
+    assert code == 0, output
+    assert output.count("rank 0 records online in the default") == 1
+    assert output.count("rank 1 records disabled in file:///") == 1
+    assert output.count("Epoch 1/2") == 2
+    assert output.count("epoch 1/2: ") == output.count("epoch 2/2: ") == 1
+
+
 def test_a_script_that_fails_shows_its_own_traceback_and_its_exit_code(run):
     code, output = run("def own():\n    raise ValueError('my own fault')\nown()\n")
     assert code != 0

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from distcnn.runtime.text import duration
 from distcnn.storage.summary import MEASUREMENTS
 from distcnn.training.callbacks.metrics import Row
 
@@ -84,7 +85,7 @@ class ProgressDisplay:
         if done == 0:
             return ""
         seconds = (time.monotonic() - self._began) / done * (self._total - self._step)
-        return f"{_duration(seconds)} left" if seconds >= 0.5 else "done"
+        return f"{duration(seconds)} left" if seconds >= 0.5 else "done"
 
     def _render(self) -> Any:
         epoch = min(self._step // self._steps_per_epoch, self._epochs - 1)
@@ -106,9 +107,3 @@ def _describe(row: Row, epochs: int) -> str:
         parts.append(f"{row['step_ms']:.1f} ms/step")
         parts.append(f"input wait {row['input_wait']:.1%}")
     return "  ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, remainder = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{remainder:02}" if hours else f"{minutes}:{remainder:02}"
