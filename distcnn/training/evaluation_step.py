@@ -10,6 +10,7 @@ from distcnn.data.pixels import PixelRange, scale_pixels
 from distcnn.engine.shard import Shard
 from distcnn.engine.step import StepEngine
 from distcnn.inference.flip import mean_over_flip
+from distcnn.runtime.keras_hooks import has_own_test_step
 from distcnn.training.objective import Objective
 from distcnn.training.step import Batch
 
@@ -89,7 +90,8 @@ class EvaluationStep:
     def _in_replica(self, shard: Batch) -> tf.Tensor:
         images, labels, weights = shard
         rows = tf.math.count_nonzero(weights, dtype=tf.int32)
-        total = self._backend.reduce_sum([rows])[0] if self._objective.is_own else rows
+        counts = self._objective.is_own or has_own_test_step(self._model)
+        total = self._backend.reduce_sum([rows])[0] if counts else rows
         data = (self.scaled(images), self._objective.targets(labels))
         part = data, Shard(rows, total, may_be_empty=True)
         self._engine.evaluate(self._model, part, self._classify)

@@ -162,7 +162,7 @@ class TrainingSetup:
             "per_worker_batch_size": self.sampler.global_batch_size / self.sharding.count,
             "accumulation_steps": self.sharding.accumulation_steps,
             "global_batch_size": self.sampler.global_batch_size,
-            "base_learning_rate": config.optimizer.lr,
+            "base_learning_rate": self.peak_rate if self.objective.is_own else config.optimizer.lr,
             "learning_rate": self.peak_rate,
             "steps_per_epoch": self.sampler.steps_per_epoch,
             "steps": self.total_steps,
