@@ -28,6 +28,7 @@ from distcnn.config import (
     OptimizerConfig,
     PrecisionConfig,
     ScriptConfig,
+    ScriptPrecisionConfig,
     TrainConfig,
 )
 from distcnn.errors import DataError, DistcnnError, UsageError
@@ -55,6 +56,7 @@ __all__ = [
     "PrecisionConfig",
     "Prediction",
     "ScriptConfig",
+    "ScriptPrecisionConfig",
     "Session",
     "TrainConfig",
     "Trainer",
