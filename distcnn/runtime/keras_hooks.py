@@ -114,6 +114,7 @@ DEVICE_SETTINGS = (
 REDUCE_PER_REPLICA = FunctionPoint("reduce_per_replica", trainer_module.reduce_per_replica)
 DROPOUT = FunctionPoint("dropout", backend_random.dropout)
 GET_FILE = FunctionPoint("get_file", file_utils.get_file)
+EXTRACT_ARCHIVE = FunctionPoint("extract_archive", file_utils.extract_archive)
 
 
 class Hooks:

@@ -1,7 +1,5 @@
 """Rank 0 writes: saving a model and downloading a file happen once, while the others wait."""
 
-import fcntl
-import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -14,7 +12,6 @@ import tensorflow as tf
 from distcnn.distribute.base import Backend
 from distcnn.runtime.keras_hooks import (
     EXPORT,
-    GET_FILE,
     SAVE,
     SAVE_MODEL_FUNCTION,
     SAVE_WEIGHTS,
@@ -22,6 +19,7 @@ from distcnn.runtime.keras_hooks import (
     FunctionMaker,
     Hooks,
 )
+from distcnn.scripting.downloads import install_download_hooks
 
 
 def install_writing_hooks(
@@ -39,7 +37,7 @@ def install_writing_hooks(
     writing = threading.local()
     for point in points:
         hooks.replace(point, _written_once(backend, synchronise, writing))
-    hooks.replace(GET_FILE, _downloaded_once)
+    install_download_hooks(hooks)
 
 
 def _written_once(
@@ -66,14 +64,3 @@ def _written_once(
         return write
 
     return make
-
-
-def _downloaded_once(original: Any) -> Any:
-    def get_file(*arguments: Any, **keywords: Any) -> Any:
-        folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".distcnn.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return original(*arguments, **keywords)
-
-    return get_file

@@ -7,8 +7,8 @@ import pytest
 
 from tests.lockstep.groups import start_group
 
-SHORT = ["--train.epochs=3"]
-"""With the recipe's seed, the test accuracy is then about 0.95."""
+SHORT = ["--train.epochs=2"]
+"""With the recipe's seed, the test accuracy is then about 0.5."""
 
 
 @pytest.mark.parametrize(
@@ -16,8 +16,8 @@ SHORT = ["--train.epochs=3"]
     [
         # Since any strategy reaches the weights of one worker, one of them runs the whole recipe.
         ("mirrored", 1, ["--distribute.strategy=mirrored", "--distribute.devices=2"], 0.97),
-        ("multi_worker", 2, SHORT, 0.75),
-        ("horovod", 2, SHORT, 0.75),
+        ("multi_worker", 2, SHORT, 0.3),
+        ("horovod", 2, SHORT, 0.3),
     ],
 )
 def test_quickstart_is_learned_by_any_strategy(kind, size, flags, least, tmp_path: Path):
