@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from typing_extensions import override
 
+from distcnn.errors import DistcnnError
 from distcnn.inference.evaluation import evaluate_split
 from distcnn.inference.plots import (
     confusion_figure,
@@ -22,6 +23,24 @@ from distcnn.training.setup import TrainingSetup
 from distcnn.training.step import TrainingStep
 
 
+def event_writer(folder: Path) -> Any:
+    """Returns a writer of TensorBoard's event files.
+
+    Raises:
+        DistcnnError: If the folder cannot be written.
+    """
+    try:
+        return tf.summary.create_file_writer(str(folder))
+    except tf.errors.OpError as error:
+        reason = " ".join(error.message.split())
+        if "No space left on device" in reason:
+            reason = "No space left on device"
+        raise DistcnnError(
+            f"TensorBoard's files cannot be written to {folder}: {reason[:300]}; free some space, "
+            "or pass --logging.tensorboard false, and run the same command again"
+        ) from None
+
+
 class TensorBoardScalars:
     """Writes every row: validation metrics as `validation`, all others as `train`.
 
@@ -30,10 +49,7 @@ class TensorBoardScalars:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._writers = {
-            name: tf.summary.create_file_writer(str(folder / name))
-            for name in ("train", "validation")
-        }
+        self._writers = {name: event_writer(folder / name) for name in ("train", "validation")}
 
     def __call__(self, row: Row) -> None:
         """Writes one row."""
@@ -92,7 +108,7 @@ class TensorBoardImages(keras.callbacks.Callback):
     def __init__(self, folder: Path, setup: TrainingSetup, batches: tf.data.Dataset) -> None:
         super().__init__()
         # In a separate folder, since TensorBoard follows only the newest file of each.
-        self._writer = tf.summary.create_file_writer(str(folder / "images"))
+        self._writer = event_writer(folder / "images")
         self._setup = setup
         self._batch = np.asarray(next(iter(batches.take(1)))[0])
 
