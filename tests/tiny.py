@@ -148,6 +148,13 @@ def compiled(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model
     return model
 
 
+def without_loss(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """A model that is compiled, but not for anything."""
+    model = fixed_input()
+    model.compile("adam")
+    return model
+
+
 class TwoSteps(keras.Model):
     """A model with steps of its own: a penalty on the outputs, and a second look at the metrics."""
 

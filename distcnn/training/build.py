@@ -145,7 +145,7 @@ def _build_steps(
         ema = WeightEMA(model, config.optimizer.ema) if config.optimizer.ema else None
     for optimizer in optimizers:
         backend.disable_reduction(optimizer)
-        if fast_path:
+        if fast_path and objective.is_own:
             fuse_optimizer(optimizer)
     training = TrainingStep(
         model,

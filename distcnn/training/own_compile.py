@@ -25,14 +25,15 @@ def own_objective(model: keras.Model, config: Config, interface: ModelInterface)
         interface: What the model takes and returns.
 
     Raises:
-        UsageError: If the configuration asks for what the model's own steps cannot do, or the
-            optimizer is not one of Keras.
+        UsageError: If the configuration asks for what the model's own steps cannot do, the
+            optimizer is not one of Keras, or there is no loss.
     """
     if not isinstance(model.optimizer, keras.optimizers.Optimizer):
         raise UsageError(
             f"the model is compiled with the optimizer {model.optimizer!r}; expected an optimizer "
             "of Keras"
         )
+    _require_loss(model)
     if has_own_train_step(model) and config.train.accumulation_steps > 1:
         raise UsageError(
             f"train.accumulation_steps is {config.train.accumulation_steps}, but the model "
@@ -49,6 +50,21 @@ def own_objective(model: keras.Model, config: Config, interface: ModelInterface)
         type(getattr(model.optimizer, "inner_optimizer", model.optimizer)).__name__,
     )
     return Objective(interface.logits, is_own=True, labels=label_format(model, config))
+
+
+def _require_loss(model: keras.Model) -> None:
+    """Checks that there is a loss: of `compile`, of the model's own methods, or of `add_loss`."""
+    computes_its_own = (
+        has_own_train_step(model) or type(model).compute_loss is not keras.Model.compute_loss
+    )
+    if model.loss is not None or computes_its_own:
+        return
+    model(keras.ops.zeros((1, *model.input_shape[1:])), training=False)
+    if not model.losses:
+        raise UsageError(
+            "the model is compiled without a loss; pass one to compile, or return the model "
+            "uncompiled to train it with categorical cross-entropy and the configured optimizer"
+        )
 
 
 def peak_rate(

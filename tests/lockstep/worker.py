@@ -30,6 +30,15 @@ from tests.lockstep.cases import case_config
 OVERFLOW_AT = 7
 
 
+class ReadsEachStep(keras.callbacks.Callback):
+    """A callback of rank 0 alone that reads metrics, which all ranks add up."""
+
+    chief_only = True
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        assert 0 < logs["loss"] < 100
+
+
 @contextlib.contextmanager
 def replacing(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Replaces an attribute of a module or class during the context."""
@@ -98,7 +107,8 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
     """Trains one case and returns its results."""
     overrides = entry.get("overrides", {}) | (entry.get("rank_1", {}) if rank == 1 else {})
     config = case_config(entry["case"], out / "run", **overrides)
-    callbacks = [Drift()] if entry.get("drift") else []
+    callbacks: list[keras.callbacks.Callback] = [Drift()] if entry.get("drift") else []
+    callbacks += [ReadsEachStep()] if entry["case"] == "sgd" else []
     if entry.get("taken") and rank == 0:
         (out / "run").mkdir()
         (out / "run" / "thesis.txt").touch()

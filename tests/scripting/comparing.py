@@ -2,8 +2,8 @@
 
     python -m tests.scripting.comparing [--groups GROUP...] [SCRIPT...]
 
-runs the scripts of this folder plainly, on 2 and 3 Horovod processes, on 2 processes of
-multi_worker and on 2 mirrored devices, and prints the largest difference of each.
+runs the scripts of this folder plainly, in a session of one worker, on 2 and 3 Horovod processes, on
+2 processes of multi_worker and on 2 mirrored devices, and prints the largest difference of each.
 """
 
 import argparse
@@ -23,6 +23,7 @@ SCRIPTS = Path(__file__).parent / "scripts"
 
 GROUPS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "plain": ("alone", 1, {}),
+    "one": ("alone", 1, {"strategy": "one_device"}),
     "horovod-2": ("horovod", 2, {"strategy": "horovod"}),
     "horovod-3": ("horovod", 3, {"strategy": "horovod"}),
     "multi_worker-2": ("multi_worker", 2, {"strategy": "multi_worker"}),

@@ -78,6 +78,12 @@ def test_what_the_steps_of_a_model_cannot_do_is_refused(tmp_path):
         )
 
 
+def test_a_model_that_minimises_nothing_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="compiled without a loss; pass one to compile"):
+        Trainer(small_config(tmp_path / "run", model__factory="tests.tiny:without_loss"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_interrupted_run_goes_on_with_the_metrics_of_the_epoch(tmp_path):
     own = {"model__factory": "tests.tiny:own_step"}
     whole = small_run(tmp_path / "whole", **own)
