@@ -2,8 +2,8 @@
 
     python -m tests.scripting.comparing [--groups GROUP...] [SCRIPT...]
 
-runs the scripts of this folder plainly, in a session of one worker, on 2 and 3 Horovod processes, on
-2 processes of multi_worker and on 2 mirrored devices, and prints the largest difference of each.
+runs the scripts of this folder plainly, in a session of one worker, on 2 and 3 Horovod processes,
+on 2 processes of multi_worker and on 2 mirrored devices, and prints the largest difference of each.
 """
 
 import argparse
