@@ -177,6 +177,7 @@ def _train(
         callbacks=[*early, *users, recorder],
         verbose=_verbosity(config.logging.progress) if backend.is_chief else 0,
     )
+    session.synchronise(model)
     best = early[0].best_epoch + 1 if early else recorder.epoch
     summary = make_summary(
         str(config.recipe),
@@ -193,7 +194,6 @@ def _train(
         test = model.evaluate(**data.test.arguments(size), verbose=0, return_dict=True)
     test = {"loss": None, "accuracy": None} | test
     summary |= {f"test_{name}": value for name, value in test.items()}
-    session.synchronise(model)
     summary["weights_agree"] = is_identical_everywhere(backend, model.weights)
     return model, summary
 

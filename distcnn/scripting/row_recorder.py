@@ -14,10 +14,11 @@ from distcnn.runtime.keras_hooks import plain_logs
 from distcnn.storage.checkpoint import METRICS_FILE, Progress
 from distcnn.storage.summary import MEASUREMENTS
 from distcnn.training.callbacks.metrics import Row, row_as_json
+from distcnn.training.callbacks.non_finite import NotFiniteError
 
 
 class RowRecorder(keras.callbacks.Callback):
-    """Writes a row every so many steps and at the end of every epoch.
+    """Writes a row every so many steps and at the end of every epoch; stops if the loss is NaN.
 
     The rows so far are part of a checkpoint, so a resumed run writes the file anew. Speed is
     measured without the first execution, which compiles the step, and without validation.
@@ -132,6 +133,12 @@ class RowRecorder(keras.callbacks.Callback):
 
     def _row(self, logs: Any) -> Row:
         metrics = plain_logs(logs or {})  # waits for the device
+        if not np.isfinite(metrics.get("loss", 0.0)):
+            raise NotFiniteError(
+                f"the loss is not finite at step {self.step} or before, so the run stopped; all "
+                "checkpoints are from before. Lower the learning rate, or give the optimizer a "
+                "clipnorm"
+            )
         seconds, (batches, rows, waited) = self._end_interval()
         steps = self.step - self._since_step
         is_measured = steps > 0 and seconds > 0

@@ -82,6 +82,13 @@ def model(width: int = 8) -> keras.Model:
     return both
 
 
+def exploding() -> keras.Model:
+    """A model whose loss is soon no number."""
+    both = model()
+    both.compile(keras.optimizers.SGD(1e20), {"value": "mse", "kind": "binary_crossentropy"})
+    return both
+
+
 def uncompiled() -> keras.Model:
     """A model whose loss nobody knows."""
     return keras.Sequential([keras.Input((4,)), layers.Dense(1)])

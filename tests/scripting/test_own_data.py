@@ -12,6 +12,7 @@ import pytest
 from distcnn.cli.command import EXIT_STOPPED
 from distcnn.errors import DataError, DistcnnError, UsageError
 from distcnn.scripting.own_run import OwnDataRun
+from distcnn.training.callbacks.non_finite import NotFiniteError
 from distcnn.training.trainer import Trainer
 from tests.runs import SignalAt, parse, rows
 from tests.scripting import own
@@ -89,6 +90,13 @@ stops = iter([10**9])
 def stop() -> keras.callbacks.Callback:
     """Stops each run at its own batch."""
     return SignalAt(next(stops))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path):
+    with pytest.raises(NotFiniteError, match="the loss is not finite at step 2 or before"):
+        run(tmp_path / "run", "--model.factory", "tests.scripting.own:exploding")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not list((tmp_path / "run" / "checkpoints").glob("fit-*/step-*.npz"))
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path):
