@@ -30,7 +30,7 @@ _MIXED_TYPES = re.compile(
 )
 """TensorFlow's messages if an operation gets numbers of two precisions."""
 
-_GRACE_SECONDS = 5
+GRACE_SECONDS = 5
 """How long a process waits before it reports what another process reports better: the loss of that
 process, or an error of every rank. Launchers that stop the others then end with the right line."""
 
@@ -67,7 +67,7 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
     except Exception as error:
         everywhere = isinstance(error, DistcnnError) and error.on_every_rank
         if isinstance(error, PeerLostError) or (everywhere and not cluster.is_chief):
-            time.sleep(_GRACE_SECONDS)
+            time.sleep(GRACE_SECONDS)
         if "--debug" in arguments:
             traceback.print_exc()
         code = _report(error, cluster)

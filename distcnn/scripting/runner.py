@@ -5,10 +5,12 @@ import os
 import runpy
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from distcnn.cli.command import GRACE_SECONDS
 from distcnn.config import ScriptConfig
 from distcnn.distribute.base import Backend
 from distcnn.errors import DistcnnError, UsageError
@@ -90,10 +92,9 @@ def _execute(script: Path, backend: Backend) -> None:
     except DistcnnError:
         raise
     except Exception as error:
-        if backend.is_chief:
-            _print_traceback(error, script)
-        else:
-            sys.stderr.write(f"error: rank {backend.rank}: {type(error).__name__}: {error}\n")
+        if not backend.is_chief:
+            time.sleep(GRACE_SECONDS)  # a launcher ends the others as soon as one has ended
+        _print_traceback(error, script, backend)
         raise ScriptFailedError(1) from error
 
 
@@ -105,13 +106,18 @@ def _exit_code(code: object) -> int:
     return 1
 
 
-def _print_traceback(error: Exception, script: Path) -> None:
+def _print_traceback(error: Exception, script: Path, backend: Backend) -> None:
     """Prints a traceback that begins in the script, as without distcnn."""
     frames = traceback.extract_tb(error.__traceback__)
     first = next((i for i, frame in enumerate(frames) if Path(frame.filename) == script), 0)
-    sys.stderr.write("Traceback (most recent call last):\n")
-    sys.stderr.write("".join(traceback.format_list(frames[first:])))
-    sys.stderr.write("".join(traceback.format_exception_only(error)))
+    lines = [
+        "" if backend.is_chief else f"error: rank {backend.rank}:\n",
+        "Traceback (most recent call last):\n",
+        *traceback.format_list(frames[first:]),
+        *traceback.format_exception_only(error),
+    ]
+    sys.stderr.write("".join(lines))  # at once: ranks share the terminal
+    sys.stderr.flush()
 
 
 @contextlib.contextmanager

@@ -76,11 +76,26 @@ model.fit(x, y, batch_size=4, epochs=2, verbose=2)
     assert output.count("epoch 1/2: ") == output.count("epoch 2/2: ") == 1
 
 
-def test_a_script_that_fails_shows_its_own_traceback_and_its_exit_code(run):
-    code, output = run("def own():\n    raise ValueError('my own fault')\nown()\n")
+@pytest.mark.parametrize("last", ["rank 0 alike, but later", "rank 1 alone"])
+def test_a_script_that_fails_shows_its_own_traceback_and_its_exit_code(last, run):
+    code, output = run(
+        f"""
+import time
+def own():
+    if {last == "rank 1 alone"} and rank == 0:
+        time.sleep(100)
+    time.sleep(1 - rank)
+    raise ValueError('my own fault')
+own()
+"""
+    )
     assert code != 0
-    assert "in own\n" in output.replace("[0]<stderr>:", "").replace("[1]<stderr>:", "")
-    assert "my own fault" in output
+    chief = last != "rank 1 alone"
+    lines = output.replace("[0]<stderr>:", "").replace("[1]<stderr>:", "").splitlines()
+    assert ("error: rank 1:" in lines) != chief, output
+    assert lines.count("Traceback (most recent call last):") == 1
+    assert lines.count("ValueError: my own fault") == 1
+    assert any(line.endswith("in own") for line in lines)
     assert "runpy" not in output
 
 
