@@ -151,7 +151,7 @@ class RunFinish:
             first += len(part)
         count = int(np.count_nonzero(self._setup.backend.sum(found)))
         if count:
-            log.warning("warning: %d images could not be decoded and were replaced", count)
+            log.warning("warning: images that could not be decoded and were replaced: %d", count)
         return {"undecodable_images": count}
 
     def _save(self, summary: dict[str, Any]) -> None:
