@@ -111,7 +111,8 @@ def test_the_shorter_side_fits_a_model_that_takes_no_squares():
     (cropped,) = decoded([contents], (12, 24, 3), Framing("crop"))
     assert np.abs(cropped - by_pillow(image, (15, 0, 30, 60), (12, 24))).max() <= 1
     (padded,) = decoded([contents], (12, 24, 3), Framing("pad"))
-    assert (padded[:, :6] == 0).all() and (padded[:, 18:] == 0).all()
+    assert (padded[:, :6] == 0).all()
+    assert (padded[:, 18:] == 0).all()
     assert np.abs(padded[:, 6:18] - by_pillow(image, (0, 0, 60, 60), (12, 12))).max() <= 1
 
 
@@ -190,9 +191,11 @@ def test_crop_boxes_have_the_distribution_of_inception():
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= sizes).all()
     area, ratio = height * width / (375 * 500), width / height
-    assert area.min() >= 0.079 and area.max() <= 1 and ratio.min() > 0.74 and ratio.max() < 1.35
+    assert 0.079 <= area.min() <= area.max() <= 1
+    assert 0.74 <= ratio.min() <= ratio.max() <= 1.35
     # Rejection sampling by a loop of its own.
-    random, wanted = np.random.default_rng(4), []
+    random = np.random.default_rng(4)
+    wanted: list[tuple[float, ...]] = []
     while len(wanted) < count:
         a, r = 375 * 500 * random.uniform(0.08, 1), np.exp(random.uniform(*np.log([3 / 4, 4 / 3])))
         h, w = round(np.sqrt(a / r)), round(np.sqrt(a * r))

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def photos(tmp_path):
 
 
 def config_of(folder, **options):
-    options = {"validation": "none", "augment": AUGMENT} | options
+    options = dict[str, Any](validation="none", augment=AUGMENT) | options
     return DataConfig(name="folder", dir=str(folder), image_size=16, **options)
 
 
@@ -151,7 +152,7 @@ def test_too_many_bad_images_stop_the_run(photos):
     for path in photos.glob("train/*/*.jpg"):
         path.write_bytes(b"no image")
     config = config_of(photos, on_error="skip")
-    with pytest.raises(tf.errors.OpError, match="10 of 18 images cannot be decoded, the last is"):
+    with pytest.raises(tf.errors.OpError, match="10 of 18 images cannot be decoded"):
         epochs(dataset_of(config).train, 1, config)
 
 
@@ -180,5 +181,5 @@ def test_streamed_parts_have_their_own_framing(photos):
 
 
 def test_a_cache_of_decoded_crops_is_refused(photos):
-    with pytest.raises(DataError, match="data.cache is disk, which is for decoded images"):
+    with pytest.raises(DataError, match="which is for decoded images"):
         dataset_of(config_of(photos, cache="disk"))

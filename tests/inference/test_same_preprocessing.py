@@ -64,7 +64,9 @@ def test_flags_override_the_framing_of_the_run(run, capsys):
 
 
 def test_a_run_with_random_crops_checked_its_images_when_they_were_read(run):
-    data, _ = data_of_run(run)
+    found = data_of_run(run)
+    assert found is not None
+    data = found[0]
     assert (data.resize, data.crop_fraction, data.check) == ("crop", 0.5, "reading")
     assert preprocessing_of_run({"data.check": "auto"}) == {"check": "auto"}
     assert preprocessing_of_run({}) == {}
