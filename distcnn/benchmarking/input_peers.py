@@ -26,6 +26,7 @@ from distcnn.config import AugmentConfig, DataConfig
 from distcnn.data.dataset import load_dataset
 from distcnn.data.pipeline import BatchSharding, EpochSampler, training_dataset
 from distcnn.data.sources import open_source
+from distcnn.errors import DistcnnError
 
 Read = Callable[[float], float]
 """Reads for a number of seconds, and returns images per second."""
@@ -153,7 +154,8 @@ def _program(command: list[str]) -> Iterator[Read]:
         assert process.stdin is not None
         assert process.stdout is not None
         requests, answers = process.stdin, process.stdout
-        answers.readline()
+        if not answers.readline():
+            raise DistcnnError(f"{command[0]} has ended; expected a Python with torch, torchvision")
 
         def read(seconds: float) -> float:
             requests.write(f"{seconds}\n")
