@@ -12,13 +12,13 @@ threads or worker processes as there are cores.
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from distcnn.benchmarking.input_reader import InputReader
 from distcnn.benchmarking.photographs import make_photographs
 from distcnn.cli.command import run_command, write_json
 from distcnn.cli.parser import Parser
@@ -28,9 +28,10 @@ from distcnn.data.pipeline import BatchSharding, EpochSampler, training_dataset
 from distcnn.data.sources import open_source
 from distcnn.errors import DistcnnError
 
-Read = Callable[[float], float]
-"""Reads for a number of seconds, and returns images per second."""
+Read = Callable[[float], tuple[float, float]]
+"""Reads for a number of seconds; returns images per second, and seconds of CPU time per image."""
 
+_WARM_UP_BATCHES = 12
 _TORCH_PROGRAM = Path(__file__).with_name("torch_input.py")
 
 
@@ -66,32 +67,36 @@ def main(arguments: Sequence[str]) -> int:
                 *map(str, numbers),
             ]
             readers["torchvision"] = stack.enter_context(_program(program))
-        rates = _measure(readers, options.rounds, options.seconds)
-    _print_table(rates)
-    write_json(options.json, {"cores": os.cpu_count(), "images_per_second": rates})
+        results = _measure(readers, options.rounds, options.seconds)
+    _print_table(results)
+    write_json(options.json, {"cores": os.cpu_count(), "pipelines": results})
     return 0
 
 
-def _measure(readers: dict[str, Read], rounds: int, seconds: float) -> dict[str, list[float]]:
+def _measure(
+    readers: dict[str, Read], rounds: int, seconds: float
+) -> dict[str, dict[str, list[float]]]:
     """Measures all in turn, so that a disturbance of the machine meets each of them."""
-    rates: dict[str, list[float]] = {name: [] for name in readers}
+    results: dict[str, dict[str, list[float]]] = {
+        name: {"images_per_second": [], "cpu_seconds_per_image": []} for name in readers
+    }
     for _ in range(rounds):
         for name, read in readers.items():
-            rates[name].append(read(seconds))
-    return rates
+            for values, value in zip(results[name].values(), read(seconds), strict=True):
+                values.append(value)
+    return results
 
 
-def _print_table(rates: dict[str, list[float]]) -> None:
-    # The lower quartile of the times, as disturbances only ever lengthen them.
-    best = {name: float(np.quantile(values, 0.75)) for name, values in rates.items()}
-    spread = {name: np.quantile(values, [0.25, 0.75]) for name, values in rates.items()}
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, upper quartile of the rates")
-    for name, rate in best.items():
-        low, high = spread[name]
-        ratio = best["distcnn"] / rate
+def _print_table(results: dict[str, dict[str, list[float]]]) -> None:
+    """Prints the better quartiles, as disturbances only ever slow a pipeline down."""
+    rate = {k: float(np.quantile(v["images_per_second"], 0.75)) for k, v in results.items()}
+    cpu = {k: float(np.quantile(v["cpu_seconds_per_image"], 0.25)) for k, v in results.items()}
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{'':14} {'images/s':>9} {'distcnn':>8} {'CPU ms/image':>13} {'distcnn':>8}")
+    for name in results:
+        faster, cheaper = rate["distcnn"] / rate[name], cpu[name] / cpu["distcnn"]
         print(
-            f"{name:14} {rate:8.0f} images/s (quartiles {low:.0f} to {high:.0f})   "
-            f"distcnn is {ratio:.2f} times as fast"
+            f"{name:14} {rate[name]:9.0f} {faster:7.2f}x {1000 * cpu[name]:13.3f} {cheaper:7.2f}x"
         )
 
 
@@ -142,8 +147,17 @@ def _plain_map(folder: Path, side: int, batch: int) -> Read:
 
 
 def _reading(batches: tf.data.Dataset) -> Read:
-    reader = InputReader(batches)
-    return lambda seconds: reader.read(seconds)[1]
+    iterator = iter(batches)
+
+    def read(seconds: float) -> tuple[float, float]:
+        for _ in range(_WARM_UP_BATCHES):  # what was read before the clock starts must not count
+            next(iterator)
+        images, start, used = 0, time.perf_counter(), time.process_time()
+        while (elapsed := time.perf_counter() - start) < seconds:
+            images += next(iterator)[0].shape[0]
+        return images / elapsed, (time.process_time() - used) / images
+
+    return read
 
 
 @contextlib.contextmanager
@@ -157,10 +171,11 @@ def _program(command: list[str]) -> Iterator[Read]:
         if not answers.readline():
             raise DistcnnError(f"{command[0]} has ended; expected a Python with torch, torchvision")
 
-        def read(seconds: float) -> float:
+        def read(seconds: float) -> tuple[float, float]:
             requests.write(f"{seconds}\n")
             requests.flush()
-            return float(answers.readline())
+            rate, cpu = map(float, answers.readline().split())
+            return rate, cpu
 
         yield read
         requests.close()

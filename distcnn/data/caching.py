@@ -94,12 +94,6 @@ def _stream(split: EncodedSplit, config: DataConfig, processes: int) -> Split:
         config.cache == "auto"
         and split.stored_bytes() * processes < _MEMORY_FRACTION * available_memory()
     )
-    if config.cache == "disk":
-        raise DataError(
-            "data.cache is disk, which is for decoded images, but these are decoded whenever they "
-            "are read; write record shards to a local disk by distcnn.records, or use --data.cache "
-            "memory or none"
-        )
     streamed = StreamedSplit(split, config.on_error, keep=keep)
     if config.checks_when_reading:
         return streamed

@@ -23,11 +23,10 @@ _logger = logging.getLogger("distcnn")
 class _SharedState:
     """What the parts of a streamed split share: kept files, and the bad images found so far."""
 
-    def __init__(self, encoded: EncodedSplit, *, keep: bool) -> None:
+    def __init__(self, *, keep: bool) -> None:
         self.kept: dict[int, bytes] | None = {} if keep else None
         self.bad: dict[int, str] = {}
         self.lock = threading.Lock()
-        self.encoded = encoded
 
 
 class StreamedSplit(Split):
@@ -53,7 +52,7 @@ class StreamedSplit(Split):
         self.image_shape = encoded.image_shape
         self._encoded = encoded
         self._on_error = on_error
-        self._shared = _SharedState(encoded, keep=keep)
+        self._shared = _SharedState(keep=keep)
         self._set_rows(np.arange(len(encoded), dtype=np.int64))
 
     @property

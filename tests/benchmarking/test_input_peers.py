@@ -8,7 +8,9 @@ from PIL import Image
 from distcnn.benchmarking.input_peers import main
 from distcnn.errors import DistcnnError
 
-NO_TORCH = "import sys; print('ready', flush=True); [print(7.0, flush=True) for _ in sys.stdin]"
+NO_TORCH = (
+    "import sys; print('ready', flush=True); [print(7.0, 0.5, flush=True) for _ in sys.stdin]"
+)
 
 
 def test_pipelines_of_photographs_are_measured_in_turn(tmp_path, capsys, monkeypatch):
@@ -26,10 +28,12 @@ def test_pipelines_of_photographs_are_measured_in_turn(tmp_path, capsys, monkeyp
     result = tmp_path / "result.json"
     flags = [*flags, "--torch", sys.executable, "--json", str(result)]
     assert main([str(tmp_path / "images"), *flags]) == 0
-    rates = json.loads(result.read_text())["images_per_second"]
-    assert list(rates) == ["distcnn", "bare decoder", "plain tf.data", "torchvision"]
-    assert all(len(values) == 2 and min(values) > 0 for values in rates.values())
-    assert rates["torchvision"] == [7.0, 7.0]
+    results = json.loads(result.read_text())["pipelines"]
+    assert list(results) == ["distcnn", "bare decoder", "plain tf.data", "torchvision"]
+    for measures in results.values():
+        assert all(len(values) == 2 and min(values) > 0 for values in measures.values())
+    torch = {"images_per_second": [7.0, 7.0], "cpu_seconds_per_image": [0.5, 0.5]}
+    assert results["torchvision"] == torch
     program.write_text("")
     with pytest.raises(DistcnnError, match="has ended; expected a Python with torch"):
         main([str(tmp_path / "images"), *flags])

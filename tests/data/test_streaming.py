@@ -19,7 +19,7 @@ from distcnn.data.pipeline import (
 )
 from distcnn.data.sources import open_source
 from distcnn.data.streaming import StreamedSplit
-from distcnn.errors import DataError
+from distcnn.errors import DataError, UsageError
 from tests.data.samples import encoded, pixels
 
 SHAPE = (16, 16, 3)
@@ -180,6 +180,7 @@ def test_streamed_parts_have_their_own_framing(photos):
     assert (train.gather(indices).numpy() != wider.gather(indices).numpy()).any()
 
 
-def test_a_cache_of_decoded_crops_is_refused(photos):
-    with pytest.raises(DataError, match="which is for decoded images"):
-        dataset_of(config_of(photos, cache="disk"))
+@pytest.mark.parametrize("options", [{"augment": AUGMENT}, {"check": "reading"}])
+def test_a_cache_of_decoded_images_that_are_decoded_when_read_is_refused(options):
+    with pytest.raises(UsageError, match="which is for decoded images"):
+        DataConfig(cache="disk", **options)

@@ -100,6 +100,13 @@ class DataConfig:
             "use --data.resize crop",
         )
         require(
+            self.cache != "disk"
+            or not (self.checks_when_reading or self.augment.random_resized_crop),
+            "data.cache is disk, which is for decoded images, but these are decoded when they are "
+            "read; use --data.cache memory or none, or write them to a local disk by "
+            "distcnn.records",
+        )
+        require(
             self.validation != "split" or self.validation_split > 0,
             "data.validation is split, but data.validation_split is 0; use --data.validation none",
         )
