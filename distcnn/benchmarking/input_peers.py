@@ -143,7 +143,8 @@ def _plain_map(folder: Path, side: int, batch: int) -> Read:
 
     images = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths)).repeat()
     images = images.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(batch)
-    return _reading(images.map(lambda images: (images,)).prefetch(tf.data.AUTOTUNE))
+    # Not to a depth that TensorFlow chooses: it would go on reading while others are measured.
+    return _reading(images.map(lambda images: (images,)).prefetch(2))
 
 
 def _reading(batches: tf.data.Dataset) -> Read:

@@ -196,7 +196,8 @@ def training_dataset(
         return images, targets, tf.fill([count], weight / tf.cast(total, tf.float32))
 
     batches = epochs.flat_map(steps_of)
-    batches = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    calls = split.parallel_batches(shard_images)
+    batches = batches.map(load, num_parallel_calls=calls, deterministic=True)
     shard_bytes = shard_images * math.prod(split.image_shape)
     # Deep enough to ride out a stall; TensorFlow's own choice is too few for small batches.
     return batches.prefetch(max(2, min(8, int(_PREFETCHED_BYTES / shard_bytes))))
@@ -247,7 +248,8 @@ def sharded_evaluation_dataset(
         return images, tf.one_hot(tf.gather(labels, indices), num_classes), weights
 
     elements = tf.data.Dataset.range(steps * len(sharding.local_replica_ids))
-    batches = elements.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    calls = split.parallel_batches(batch_size)
+    batches = elements.map(load, num_parallel_calls=calls, deterministic=True)
     return batches.prefetch(tf.data.AUTOTUNE), steps
 
 

@@ -72,6 +72,10 @@ class Split(abc.ABC):
             return self.gather(indices), indices
         return self.crops(indices, frame, draws), indices
 
+    def parallel_batches(self, batch_size: int) -> int:
+        """Returns how many batches of a size to read in parallel, or `tf.data.AUTOTUNE`."""
+        return int(tf.data.AUTOTUNE)
+
     def unreadable(self) -> np.ndarray:
         """Returns the sorted indices of the images that others have replaced, int64."""
         return np.zeros(0, np.int64)

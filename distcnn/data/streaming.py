@@ -1,6 +1,7 @@
 """Images that are decoded whenever they are read, and checked only then."""
 
 import logging
+import math
 import threading
 from typing import Any, Literal, Self
 
@@ -9,7 +10,7 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.data.decode import failure_reason
-from distcnn.data.encoded import EncodedSplit
+from distcnn.data.encoded import EncodedSplit, usable_cores
 from distcnn.data.framing import WHOLE, Frame, Framing, Shape
 from distcnn.data.image_file import shown_path
 from distcnn.data.split import Split
@@ -171,6 +172,16 @@ class StreamedSplit(Split):
                 f"{len(self._shared.bad)} of {len(self._encoded)} images cannot be decoded, the "
                 f"last is {text}; check the disk, or repair them"
             )
+
+    @override
+    def parallel_batches(self, batch_size: int) -> int:
+        """Returns enough for two images per core.
+
+        Images of a batch are decoded in parallel too, which TensorFlow's own choice does not know;
+        it also falls to one batch whenever the consumer pauses.
+        """
+        cores = usable_cores()
+        return math.ceil(2 * cores / min(batch_size, cores))
 
     @override
     def unreadable(self) -> np.ndarray:
