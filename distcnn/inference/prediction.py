@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from distcnn.data.caching import cache_folder
+from distcnn.data.file_list import FileList
 from distcnn.data.folder import FolderSplit
 from distcnn.data.undecodable import name_all
 from distcnn.data.verify import decode_all, explain
@@ -109,7 +110,7 @@ def predict_files(
     errors: dict[Path, str] = {}
     for start in range(0, len(paths), chunk):
         files = paths[start : start + chunk]
-        split = FolderSplit(files, np.zeros(len(files), np.int64))
+        split = FolderSplit(FileList.of(files), np.zeros(len(files), np.int64))
         resized = split.resized(shape)
         images = np.zeros((len(files), *shape), np.uint8)
         bad = decode_all(resized, images.__setitem__)
