@@ -46,6 +46,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "CPU only. fixed: the same for every count, so that the largest count that fits "
         "uses all cores; divided: all cores, divided among the workers of each count; or a number.",
     },
+    "link": {
+        "type": str,
+        "default": None,
+        "help": "Speed of the network between workers, such as 1gbit: each worker runs on a host "
+        "of its own, a network namespace of this machine. Needs root, ip and tc.",
+    },
     "compare": {
         "choices": ("plain",),
         "default": None,
@@ -98,6 +104,7 @@ def main(arguments: Sequence[str]) -> int:
         steps=options["steps"],
         warmup=options["warmup"],
         cores_per_worker=options["cores_per_worker"],
+        link=options["link"],
     )
     both: tuple[Mode, ...] = ("weak", "strong")
     results = benchmark.run(

@@ -3,11 +3,15 @@
 from typing import Any
 
 import keras
-import numpy as np
 
 from distcnn.benchmarking.flops import peak_flops
 from distcnn.benchmarking.plain_keras import compare_with_plain
-from distcnn.benchmarking.step_timing import measure_steps, reduction_times, step_times_by_batch
+from distcnn.benchmarking.step_timing import (
+    measure_overlap,
+    measure_steps,
+    reduction_times,
+    step_times_by_batch,
+)
 from distcnn.config import PrecisionConfig
 from distcnn.runtime.precision import resolve_precision
 from distcnn.storage.environment import describe_environment
@@ -32,11 +36,19 @@ def comparison(setup: TrainingSetup, *, repeats: int) -> list[dict[str, Any]]:
     return compare_with_plain(setup, repeats)
 
 
-def scaling(setup: TrainingSetup, *, batches: list[int], repeats: int) -> dict[str, Any]:
-    """Measures step times by batch size and reduction times by size, to fit a `ScalingModel`."""
+def scaling(
+    setup: TrainingSetup, *, batches: list[int], repeats: int, replicas: int
+) -> dict[str, Any]:
+    """Measures step times by batch size and reduction times by size, to fit a `ScalingModel`.
+
+    Args:
+        setup: The run.
+        batches: Sizes of the global batch.
+        repeats: Number of executions to time of each.
+        replicas: Number of replicas to predict.
+    """
     measured: dict[str, Any] = {"step_ms": step_times_by_batch(setup, batches, repeats)}
     if setup.backend.replicas > 1:
-        weights = setup.model.trainable_variables
         measured["reduction_ms"] = reduction_times(setup.backend, _REDUCTION_BYTES, repeats)
-        measured["bytes_per_step"] = 4 * sum(int(np.prod(w.shape)) for w in weights)
+        measured["buckets"], measured["overlap"] = measure_overlap(setup, repeats, replicas)
     return measured

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from distcnn.benchmarking.link import Link
 from distcnn.distribute.launching import Process, unplaced_environment
 from distcnn.distribute.strategies import strategy_of
 from distcnn.errors import DistcnnError, UsageError
@@ -21,7 +22,7 @@ _GRACE_SECONDS = 5
 
 
 def run_workers(
-    strategy: str, workers: int, plan: dict[str, Any], folder: Path
+    strategy: str, workers: int, plan: dict[str, Any], folder: Path, link: Link | None = None
 ) -> list[dict[str, Any]]:
     """Runs a plan in a group of processes.
 
@@ -30,6 +31,7 @@ def run_workers(
         workers: Number of replicas.
         plan: The measurements to take; see `distcnn.benchmarking.worker`.
         folder: Folder for the plan, the results and the output of the processes.
+        link: The hosts of the processes, if there are several, or None for this one.
 
     Returns:
         The measurements of rank 0, one for each entry of the plan.
@@ -55,7 +57,7 @@ def run_workers(
                 stderr=output,
                 start_new_session=True,
             )
-            for line, environment in _processes(strategy, workers, command)
+            for line, environment in _processes(strategy, workers, command, link)
         ]
         exit_codes = _wait(processes)
     if any(exit_codes) or not results.exists():
@@ -92,11 +94,13 @@ def _terminate(process: subprocess.Popen[bytes]) -> None:
                 process.wait(_GRACE_SECONDS)
 
 
-def _processes(strategy: str, workers: int, command: list[str]) -> list[Process]:
+def _processes(strategy: str, workers: int, command: list[str], link: Link | None) -> list[Process]:
     """Returns the command line and the environment of each process to start."""
     environment = unplaced_environment()
     path = [str(Path.cwd()), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(path)
+    if link is not None and workers > 1:
+        return link.place(workers, command, environment)
     return strategy_of(strategy).launch(workers, command, environment)
 
 

@@ -118,6 +118,7 @@ def _facts(results: Results) -> dict[str, str]:
         "model": f"{results.model}, {results.parameters:,} parameters, recipe {results.recipe}",
         "precision": f"{results.precision}, fast path {fast}",
         "data": results.data,
+        **({"link": f"{results.link} each way"} if results.link else {}),
         "efficiency": results.denominator,
         "share of peak": f"relative to {_rate(results.peak_gflops)} GFLOP/s per core or GPU",
     }
@@ -194,7 +195,19 @@ def _time_fractions_table(rows: Sequence[Row]) -> _Table:
         )
         for row in rows
     ]
-    return _with_strategy(_Table("Where the step time goes", headings, lines, _notes(rows)), rows)
+    notes = (*_notes(rows), *_overlap_notes(rows))
+    return _with_strategy(_Table("Where the step time goes", headings, lines, notes), rows)
+
+
+def _overlap_notes(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        if row.communication_share_at_once is not None:
+            yield (
+                f"{row.strategy}, {row.placement}, global batch {row.global_batch}: communication "
+                f"takes {_percent(row.communication_share)} of a step, and would take "
+                f"{_percent(row.communication_share_at_once)} if gradients were reduced at once, "
+                "after the backward pass"
+            )
 
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> _Table:
@@ -248,6 +261,11 @@ def _prediction_table(prediction: Prediction, *, over_sockets: bool) -> _Table:
         f"{_rate(prediction.bandwidth_mb_per_s)} MB/s with a latency of "
         f"{prediction.latency_ms:.4g} ms"
     ]
+    if prediction.overlap:
+        notes.append(
+            f"reduced during the last {_percent(prediction.overlap)} of the computing, but for "
+            f"{prediction.last_bytes / 1e6:.4g} MB"
+        )
     if over_sockets:
         notes.append("over Horovod's sockets, as between hosts, not through shared memory")
     return _Table("Predicted weak scaling", headings, lines, tuple(notes))

@@ -40,7 +40,10 @@ class Row:
         input_wait: Fraction of the step time spent only waiting for input, in [0, 1].
         input_images_per_second: Throughput of the input pipeline when nothing is computed.
         compute_share: Fraction of the step time spent computing, in [0, 1].
-        communication_share: Fraction of the step time spent communicating, in [0, 1].
+        communication_share: Fraction of the step time spent communicating while nothing is
+            computed, in [0, 1].
+        communication_share_at_once: The same of a step that reduces all gradients at once, after
+            the backward pass; None if the steps do not reduce in buckets.
         verdict: What limits the speed and which flag to change, in words.
     """
 
@@ -69,6 +72,7 @@ class Row:
     input_images_per_second: float
     compute_share: float
     communication_share: float
+    communication_share_at_once: float | None = None
     verdict: str
 
     @property
@@ -158,6 +162,8 @@ class Prediction:
         latency_ms: Latency of one message between workers, in milliseconds.
         bandwidth_mb_per_s: Bandwidth between workers, in MB/s.
         bytes_per_step: Bytes of gradients that each worker reduces in a step.
+        overlap: Fraction of the computing that is left when the reduction starts, in [0, 1].
+        last_bytes: Bytes that are reduced after the computing.
         points: The predictions, at the per-worker batch of the weak rows.
     """
 
@@ -166,6 +172,8 @@ class Prediction:
     latency_ms: float
     bandwidth_mb_per_s: float
     bytes_per_step: int
+    overlap: float = 0.0
+    last_bytes: int = 0
     points: tuple[PredictedPoint, ...]
 
 
@@ -182,6 +190,7 @@ class Results:
         precision: Name of the dtype policy.
         fast_path: Whether the model was computed in its fast form.
         data: Name of the data set.
+        link: Speed of the link between workers on different hosts, or None for one host.
         denominator: Definition of efficiency, in words.
         peak_gflops: Peak arithmetic rate of a core or GPU in GFLOP/s, which `Row.share_of_peak`
             is relative to.
@@ -205,6 +214,7 @@ class Results:
     comparisons: tuple[Comparison, ...]
     prediction: Prediction | None
     environment: dict[str, Any]
+    link: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of `results.json`."""

@@ -1,12 +1,14 @@
 """Runs a benchmark: starts the groups of workers and assembles their measurements."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from distcnn.benchmarking.bottleneck import describe_bottleneck
+from distcnn.benchmarking.link import Link, linked_hosts
 from distcnn.benchmarking.machine import CoreAllocation, Machine
 from distcnn.benchmarking.process_groups import run_workers, scratch_folder
 from distcnn.benchmarking.results import Comparison, PredictedPoint, Prediction, Results, Row
@@ -30,9 +32,11 @@ class ScalingBenchmark:
         steps: Number of executions of each variant of the step to time.
         warmup: Number of executions before that.
         cores_per_worker: "fixed", "divided" or a number; see the help of the flag.
+        link: Speed of the link between workers, each on a host of its own; None for one host.
 
     Raises:
-        UsageError: If `cores_per_worker` is invalid, or the strategy is that of a single device.
+        UsageError: If `cores_per_worker` is invalid, the strategy is that of a single device, or
+            the link is for a strategy that has all workers in one process.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class ScalingBenchmark:
         steps: int,
         warmup: int,
         cores_per_worker: str,
+        link: str | None = None,
     ) -> None:
         self._config = config
         self._machine = machine
@@ -52,6 +57,13 @@ class ScalingBenchmark:
         self._warmup = warmup
         self._cores = CoreAllocation(machine, cores_per_worker, tuple(counts))
         self._strategy = _strategy_for_several(config)
+        self._rate = link
+        self._link: Link | None = None
+        if link is not None and not strategy_of(self._strategy).joins_processes:
+            raise UsageError(
+                f"link joins workers in different processes, but distribute.strategy is "
+                f"{self._strategy}; use horovod or multi_worker"
+            )
         self._peak_gflops = 0.0  # of one core or GPU; known after the first group
 
     def run(
@@ -80,10 +92,10 @@ class ScalingBenchmark:
             UsageError: If the global batch is smaller than a number of workers.
             DistcnnError: If a group of workers fails.
         """
-        with scratch_folder() as folder:
+        with scratch_folder() as folder, self._hosts():
             measured = {count: self._measure(count, modes, folder) for count in self._counts}
             comparisons = self._compare(compare_steps, folder) if compare_steps else []
-            model = self._model(folder) if predicted else None
+            model = self._model(folder, predicted) if predicted else None
         first = measured[self._counts[0]][modes[0]]
         replicas = 1 if self._machine.gpus else self._counts[0] // first["resolved"]["processes"]
         process_cores = replicas * (self._cores.per_worker(self._counts[0]) or 1)
@@ -99,6 +111,7 @@ class ScalingBenchmark:
             precision=resolved["precision"],
             fast_path=resolved["fast_path"],
             data=resolved["data"],
+            link=self._rate,
             denominator=self._denominator(rows),
             peak_gflops=self._peak_gflops,
             rows=tuple(rows),
@@ -106,6 +119,15 @@ class ScalingBenchmark:
             prediction=self._prediction(*model, predicted) if model else None,
             environment=first["environment"] | {"cores": self._machine.cores},
         )
+
+    @contextlib.contextmanager
+    def _hosts(self) -> Iterator[None]:
+        """Creates the hosts of the workers for the context, if they are joined by a link."""
+        if self._rate is None:
+            yield
+            return
+        with linked_hosts(self._rate, max(2, *self._counts)) as self._link:
+            yield
 
     def _measure(self, workers: int, modes: Sequence[Mode], folder: Path) -> dict[str, Any]:
         # For a single worker, weak and strong scaling are the same.
@@ -133,7 +155,9 @@ class ScalingBenchmark:
         train = self._config.train
         return train.global_batch_size or train.batch_size * train.accumulation_steps
 
-    def _model(self, folder: Path) -> tuple[ScalingModel, dict[int, float]]:
+    def _model(
+        self, folder: Path, predicted: Sequence[int]
+    ) -> tuple[ScalingModel, dict[int, float]]:
         """Measures the times that the scaling model needs, and fits it.
 
         Predictions are mostly for workers on several hosts, so shared memory is off.
@@ -157,6 +181,7 @@ class ScalingBenchmark:
             arguments = {
                 "batches": sorted({*sizes, workers * batch}),
                 "repeats": max(self._steps, 25),
+                "replicas": max(predicted),
             }
             entry = {"kind": "model", "config": file, "arguments": arguments}
             (measured[workers],) = self._group(workers, [entry], folder / name, cores)
@@ -164,7 +189,8 @@ class ScalingBenchmark:
             {int(k): v for k, v in measured[1]["step_ms"].items()},
             {int(k): v for k, v in measured[most]["reduction_ms"].items()},
             most,
-            measured[most]["bytes_per_step"],
+            measured[most]["buckets"],
+            measured[most]["overlap"],
         )
         step_ms = {
             workers: times["step_ms"][str(workers * batch)]
@@ -182,7 +208,7 @@ class ScalingBenchmark:
             # All replicas are in one process.
             process_cores = min(process_cores * workers, self._machine.cores)
         plan = {"cores_per_process": process_cores, "entries": entries}
-        return run_workers(strategy, workers, plan, folder)
+        return run_workers(strategy, workers, plan, folder, self._link)
 
     def _strategy_for(self, workers: int) -> str:
         return self._strategy if workers > 1 else default_strategy(1)
@@ -303,6 +329,8 @@ class ScalingBenchmark:
             latency_ms=model.latency_ms,
             bandwidth_mb_per_s=model.bytes_per_ms / 1e3,
             bytes_per_step=model.bytes_per_step,
+            overlap=model.overlap,
+            last_bytes=model.last_bytes,
             points=tuple(points),
         )
 

@@ -2,11 +2,12 @@
 
 A worker takes `fixed + b * per_image` for a batch of b images. A ring allreduce of n bytes among N
 workers takes `2 (N - 1) latency + 2 (N - 1) / N * n / bandwidth` (Patarasuk and Yuan 2009,
-"Bandwidth optimal all-reduce algorithms for clusters of workstations"). The reduction starts after
-the backward pass, so the two times add up.
+"Bandwidth optimal all-reduce algorithms for clusters of workstations"). If gradients are reduced in
+buckets, the reduction starts when the first one is ready: only what is left of it at the end of the
+backward pass adds to the step, and at least the last bucket.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ class ScalingModel:
         latency_ms: Latency of one hop of the ring.
         bytes_per_ms: Bandwidth of one link.
         bytes_per_step: Bytes that a step reduces.
+        overlap: Fraction of the computing that is left when the first bucket is ready, in [0, 1].
+        last_bytes: Bytes of the last bucket; all of them if there is no overlap.
     """
 
     fixed_ms: float
@@ -29,6 +32,8 @@ class ScalingModel:
     latency_ms: float
     bytes_per_ms: float
     bytes_per_step: int
+    overlap: float = 0.0
+    last_bytes: int = 0
 
     def compute_ms(self, batch: float) -> float:
         """Returns the time that a worker takes to compute `batch` images."""
@@ -36,12 +41,22 @@ class ScalingModel:
 
     def reduce_ms(self, workers: int) -> float:
         """Returns the time that `workers` workers take to reduce the gradients of a step."""
-        hops = 2 * (workers - 1)
-        return hops * self.latency_ms + hops / workers * self.bytes_per_step / self.bytes_per_ms
+        return self._ring_ms(workers, self.bytes_per_step)
+
+    def exposed_ms(self, workers: int, batch: float) -> float:
+        """Returns the part of that time in which nothing is computed."""
+        hidden = self.overlap * self.compute_ms(batch)
+        if not hidden:
+            return self.reduce_ms(workers)
+        return max(self.reduce_ms(workers) - hidden, self._ring_ms(workers, self.last_bytes))
 
     def step_ms(self, workers: int, batch: float) -> float:
         """Returns the time of a step on `workers` workers with `batch` images each."""
-        return self.compute_ms(batch) + self.reduce_ms(workers)
+        return self.compute_ms(batch) + self.exposed_ms(workers, batch)
+
+    def _ring_ms(self, workers: int, size: int) -> float:
+        hops = 2 * (workers - 1)
+        return hops * self.latency_ms + hops / workers * size / self.bytes_per_ms
 
     def efficiency(self, workers: int, batch: float) -> float:
         """Returns the throughput per worker of `workers` workers, relative to a single worker."""
@@ -52,7 +67,8 @@ def fit_scaling_model(
     step_ms: Mapping[int, float],
     reduction_ms: Mapping[int, float],
     workers: int,
-    bytes_per_step: int,
+    buckets: Sequence[int],
+    overlap: float,
 ) -> ScalingModel:
     """Fits the model to measured times, by least squares on relative errors.
 
@@ -60,7 +76,8 @@ def fit_scaling_model(
         step_ms: Step time of one worker by batch size, for at least two sizes.
         reduction_ms: Time of a reduction by its size in bytes, for at least two sizes.
         workers: Number of workers that reduced, at least 2.
-        bytes_per_step: Bytes that a step reduces.
+        buckets: Bytes of each bucket of gradients that a step reduces.
+        overlap: Fraction of the computing that is left when the first bucket is ready, in [0, 1].
 
     Returns:
         The model; none of its times is negative.
@@ -68,7 +85,10 @@ def fit_scaling_model(
     fixed, per_image = _line(step_ms)
     start, per_byte = _line(reduction_ms)
     hops = 2 * (workers - 1)
-    return ScalingModel(fixed, per_image, start / hops, hops / workers / per_byte, bytes_per_step)
+    bandwidth = hops / workers / per_byte
+    return ScalingModel(
+        fixed, per_image, start / hops, bandwidth, sum(buckets), overlap, buckets[-1]
+    )
 
 
 def _line(points: Mapping[int, float]) -> tuple[float, float]:

@@ -85,6 +85,47 @@ def without_reduction(backend: Backend) -> Iterator[None]:
         del backend.reduce_sum
 
 
+@contextlib.contextmanager
+def first_bucket_only(backend: Backend, replicas: int) -> Iterator[list[int]]:
+    """Makes steps that are traced in this context compute the gradients of the first bucket alone.
+
+    The others are zeros, which leaves nothing of the backward pass that would compute them.
+
+    Args:
+        backend: Reduces nothing in the context.
+        replicas: Number of replicas for which the bytes are counted.
+
+    Yields:
+        Filled with the bytes of each bucket.
+    """
+    sizes: list[int] = []
+
+    def skip_reduction(tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
+        gradients, others = tensors[:compressible], tensors[compressible:]
+        first = not sizes
+        if compressible:
+            wire = [backend.wire_type(g, compressible=True, replicas=replicas) for g in gradients]
+            pairs = zip(wire, gradients, strict=True)
+            sizes.append(sum(dtype.size * g.shape.num_elements() for dtype, g in pairs))
+        return [*(g if first else tf.zeros_like(g) for g in gradients), *others]
+
+    backend.reduce_sum = skip_reduction  # type: ignore[method-assign]
+    try:
+        yield sizes
+    finally:
+        del backend.reduce_sum
+
+
+@contextlib.contextmanager
+def at_once(backend: Backend) -> Iterator[None]:
+    """Makes steps that are traced in this context reduce all gradients after the backward pass."""
+    limit, backend.bucket_bytes = backend.bucket_bytes, 0
+    try:
+        yield
+    finally:
+        backend.bucket_bytes = limit
+
+
 def resident_batch(setup: TrainingSetup, global_batch: int | None = None) -> Any:
     """Returns an iterator that repeats the first batch from memory.
 
@@ -139,6 +180,7 @@ def measure_steps(setup: TrainingSetup, steps: int, warmup: int) -> dict[str, An
     return {
         **{f"step_ms_{name}": value for name, value in asdict(times).items()},
         **time_fractions(quartiles, input_wait),
+        "communication_share_at_once": _share_at_once(quartiles),
         "input_wait": input_wait,
         "input_images_per_second": input_rate * setup.backend.size,
         "steps": steps,
@@ -153,7 +195,10 @@ def measure_steps(setup: TrainingSetup, steps: int, warmup: int) -> dict[str, An
 
 
 def _step_variants(setup: TrainingSetup) -> dict[str, TimedSteps]:
-    """Builds the step with input, on a resident batch and, if it reduces, without reduction."""
+    """Builds the step with input and on a resident batch.
+
+    If it reduces, also without reduction, and, if it reduces in buckets, all at once.
+    """
     batches = setup.backend.iterate(setup.training_batches(0))
     variants = {
         "full": TimedSteps(setup.training, batches),
@@ -163,6 +208,10 @@ def _step_variants(setup: TrainingSetup) -> dict[str, TimedSteps]:
         with without_reduction(setup.backend):
             step = TimedSteps(setup.new_training_step(), resident_batch(setup))
         variants["unreduced"] = step
+    if setup.backend.replicas > 1 and setup.backend.bucket_bytes:
+        with at_once(setup.backend):
+            step = TimedSteps(setup.new_training_step(), resident_batch(setup))
+        variants["at_once"] = step
     return variants
 
 
@@ -206,6 +255,13 @@ def time_fractions(quartiles: dict[str, float], input_wait: float) -> dict[str, 
     }
 
 
+def _share_at_once(quartiles: dict[str, float]) -> float | None:
+    """Returns the fraction of the step time that communication takes if nothing overlaps."""
+    if "at_once" not in quartiles:
+        return None
+    return max(1 - quartiles["unreduced"] / quartiles["at_once"], 0.0)
+
+
 def step_times_by_batch(setup: TrainingSetup, sizes: list[int], steps: int) -> dict[int, float]:
     """Returns the lower quartile of the step time in milliseconds for each global batch size."""
     timed_by_size = {
@@ -215,6 +271,32 @@ def step_times_by_batch(setup: TrainingSetup, sizes: list[int], steps: int) -> d
         for timed in timed_by_size.values():
             timed.repeat()
     return {size: summarise(timed.seconds).p25 for size, timed in timed_by_size.items()}
+
+
+def measure_overlap(setup: TrainingSetup, repeats: int, replicas: int) -> tuple[list[int], float]:
+    """Returns the buckets of gradients, and how much of a step is left when the first is ready.
+
+    Args:
+        setup: The run, of several replicas.
+        repeats: Number of executions to time.
+        replicas: Number of replicas for which the bytes are counted.
+
+    Returns:
+        The bytes of each bucket, and the fraction of the computing after the first one, in [0, 1];
+        0 if there is only one.
+    """
+    with first_bucket_only(setup.backend, replicas) as sizes:
+        first = TimedSteps(setup.new_training_step(), resident_batch(setup))
+    if len(sizes) == 1:
+        return sizes, 0.0
+    with without_reduction(setup.backend):
+        variants = {
+            "first": first,
+            "all": TimedSteps(setup.new_training_step(), resident_batch(setup)),
+        }
+    _run_in_turn(setup.backend, variants, repeats)
+    quartiles = {name: summarise(timed.seconds).p25 for name, timed in variants.items()}
+    return sizes, max(1 - quartiles["first"] / quartiles["all"], 0.0)
 
 
 def reduction_times(backend: Backend, sizes: list[int], repeats: int) -> dict[int, float]:

@@ -16,17 +16,17 @@ from distcnn.cli.startup import import_tensorflow
 from distcnn.runtime.cluster import find_cluster
 
 
-def pin(cores: int | None, local_rank: int) -> None:
+def pin(cores: int | None, rank: int) -> None:
     """Pins this process to its own cores; ranks share cores, in turn, if there are too few.
 
     Args:
         cores: Number of cores per process, or None for no pinning.
-        local_rank: Number of this process among those of this host.
+        rank: Number of this process among those of this machine.
     """
     if cores is None:
         return
     available = sorted(os.sched_getaffinity(0))
-    first = local_rank * cores
+    first = rank * cores
     os.sched_setaffinity(0, {available[(first + i) % len(available)] for i in range(cores)})
 
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     plan_file, results_file = arguments
     plan = json.loads(Path(plan_file).read_text())
     cluster = find_cluster(os.environ)
-    pin(plan["cores_per_process"], cluster.local_rank)
+    pin(plan["cores_per_process"], cluster.rank)  # all hosts are this machine
     bound = plan["cores_per_process"] is not None
     import_tensorflow()
     from distcnn.benchmarking import measurements

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from distcnn.config import DataConfig
 from distcnn.data.encoded import EncodedSplit, parallel_map
+from distcnn.data.file_list import FileList
 from distcnn.data.folder_layout import (
     find_classes,
     find_labelled_images,
@@ -24,101 +25,76 @@ from distcnn.data.progress import progress_bar
 from distcnn.data.split import Source
 from distcnn.runtime.text import valid_unicode
 
-_STAT_THREADS = 16  # folders on the network answer slowly
-
 
 class FolderSplit(EncodedSplit):
     """A split over image files, in the given order.
 
     Args:
-        paths: The files.
-        labels: int64 array of shape `(len(paths),)`, class indices.
+        files: The files.
+        labels: int64 array of shape `(len(files),)`, class indices.
         verify: How the hashes recognise a file: `stat` by its size and modification time, `bytes`
             by its content.
     """
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        files: FileList,
         labels: np.ndarray,
         verify: Literal["stat", "bytes"] = "stat",
     ) -> None:
         self.labels = labels
         self.image_shape = None
-        self._paths = np.array([os.fsencode(path) for path in paths], dtype=object)
-        self._tensor = tf.constant(self._paths)
+        self._files = files
+        self._names = tf.constant(files.names)
         self._contents: dict[bytes, str] | None = {} if verify == "bytes" else None
 
     @override
     def read(self, indices: tf.Tensor) -> tf.Tensor:
-        paths = tf.gather(self._tensor, indices)
+        names = tf.gather(self._names, indices)
+        paths = tf.strings.join([os.path.join(self._files.folder, b""), names])  # noqa: PTH118
         return parallel_map(_read_file, paths, tf.TensorSpec((), tf.string))
 
     @override
     def describe(self, index: int) -> str:
-        return os.fsdecode(self._paths[index])
+        return os.fsdecode(self._files.path(index))
 
     @override
     def fingerprint(self) -> str:
         """Hashes the paths of the files, and their sizes and times or their contents."""
-        return self._hash(lambda path: os.path.abspath(path))  # noqa: PTH100
+        folder = os.path.abspath(self._files.folder)  # noqa: PTH100
+        return hashlib.sha256(folder + b"\0" + self.content_hash().encode()).hexdigest()
 
     @override
     def content_hash(self) -> str:
         """Hashes the paths below the split's folder, and sizes and times or contents."""
-        root = os.path.commonpath(list(self._paths))
-        return self._hash(lambda path: os.path.relpath(path, root))
+        return self._files.digest(None if self._contents is None else self._read_contents())
 
     @override
     def stored_bytes(self) -> int:
-        with ThreadPoolExecutor(_STAT_THREADS) as pool:
-            return sum(pool.map(_size_of, self._paths, chunksize=256))
-
-    def _hash(self, name: Callable[[bytes], bytes]) -> str:
-        digest = hashlib.sha256()
-        states = map(_stat_of, self._paths) if self._contents is None else self._read_contents()
-        for path, state in zip(self._paths, states, strict=True):
-            digest.update(name(path) + b"\0" + state.encode() + b"\0")
-        return digest.hexdigest()
+        return int(np.maximum(self._files.states[:, 0], 0).sum())  # -1: reading reports it
 
     def _read_contents(self) -> list[str]:
         """Returns the checksums of the files, each of which is read once."""
         assert self._contents is not None
-        missing = [path for path in self._paths if path not in self._contents]
+        paths = [self._files.path(index) for index in range(len(self._files))]
+        missing = [path for path in paths if path not in self._contents]
         self._contents.update(zip(missing, _contents_of(missing), strict=True))
-        return [self._contents[path] for path in self._paths]
+        return [self._contents[path] for path in paths]
 
     @override
     def _select(self, indices: np.ndarray) -> None:
-        self._paths = self._paths[indices]
-        self._tensor = tf.constant(self._paths)
-
-
-def _size_of(path: bytes) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 - a million paths, as bytes
-    except OSError:
-        return 0  # reading reports it
-
-
-def _stat_of(path: bytes) -> str:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a million paths, as bytes
-    except FileNotFoundError:
-        return "missing"  # such as a dangling link; decoding reports it
-    except OSError as error:
-        return f"unreadable {error.errno}"
-    return f"{status.st_size} {status.st_mtime_ns}"
+        self._files = self._files.take(indices)
+        self._names = tf.constant(self._files.names)
 
 
 def _contents_of(paths: Sequence[bytes]) -> list[str]:
-    """Returns the checksum of each file, or how `_stat_of` describes it if it cannot be read."""
+    """Returns the checksum of each file, or why it cannot be read."""
 
     def describe(path: bytes) -> str:
         try:
             return hashlib.sha256(read_image_file(path)).hexdigest()
-        except ValueError:
-            return _stat_of(path)
+        except ValueError as error:
+            return f"unreadable: {error}"
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -163,8 +139,8 @@ def open_folder(config: DataConfig) -> Source:
     classes = find_classes(folders.get("train") or folders["test"])
     splits = {}
     for name, folder in folders.items():
-        paths, labels = find_labelled_images(folder, classes, config.on_error)
-        splits[name] = FolderSplit(paths, np.array(labels, np.int64), config.verify)
+        files, labels = find_labelled_images(folder, classes, config.on_error)
+        splits[name] = FolderSplit(files, labels, config.verify)
     warn_of_unused_folders(root, folders, classes)
     return Source(
         name=config.name,

@@ -1,11 +1,15 @@
 """The layout of an image folder: its splits, classes and images, and what does not belong in it."""
 
+import contextlib
 import logging
 import os
 import stat
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
+from distcnn.data.file_list import FileList
 from distcnn.data.image_file import EXTENSIONS, is_ignored, other_kind
 from distcnn.errors import DataError
 from distcnn.runtime.text import printable, valid_unicode
@@ -73,8 +77,8 @@ def find_classes(folder: Path) -> dict[str, int]:
 
 def find_labelled_images(
     part: Path, classes: dict[str, int], on_error: str
-) -> tuple[list[Path], list[int]]:
-    """Returns the images of a split, sorted within each class, and their labels.
+) -> tuple[FileList, np.ndarray]:
+    """Returns the images of a split, sorted within each class, and their labels (int64).
 
     Args:
         part: The split's folder.
@@ -84,8 +88,8 @@ def find_labelled_images(
     Raises:
         DataError: A class is unknown or has no images, or there are entries that are not images.
     """
-    paths: list[Path] = []
-    labels: list[int] = []
+    names: list[bytes] = []
+    labels: list[np.ndarray] = []
     strays: list[tuple[Path, str]] = []
     for folder in entries(part):
         if not is_folder(folder):
@@ -97,15 +101,16 @@ def find_labelled_images(
                 f"{len(classes)} classes; remove the folder or add training images"
             )
         images, others = _sort_out(folder)
-        paths += images
-        labels += [classes[folder.name]] * len(images)
+        below = os.path.join(os.fsencode(folder.name), b"")  # noqa: PTH118 - as bytes
+        names += [below + os.fsencode(name) for name in images]
+        labels.append(np.full(len(images), classes[folder.name], np.int64))
         strays += others
-    if not paths:
+    if not names:
         shown = printable(part)
         raise DataError(f"{shown} contains no class folders; expected {shown}/<class>/*.jpg")
     if strays:
         _report_strays(part, strays, on_error)
-    return paths, labels
+    return FileList(os.fsencode(part), names), np.concatenate(labels)
 
 
 def warn_of_unused_folders(root: Path, splits: dict[str, Path], classes: dict[str, int]) -> None:
@@ -128,13 +133,20 @@ def entries(folder: Path) -> list[Path]:
     Raises:
         DataError: The folder cannot be read.
     """
+    return [folder / entry.name for entry in _scan(folder)]
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    """Returns the entries of a folder as `entries` does, with what the system told of them."""
     try:
-        return sorted(path for path in folder.iterdir() if not is_ignored(path.name))
+        with os.scandir(folder) as found:
+            kept = [entry for entry in found if not is_ignored(entry.name)]
     except OSError as error:
         raise DataError(
             f"the folder {printable(folder)} cannot be read: {error.strerror}; expected a folder "
             "of images"
         ) from None
+    return sorted(kept, key=lambda entry: entry.name)
 
 
 def is_folder(path: Path) -> bool:
@@ -145,16 +157,19 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def _sort_out(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Returns the images of a class folder, and its other entries with what is wrong with each."""
-    images: list[Path] = []
+def _sort_out(folder: Path) -> tuple[list[str], list[tuple[Path, str]]]:
+    """Returns the names of the images in a class folder, sorted.
+
+    Also returns its other entries, with what is wrong with each.
+    """
+    images: list[str] = []
     others: list[tuple[Path, str]] = []
-    for path in entries(folder):
-        reason = _why_no_image(path)
+    for entry in _scan(folder):
+        reason = _why_no_image(entry)
         if reason is None:
-            images.append(path)
+            images.append(entry.name)
         else:
-            others.append((path, reason))
+            others.append((folder / entry.name, reason))
     if not images:
         shown = printable(folder)
         nested = next((path for path, _ in others if is_folder(path)), None)
@@ -168,14 +183,20 @@ def _sort_out(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     return images, others
 
 
-def _why_no_image(path: Path) -> str | None:
+def _why_no_image(entry: os.DirEntry[str]) -> str | None:
+    """Returns what is wrong with an entry of a class folder, mostly without a system call."""
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a million names
+    with contextlib.suppress(OSError):
+        if suffix in EXTENSIONS and entry.is_file():
+            return None
     try:
-        status: os.stat_result | None = path.stat()
+        status: os.stat_result | None = entry.stat()
     except OSError:
         status = None  # such as a dangling link; decoding reports it
     if status is not None and stat.S_ISDIR(status.st_mode):
-        return f"a folder in a class folder; move its images up to {printable(path.parent)}"
-    if path.suffix.lower() not in EXTENSIONS:
+        parent = Path(entry.path).parent
+        return f"a folder in a class folder; move its images up to {printable(parent)}"
+    if suffix not in EXTENSIONS:
         return "its name has none of the extensions " + ", ".join(sorted(EXTENSIONS))
     kind = other_kind(status) if status is not None else None
     return f"{kind}; expected a regular file" if kind is not None else None
@@ -219,7 +240,7 @@ def _explain_missing_splits(root: Path, folders: list[Path]) -> str:
     class_names = [
         printable(folder.name)
         for folder in folders
-        if any(_why_no_image(path) is None for path in entries(folder))
+        if any(_why_no_image(entry) is None for entry in _scan(folder))
     ]
     if class_names:
         names = ", ".join(class_names[:3]) + (", ..." if len(class_names) > 3 else "")

@@ -32,6 +32,8 @@ class Backend(abc.ABC):
         local_replicas: Number of replicas in this process.
         adds_up_metrics: Whether the variables of a metric, read outside `run`, are already added
             up over the replicas.
+        bucket_bytes: Bytes of gradients that are reduced at once while the backward pass goes on;
+            0 if all are reduced together, after it.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Backend(abc.ABC):
     size: int = 1
     local_replicas: int = 1
     adds_up_metrics: bool = False
+    bucket_bytes: int = 0
 
     @property
     def replicas(self) -> int:
@@ -55,6 +58,16 @@ class Backend(abc.ABC):
         """Ids of this process's replicas."""
         first = self.rank * self.local_replicas
         return range(first, first + self.local_replicas)
+
+    def wire_type(self, tensor: tf.Tensor, *, compressible: bool, replicas: int) -> tf.DType:
+        """Returns the type in which a tensor travels between replicas.
+
+        Args:
+            tensor: The tensor.
+            compressible: Whether it is a gradient, which may be compressed.
+            replicas: Number of replicas of the run.
+        """
+        return tensor.dtype
 
     @property
     def transport(self) -> str:

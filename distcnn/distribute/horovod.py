@@ -5,10 +5,11 @@ used. They run outside XLA, which cannot compile them.
 """
 
 import logging
+import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,15 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.distribute.base import Backend, reporting_lost_peers
+from distcnn.distribute.overlap import spare_a_thread
+from distcnn.distribute.packing import (
+    SMALL_ELEMENTS,
+    from_bits,
+    pack,
+    sum_over_processes,
+    to_bits,
+    undo_upcast,
+)
 from distcnn.distribute.rendezvous import Rendezvous
 from distcnn.distribute.shared_memory import SharedMemoryGroup
 from distcnn.errors import DistcnnError
@@ -23,15 +33,11 @@ from distcnn.runtime.cluster import Cluster
 
 log = logging.getLogger("distcnn")
 
-_WIRE_TYPES = {tf.bfloat16: tf.float32}
-"""Types that Horovod does not support, and the types they are sent as."""
+_SUM_TYPES = {tf.bfloat16: tf.float32}
+"""Types that Horovod does not support, and the types they are summed as."""
 
-_MAX_GATHERING_PROCESSES = 4
-"""Up to this many processes gather each other's tensors and sum them locally; gathering 16-bit
-floats then moves no more bytes than a ring allreduce in float32."""
-
-_SMALL_ELEMENTS = 4096
-"""Tensors of up to this many elements are concatenated before they are sent."""
+_MAX_SHARING_PROCESSES = 4
+"""Up to this many processes read each other's tensors from shared memory and sum them locally."""
 
 _TIMEOUT_SECONDS = 30
 """How long Horovod waits for an unresponsive process by default."""
@@ -49,6 +55,7 @@ class Horovod(Backend):
         port: First port of the run, or None to derive it from the job; used unless Horovod's own
             launcher started the processes.
         shared_memory: Whether steps may be reduced through memory that the processes share.
+        bucket_bytes: Bytes of gradients to send at once, unless memory is shared.
 
     Raises:
         DistcnnError: If Horovod is missing, or the processes cannot connect.
@@ -63,17 +70,22 @@ class Horovod(Backend):
         port: int | None,
         *,
         shared_memory: bool = True,
+        bucket_bytes: int = 0,
     ) -> None:
         self._hvd = import_horovod()
         self._rendezvous = Rendezvous(cluster, port)
         environment = self._rendezvous.open()
         self._compression = compression
-        few_processes = 1 < cluster.size <= _MAX_GATHERING_PROCESSES and compression == "none"
-        self._may_gather = few_processes and not tf.config.get_visible_devices("GPU")
-        can_share_memory = self._may_gather and cluster.one_host and hasattr(os, "memfd_create")
-        use_shared_memory = shared_memory and can_share_memory
+        self._on_cpu = cluster.size > 1 and not tf.config.get_visible_devices("GPU")
+        few_processes = cluster.size <= _MAX_SHARING_PROCESSES and compression == "none"
+        can_share_memory = self._on_cpu and cluster.one_host and hasattr(os, "memfd_create")
+        use_shared_memory = shared_memory and can_share_memory and few_processes
         if use_shared_memory:
             os.environ.setdefault("HOROVOD_CYCLE_TIME", _IDLE_CYCLE_MS)
+        elif self._on_cpu:
+            os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")  # tensors come packed
+        if bucket_bytes and cluster.size > 1 and not use_shared_memory:
+            spare_a_thread()
         os.environ.update(environment)  # the only way to configure Horovod
         try:
             self._hvd.init()
@@ -93,6 +105,7 @@ class Horovod(Backend):
             self._shared_memory = (
                 self._join_shared_memory(use_shared_memory) if self.size > 1 else None
             )
+        self.bucket_bytes = 0 if self._shared_memory else bucket_bytes
 
     @property
     @override
@@ -127,24 +140,15 @@ class Horovod(Backend):
 
     @override
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
-        uncast = [_undo_upcast(tensor) for tensor in tensors]
-        if self._shared_memory and all(t.shape.is_fully_defined() for t in tensors):
-            return self._sum_through_shared_memory(uncast, [t.dtype for t in tensors])
-        if self._may_gather and any(t.dtype.size == 2 for t in uncast):
-            sums = _sum_over_processes(self._gather_bits(uncast))
-            return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
-        return self._allreduce(tensors, compressible)
-
-    def _sum_through_shared_memory(
-        self, tensors: list[tf.Tensor], dtypes: Sequence[tf.DType]
-    ) -> list[tf.Tensor]:
-        group = self._shared_memory
-        assert group is not None
+        if not self._on_cpu or not all(t.shape.is_fully_defined() for t in tensors):
+            return self._allreduce(tensors, compressible)
+        narrow = self._to_wire([undo_upcast(tensor) for tensor in tensors], compressible)
+        dtypes = [tensor.dtype for tensor in tensors]
 
         @tf.custom_gradient
         def reduce(*own: tf.Tensor) -> Any:
-            packed, unpack = _pack(own)
-            sums = unpack(_sum_over_processes(group.gather(packed)))
+            packed, unpack = pack(own, small=SMALL_ELEMENTS if self._shared_memory else math.inf)
+            sums = unpack(self._sum_packed(packed))
 
             def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
                 reduced = self.reduce_sum(upstream)
@@ -152,23 +156,74 @@ class Horovod(Backend):
 
             return [tf.cast(total, d) for total, d in zip(sums, dtypes, strict=True)], gradient
 
-        return list(reduce(*tensors))
+        return list(reduce(*narrow))
 
-    def _gather_bits(self, tensors: list[tf.Tensor]) -> list[list[tf.Tensor]]:
-        """Sends the tensors of every process to every other as bits; returns those of each process.
+    @override
+    def wire_type(self, tensor: tf.Tensor, *, compressible: bool, replicas: int) -> tf.DType:
+        dtype = undo_upcast(tensor).dtype if self._on_cpu else tensor.dtype
+        if self._compression == "fp16" and compressible and dtype.is_floating and dtype.size > 2:
+            return tf.float16
+        return dtype if self._on_cpu else _SUM_TYPES.get(dtype, dtype)
 
-        Horovod cannot sum bfloat16, but gathering it moves no more bytes than a ring in float32.
+    def _to_wire(self, tensors: Sequence[tf.Tensor], compressible: int) -> list[tf.Tensor]:
+        return [
+            tf.cast(
+                tensor,
+                self.wire_type(tensor, compressible=index < compressible, replicas=self.size),
+            )
+            for index, tensor in enumerate(tensors)
+        ]
+
+    def _sum_packed(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Sums tensors over the processes, 16-bit types in float32."""
+        if self._shared_memory:
+            return sum_over_processes(self._shared_memory.gather(tensors))
+        if self.size == 2:
+            return sum_over_processes(self._exchange(tensors))
+        return [
+            self._sum_in_two_rounds(tensor)
+            if tensor.dtype.size == 2
+            else self._hvd.allreduce(tensor, op=self._hvd.Sum)
+            for tensor in tensors
+        ]
+
+    def _exchange(self, tensors: Sequence[tf.Tensor]) -> list[list[tf.Tensor]]:
+        """Sends the tensors of each of two processes to the other, in one message.
+
+        That moves no more bytes than a ring, and takes half the rounds.
+
+        Returns:
+            The tensors of each process.
         """
-        bits = [tf.reshape(tf.bitcast(tensor, tf.uint16), [-1]) for tensor in tensors]
-        by_tensor = []
-        for tensor, gathered in zip(tensors, self._hvd.grouped_allgather(bits), strict=True):
-            width = [2] if tensor.dtype.size == 4 else []
-            shape = [self.size, *tensor.shape, *width]
-            by_tensor.append(tf.unstack(tf.bitcast(tf.reshape(gathered, shape), tensor.dtype)))
-        return [list(parts) for parts in zip(*by_tensor, strict=True)]
+        bits = [to_bits(tensor) for tensor in tensors]
+        lengths = [part.shape[0] for part in bits]
+        sent = tf.concat(bits, 0) if len(bits) > 1 else bits[0]
+        received = tf.unstack(tf.reshape(self._hvd.allgather(sent), [2, sum(lengths)]))
+        return [
+            [
+                tf.reshape(from_bits(part, tensor.dtype), tensor.shape)
+                for part, tensor in zip(tf.split(message, lengths), tensors, strict=True)
+            ]
+            for message in received
+        ]
+
+    def _sum_in_two_rounds(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Sums a 16-bit tensor in float32; the sum has the precision of the tensor.
+
+        Every process sums a part of it. A ring of float32 moves twice the bytes, and Horovod
+        cannot sum bfloat16.
+        """
+        count = tensor.shape.num_elements()
+        part = -(-count // self.size)
+        bits = tf.pad(to_bits(tensor), [[0, part * self.size - count]])
+        parts, _ = self._hvd.alltoall(bits, splits=[part] * self.size)
+        own = tf.cast(tf.reshape(from_bits(parts, tensor.dtype), [self.size, part]), tf.float32)
+        total = tf.cast(tf.reduce_sum(own, axis=0), tensor.dtype)
+        gathered = from_bits(self._hvd.allgather(to_bits(total)), tensor.dtype)
+        return tf.reshape(gathered[:count], tensor.shape)
 
     def _allreduce(self, tensors: Sequence[tf.Tensor], compressible: int) -> list[tf.Tensor]:
-        wire = [self._to_wire(tensor, index < compressible) for index, tensor in enumerate(tensors)]
+        wire = self._to_wire(tensors, compressible)
         sums = list(wire)
         for dtype in dict.fromkeys(tensor.dtype for tensor in wire):  # a group needs a single type
             indices = [index for index, tensor in enumerate(wire) if tensor.dtype == dtype]
@@ -177,16 +232,11 @@ class Horovod(Backend):
                 sums[index] = total
         return [tf.cast(total, tensor.dtype) for total, tensor in zip(sums, tensors, strict=True)]
 
-    def _to_wire(self, tensor: tf.Tensor, compressible: bool) -> tf.Tensor:
-        compressed = self._compression == "fp16" and compressible and tensor.dtype.is_floating
-        target = tf.float16 if compressed else _WIRE_TYPES.get(tensor.dtype, tensor.dtype)
-        return tf.cast(tensor, target)
-
     @override
     def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         if self.size == 1:
             return list(tensors)
-        wire = [tf.cast(tensor, _WIRE_TYPES.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
+        wire = [tf.cast(tensor, _SUM_TYPES.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
         joined = [self._hvd.allgather(tensor) for tensor in wire]
         return [tf.cast(rows, t.dtype) for rows, t in zip(joined, tensors, strict=True)]
 
@@ -217,54 +267,6 @@ class Horovod(Backend):
             return None
         named = re.search(r"the connection to (rank \d+) was lost", str(error))
         return named[1] if named else "another rank"
-
-
-def _pack(
-    tensors: Sequence[tf.Tensor],
-) -> tuple[list[tf.Tensor], Callable[[list[tf.Tensor]], list[tf.Tensor]]]:
-    """Concatenates small tensors of the same type, to save the operations that each one costs.
-
-    Returns:
-        The large tensors and the concatenated ones, and a function that unpacks such a list.
-    """
-    groups: dict[tuple[str, int | None], list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        alone = None if tensor.shape.num_elements() <= _SMALL_ELEMENTS else index
-        groups.setdefault((tensor.dtype.name, alone), []).append(index)
-    packed = [
-        tf.concat([tf.reshape(tensors[index], [-1]) for index in group], 0)
-        if len(group) > 1
-        else tensors[group[0]]
-        for group in groups.values()
-    ]
-
-    def unpack(totals: list[tf.Tensor]) -> list[tf.Tensor]:
-        unpacked = dict.fromkeys(range(len(tensors)))
-        for group, total in zip(groups.values(), totals, strict=True):
-            sizes = [tensors[index].shape.num_elements() for index in group]
-            parts = tf.split(total, sizes) if len(group) > 1 else [total]
-            for index, part in zip(group, parts, strict=True):
-                unpacked[index] = tf.reshape(part, tensors[index].shape)
-        return list(unpacked.values())
-
-    return packed, unpack
-
-
-def _sum_over_processes(gathered: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
-    """Sums the tensors of all processes in rank order, 16-bit types in float32."""
-    sums = []
-    for parts in zip(*gathered, strict=True):
-        sum_dtype = tf.float32 if parts[0].dtype.size == 2 else parts[0].dtype
-        sums.append(tf.add_n([tf.cast(part, sum_dtype) for part in parts]))
-    return sums
-
-
-def _undo_upcast(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns the bfloat16 tensor that a float32 tensor was cast from, else the tensor itself."""
-    if tf.executing_eagerly() or tensor.dtype != tf.float32 or tensor.op.type != "Cast":
-        return tensor
-    origin = tensor.op.inputs[0]
-    return origin if origin.dtype == tf.bfloat16 else tensor
 
 
 def import_horovod() -> Any:

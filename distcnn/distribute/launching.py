@@ -50,10 +50,20 @@ def horovodrun(
 
 
 def tf_config(
-    replicas: int, command: Sequence[str], environment: Mapping[str, str]
+    replicas: int,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    addresses: Sequence[str] = (),
 ) -> list[Process]:
-    """Returns one process per replica, connected over loopback; `TF_CONFIG` gives each its rank."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(replicas)]
+    """Returns one process per replica; `TF_CONFIG` gives each its rank.
+
+    Args:
+        replicas: Number of replicas.
+        command: The command line.
+        environment: The environment.
+        addresses: Host and port of each process; by default, free ports of the loopback interface.
+    """
+    addresses = addresses or [f"127.0.0.1:{port}" for port in free_ports(replicas)]
     processes = []
     for rank in range(replicas):
         task = {"type": "worker", "index": rank}

@@ -106,7 +106,8 @@ def _build_mirrored(config: DistributeConfig, cluster: Cluster) -> "Backend":
 def _build_multi_worker(config: DistributeConfig, cluster: Cluster) -> "Backend":
     from distcnn.distribute.tensorflow import MultiWorker
 
-    return MultiWorker(cluster, cluster.worker_addresses(config.port), config.devices)
+    addresses = cluster.worker_addresses(config.port)
+    return MultiWorker(cluster, addresses, config.devices, bucket_bytes=config.bucket_bytes)
 
 
 def _build_horovod(config: DistributeConfig, cluster: Cluster) -> "Backend":
@@ -117,6 +118,7 @@ def _build_horovod(config: DistributeConfig, cluster: Cluster) -> "Backend":
         config.compression,
         config.port,
         shared_memory=config.shared_memory == "auto",
+        bucket_bytes=config.bucket_bytes,
     )
 
 

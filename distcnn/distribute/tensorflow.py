@@ -12,6 +12,8 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.distribute.base import Backend
+from distcnn.distribute.overlap import spare_a_thread
+from distcnn.distribute.packing import undo_upcast
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.keras_internals import skip_gradient_reduction
@@ -68,7 +70,7 @@ class _Strategy(Backend):
     @override
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         # A tensor without a device, such as a constant, cannot be reduced.
-        sums = [tf.identity(tensor) for tensor in tensors]
+        sums = [tf.identity(self._to_wire(tensor)) for tensor in tensors]
         context = tf.distribute.get_replica_context()
         for dtype in dict.fromkeys(tensor.dtype for tensor in sums):  # a group needs a single type
             indices = [index for index, tensor in enumerate(sums) if tensor.dtype == dtype]
@@ -76,7 +78,11 @@ class _Strategy(Backend):
             totals = context.all_reduce(tf.distribute.ReduceOp.SUM, group)
             for index, total in zip(indices, totals, strict=True):
                 sums[index] = total
-        return sums
+        return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
+
+    def _to_wire(self, tensor: tf.Tensor) -> tf.Tensor:
+        dtype = self.wire_type(tensor, compressible=False, replicas=self.replicas)
+        return tensor if tensor.dtype == dtype else undo_upcast(tensor)
 
     @override
     def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -111,13 +117,22 @@ class MultiWorker(_Strategy):
 
     name = "multi_worker"
 
-    def __init__(self, cluster: Cluster, addresses: Sequence[str], devices: int | None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        addresses: Sequence[str],
+        devices: int | None,
+        *,
+        bucket_bytes: int = 0,
+    ) -> None:
         gpus = sum(device.startswith("GPU") for device in _local_devices(devices))
         if gpus == 0 and (devices or 1) > 1:
             raise UsageError(
                 f"distribute.devices is {devices}, but multi_worker uses one CPU device per "
                 "process; start more processes"
             )
+        if bucket_bytes and cluster.size > 1:
+            spare_a_thread()
         try:
             strategy = _multi_worker(tuple(addresses), cluster.rank, gpus)
         except tf.errors.OpError as error:
@@ -127,9 +142,16 @@ class MultiWorker(_Strategy):
             ) from error
         super().__init__(strategy)
         self.rank, self.size = cluster.rank, cluster.size
+        self.bucket_bytes = bucket_bytes if self.replicas > 1 else 0
         self._sum = tf.function(
             self._sum_in_graph, input_signature=[tf.TensorSpec([None], tf.float64)]
         )
+
+    @override
+    def wire_type(self, tensor: tf.Tensor, *, compressible: bool, replicas: int) -> tf.DType:
+        # A sum of two is rounded once, as a gradient that one device computes. More would be
+        # rounded by each process on the way.
+        return undo_upcast(tensor).dtype if replicas == 2 else tensor.dtype
 
     @override
     def sum(self, values: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
+from distcnn.engine.buckets import in_buckets
 from distcnn.engine.shard import Shard, current_shard
 from distcnn.runtime.keras_hooks import APPLY, APPLY_SCALED, REDUCE_GRADIENTS, Hooks
 
@@ -114,10 +115,14 @@ class GradientReduction:
             elif gradient is not None:
                 dense.append(i)
         own = [tf.convert_to_tensor(gradients[i]) for i in dense]
-        sums = self._backend.reduce_sum([*own, *also], compressible=len(own))
-        for i, total in zip(dense, sums, strict=False):
-            reduced[i] = total
-        return reduced, sums[len(dense) :]
+        sums: list[tf.Tensor] = []
+        buckets = in_buckets(own, self._backend.bucket_bytes)
+        for bucket in buckets:
+            tensors = [own[i] for i in bucket] + list(also if bucket is buckets[-1] else ())
+            sums = self._backend.reduce_sum(tensors, compressible=len(bucket))
+            for i, total in zip(bucket, sums, strict=False):
+                reduced[dense[i]] = total
+        return reduced, sums[len(buckets[-1]) :]
 
     def _gathered(self, gradient: tf.IndexedSlices) -> tf.IndexedSlices:
         """Joins the rows of all replicas into what one device has.

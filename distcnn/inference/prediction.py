@@ -11,6 +11,7 @@ import numpy as np
 from distcnn.config import DataConfig
 from distcnn.config.recipe import preprocessing_of_run, settings_of_run
 from distcnn.data.caching import cache_folder
+from distcnn.data.file_list import FileList
 from distcnn.data.folder import FolderSplit
 from distcnn.data.framing import WHOLE, Framing, evaluation_framing
 from distcnn.data.undecodable import name_all
@@ -118,7 +119,7 @@ def predict_files(
     errors: dict[Path, str] = {}
     for start in range(0, len(paths), chunk):
         files = paths[start : start + chunk]
-        split = FolderSplit(files, np.zeros(len(files), np.int64))
+        split = FolderSplit(FileList.of(files), np.zeros(len(files), np.int64))
         resized = split.resized(shape, framing)
         images = np.zeros((len(files), *shape), np.uint8)
         bad = decode_all(resized, images.__setitem__)

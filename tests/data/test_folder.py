@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from distcnn.config import DataConfig
+from distcnn.data.file_list import FileList
 from distcnn.data.folder import FolderSplit
 from distcnn.data.sources import open_source
 from distcnn.data.verify import decode_all, explain
@@ -183,7 +184,7 @@ def test_folders_that_cannot_be_read(image_folder, monkeypatch):
     def refused(folder):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.iterdir", refused)
+    monkeypatch.setattr("os.scandir", refused)
     assert f"the folder {image_folder} cannot be read: Permission denied" in message_of(
         image_folder
     )
@@ -239,7 +240,7 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
     names = [*expected, "good\x1b.png", os.fsdecode(b"caf\xe9.png")]
     for name in names[-2:]:
         (tmp_path / name).write_bytes(encoded(pixels(4, 4), "PNG") + b"\0\0")
-    split = FolderSplit([tmp_path / name for name in names], np.zeros(8, np.int64))
+    split = FolderSplit(FileList.of([tmp_path / name for name in names]), np.zeros(8, np.int64))
     assert len(split.fingerprint()) == 64
     resized = split.resized((4, 4, 3))
     bad = decode_all(resized)
@@ -254,7 +255,7 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
 
 def test_a_file_that_vanishes_is_named_safely(tmp_path):
     names = ["\x1b[2J.png", os.fsdecode(b"caf\xe9.png")]
-    split = FolderSplit([tmp_path / name for name in names], np.zeros(2, np.int64))
+    split = FolderSplit(FileList.of([tmp_path / name for name in names]), np.zeros(2, np.int64))
     assert explain(split.resized((4, 4, 3)), [0, 1]) == [
         f"{tmp_path}/\\x1b[2J.png (No such file or directory)",
         f"{tmp_path}/{names[1]} (No such file or directory)",
@@ -305,6 +306,35 @@ def test_verifying_bytes_ignores_times_and_survives_unreadable_files(tmp_path):
     names = [*make_unreadable(tmp_path), "good.png"]
     (tmp_path / "good.png").write_bytes(encoded(pixels(4, 4), "PNG"))
     paths, labels = [tmp_path / name for name in names], np.zeros(len(names), np.int64)
-    before = FolderSplit(paths, labels, "bytes").content_hash()
+    before = FolderSplit(FileList.of(paths), labels, "bytes").content_hash()
     os.utime(tmp_path / "good.png", ns=(10**18, 10**18))
-    assert FolderSplit(paths, labels, "bytes").content_hash() == before
+    assert FolderSplit(FileList.of(paths), labels, "bytes").content_hash() == before
+
+
+def test_a_file_list_recognises_each_change(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "x" / name).write_text(name)
+    names = [b"x/a", b"x/b", b"x/c", b"x/missing"]
+    folder = os.fsencode(tmp_path)
+    files = FileList(folder, names)
+    assert files.states[:, 0].tolist() == [1, 1, 1, -1]
+    assert files.states[3, 1] == 2  # ENOENT
+    part = files.take(np.array([2, 0]))
+    assert [part.path(0), part.path(1)] == [folder + b"/x/c", folder + b"/x/a"]
+    assert part.states.tolist() == files.states[[2, 0]].tolist()
+    assert part.digest() == FileList(folder, [b"x/c", b"x/a"]).digest()
+    hashes = {files.digest(), part.digest(), FileList(folder, names[:3]).digest()}
+    hashes.add(FileList(folder, [b"x/b", b"x/a", b"x/c", b"x/missing"]).digest())
+    (tmp_path / "x" / "b").write_text("longer")
+    hashes.add(FileList(folder, names).digest())
+    os.utime(tmp_path / "x" / "a", ns=(1, 1))
+    hashes.add(FileList(folder, names).digest())
+    (tmp_path / "x" / "missing").write_text("")
+    hashes.add(FileList(folder, names).digest())
+    assert len(hashes) == 7
+    moved = tmp_path / "moved"
+    (tmp_path / "x").rename(moved)
+    assert FileList.of([moved / "a", moved / "b"]).digest() == (
+        FileList(os.fsencode(moved), [b"a", b"b"]).digest()
+    )

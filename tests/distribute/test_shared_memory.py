@@ -18,7 +18,7 @@ import pytest
 import tensorflow as tf
 
 from distcnn.distribute import shared_memory
-from distcnn.distribute.horovod import _SMALL_ELEMENTS, _pack
+from distcnn.distribute.packing import SMALL_ELEMENTS, pack
 from distcnn.distribute.shared_memory import SharedMemoryGroup, TensorExchange
 
 SIZE = 3
@@ -213,9 +213,9 @@ def test_what_is_packed_is_unpacked(kind):
     random = np.random.default_rng(1)
     tensors = []
     for index in range(24):
-        shape = (_SMALL_ELEMENTS + 1,) if index % 3 else (index, 2)
+        shape = (SMALL_ELEMENTS + 1,) if index % 3 else (index, 2)
         tensors.append(tf.cast(random.normal(size=shape), kind if index % 4 else tf.float32))
-    packed, unpack = _pack(tensors)
+    packed, unpack = pack(tensors)
     assert len(packed) == sum(bool(index % 3) for index in range(24)) + (
         1 if kind == tf.float32 else 2
     )

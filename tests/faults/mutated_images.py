@@ -23,6 +23,7 @@ import tensorflow as tf
 from PIL import Image
 
 from distcnn.data.decode import failure_reason
+from distcnn.data.file_list import FileList
 from distcnn.data.folder import FolderSplit
 from tests.faults.campaign import Campaign, Case, in_fork, main
 
@@ -93,7 +94,7 @@ def decode(paths: list[Path], done: Path) -> None:
     # Threads reserve address space that they do not use.
     limit = pages * resource.getpagesize() + _MOST_BYTES + (4 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    split = FolderSplit(paths, np.zeros(len(paths), np.int64)).resized(_SHAPE)
+    split = FolderSplit(FileList.of(paths), np.zeros(len(paths), np.int64)).resized(_SHAPE)
     gather = tf.function(split.gather, input_signature=[tf.TensorSpec([1], tf.int64)])
     before = _peak_bytes()
     with done.open("a", encoding="utf-8") as file:

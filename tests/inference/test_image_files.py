@@ -51,6 +51,6 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
     def refused(folder):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.iterdir", refused)
+    monkeypatch.setattr("os.scandir", refused)
     with pytest.raises(DataError, match="cannot be read: Permission denied"):
         find_images([tmp_path])

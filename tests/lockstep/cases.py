@@ -11,6 +11,7 @@ COMMON: dict[str, Any] = {
     "train__global_batch_size": 48,
     "train__epochs": 4,  # of 5 steps, the last one of 15 images
     "optimizer__lr": 0.01,
+    "distribute__bucket_mb": 0.001,  # small models would fill one bucket only
 }
 
 ANY_WORKERS = (

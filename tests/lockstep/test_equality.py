@@ -25,11 +25,16 @@ FORBIDDEN = " without memory"
 GROUPS: dict[str, tuple[str, int, list[str]]] = {
     "mirrored x2": ("mirrored", 2, list(ANY_WORKERS)),
     "multi_worker x2": ("multi_worker", 2, list(ANY_WORKERS)),
-    "horovod x2": ("horovod", 2, [*ANY_WORKERS, "bfloat16" + OWN_SOCKETS, "adam" + FORBIDDEN]),
+    "horovod x2": (
+        "horovod",
+        2,
+        [f"{case}{OWN_SOCKETS}" for case in ANY_WORKERS]
+        + ["adam", "sync_empty", "uneven", "bfloat16", "own_step", "adam" + FORBIDDEN],
+    ),
     "horovod x3": (
         "horovod",
         3,
-        [f"{case}{OWN_SOCKETS}" for case in ("adam", "sgd", "accumulation", "uneven")]
+        [f"{case}{OWN_SOCKETS}" for case in ("adam", "sgd", "accumulation", "uneven", "bfloat16")]
         + ["sync_batchnorm" + OWN_SOCKETS, "adam"],
     ),
     "horovod x4": ("horovod", 4, ["adam", "sync_batchnorm", "uneven"]),
@@ -146,10 +151,10 @@ def in_bfloat16(groups, tmp_path_factory) -> list[list[np.ndarray]]:
 
 
 def test_what_is_sent_as_bfloat16_is_summed_in_float32(in_bfloat16):
-    """bfloat16 gradients are sent as they are; their sums are computed in float32."""
+    """bfloat16 gradients are sent as they are; TensorFlow's collectives round their sum, too."""
     by_memory, by_horovod, by_tensorflow = in_bfloat16
     assert difference(by_memory, by_horovod) == 0.0
-    assert difference(by_horovod, by_tensorflow) <= 1e-6
+    assert 0 < difference(by_horovod, by_tensorflow) <= HALF_TOLERANCE["bfloat16"]
 
 
 def test_the_cases_train(alone):

@@ -25,14 +25,24 @@ class DistributeConfig:
     shared_memory: Literal["auto", "off"] = "auto"
     """Reduce gradients through shared memory instead of Horovod's sockets. auto: for up to 4
     processes of horovod, all on the CPUs of one Linux host, without compression."""
+    bucket_mb: float = 4.0
+    """Reduce gradients in buckets of this many MB, each as soon as the backward pass has computed
+    it, so that the network works while the model computes. 0: all at once, after the backward
+    pass. Only for multi_worker, and for horovod unless it uses shared memory."""
     port: int | None = None
     """First port of the run, if the launcher sets none. Default: derived from the job."""
 
     def __post_init__(self) -> None:
-        """Validates the number of devices and the port."""
+        """Validates the numbers."""
         require_at_most("distribute", self, 1024, "devices")
         require_at_least("distribute", self, 1, "devices", "port")
+        require_at_least("distribute", self, 0, "bucket_mb")
         require(
             self.port is None or self.port < 65_000,
             f"distribute.port is {self.port}; expected a value below 65000",
         )
+
+    @property
+    def bucket_bytes(self) -> int:
+        """Bytes of a bucket."""
+        return round(self.bucket_mb * 1e6)

@@ -1,0 +1,94 @@
+"""Files below a folder: many of them in little memory, and what recognises their content."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+_STAT_THREADS = 8
+"""File systems on the network answer slowly, so several files are examined at the same time."""
+
+_CHUNK = 4096
+
+
+class FileList:
+    """Files below a folder, in the given order.
+
+    Args:
+        folder: The folder, as the system encodes its name.
+        names: Paths of the files below it, without a leading slash.
+
+    Attributes:
+        folder: The folder.
+        names: Object array of bytes.
+    """
+
+    def __init__(self, folder: bytes, names: Sequence[bytes] | np.ndarray) -> None:
+        self.folder = folder
+        self.names = np.array(names, dtype=object)
+
+    @classmethod
+    def of(cls, paths: Sequence[Path]) -> "FileList":
+        """Returns a list of files wherever they are.
+
+        Args:
+            paths: At least one path.
+        """
+        encoded = [os.fsencode(path) for path in paths]
+        folder = os.path.commonpath({os.path.dirname(path) for path in encoded})  # noqa: PTH120
+        return cls(folder, [os.path.relpath(path, folder) for path in encoded])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, indices: np.ndarray) -> "FileList":
+        """Returns the files at `indices`, as they were examined."""
+        part = FileList(self.folder, self.names[indices])
+        if "states" in self.__dict__:
+            part.states = self.states[indices]
+        return part
+
+    def path(self, index: int) -> bytes:
+        """Returns the path of a file."""
+        return os.path.join(self.folder, self.names[index])  # noqa: PTH118 - as bytes
+
+    @functools.cached_property
+    def states(self) -> np.ndarray:
+        """int64 array `(files, 2)`: size in bytes and modification time in ns of each file.
+
+        They are -1 and the number of the error for a file that cannot be examined, such as a
+        dangling link; decoding reports it.
+        """
+        chunks = [self.names[i : i + _CHUNK] for i in range(0, len(self), _CHUNK)]
+        with ThreadPoolExecutor(_STAT_THREADS) as pool:
+            found = list(pool.map(self._examine, chunks))
+        return np.concatenate([np.empty((0, 2), np.int64), *found])
+
+    def _examine(self, names: np.ndarray) -> np.ndarray:
+        states = np.empty((len(names), 2), np.int64)
+        for row, name in enumerate(names):
+            try:
+                status = os.stat(os.path.join(self.folder, name))  # noqa: PTH116, PTH118
+                states[row] = status.st_size, status.st_mtime_ns
+            except OSError as error:
+                states[row] = -1, error.errno or 0
+        return states
+
+    def digest(self, contents: Sequence[str] | None = None) -> str:
+        """Returns a hash of the names, and of the files' sizes and times or their contents.
+
+        Args:
+            contents: A checksum of each file, or None to use sizes and times.
+        """
+        digest = hashlib.sha256(len(self).to_bytes(8, "little"))
+        for start in range(0, len(self), _CHUNK):
+            digest.update(b"\0".join(self.names[start : start + _CHUNK]) + b"\0")
+        if contents is None:
+            digest.update(np.ascontiguousarray(self.states).tobytes())
+        else:
+            digest.update("\0".join(contents).encode())
+        return digest.hexdigest()
