@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,25 @@ class Checkpoints:
         Raises:
             DistcnnError: If the checkpoint cannot be written, for example because the disk is full.
         """
+        return self.prepare(arrays, progress)()
+
+    def prepare(self, arrays: dict[str, np.ndarray], progress: Progress) -> Callable[[], Path]:
+        """Returns a function that does what `save` does, in any thread.
+
+        The metrics that were written before this call belong to the checkpoint; those that are
+        written until the function ends do not.
+        """
+        metrics = self._folder.parent / METRICS_FILE
+        size = metrics.stat().st_size if metrics.is_file() else None
+        return lambda: self._write(arrays, progress, None if size is None else (metrics, size))
+
+    def _write(
+        self, arrays: dict[str, np.ndarray], progress: Progress, metrics: tuple[Path, int] | None
+    ) -> Path:
         path = self.path(progress.step)
         try:
             self._folder.mkdir(exist_ok=True)  # not its parent, which somebody may have deleted
-            write_checkpoint(path, arrays, progress, self._folder.parent / METRICS_FILE)
+            write_checkpoint(path, arrays, progress, metrics)
             self._delete_old()
         except OSError as error:
             newest = self.newest_first()
@@ -146,7 +162,10 @@ class Checkpoints:
 
 
 def write_checkpoint(
-    path: Path, arrays: dict[str, np.ndarray], progress: Progress, metrics: Path | None = None
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    progress: Progress,
+    metrics: tuple[Path, int] | None = None,
 ) -> None:
     """Writes a checkpoint and its checksum, each atomically.
 
@@ -154,21 +173,22 @@ def write_checkpoint(
         path: The checkpoint.
         arrays: The state: arrays by name.
         progress: The progress of the run.
-        metrics: The file of metrics, whose size and checksum are stored too if it exists.
+        metrics: The file of metrics, and how many of its bytes belong to the checkpoint, which
+            stores their number and checksum if the file still exists.
     """
     described = {_META: asdict(progress)}
-    if metrics is not None and metrics.is_file():
-        described[_METRICS] = _describe_metrics(metrics)
+    if metrics is not None and metrics[0].is_file():
+        described[_METRICS] = _describe_metrics(*metrics)
     own = {key: np.frombuffer(json.dumps(d).encode(), np.uint8) for key, d in described.items()}
     with replacing(path) as partial:
         np.savez(partial, allow_pickle=False, **own, **arrays)
         write_text(_checksum_file(path), f"{file_digest(partial)}  {path.name}\n")
 
 
-def _describe_metrics(path: Path) -> dict[str, Any]:
+def _describe_metrics(path: Path, size: int) -> dict[str, Any]:
     with open_regular(path) as file:
         os.fsync(file.fileno())  # a power failure must not leave less than the checkpoint expects
-        content = file.read()
+        content = file.read(size)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -283,14 +303,20 @@ def snapshot(variables: dict[str, list[Any]]) -> dict[str, np.ndarray]:
         variables: Lists of variables by name of their group.
 
     Returns:
-        One array per variable, named `GROUP/0000` and so on, and `NAMES`, their paths in JSON.
+        One array per variable, named `GROUP/0000` and so on, and `NAMES`, their paths in JSON. None
+        shares memory with a variable, so that the next step does not change it.
     """
     named = by_key(variables)
     paths = {key: getattr(variable, "path", key) for key, variable in named.items()}
     return {
-        **{key: np.asarray(variable) for key, variable in named.items()},
+        **{key: own_copy(np.asarray(variable)) for key, variable in named.items()},
         NAMES: np.frombuffer(json.dumps(paths).encode(), np.uint8),
     }
+
+
+def own_copy(array: np.ndarray) -> np.ndarray:
+    """Returns an array, copied if it is a view of memory that something else may change."""
+    return array if array.flags.owndata else np.array(array)
 
 
 def by_key(variables: dict[str, list[Any]]) -> dict[str, Any]:
