@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
@@ -76,6 +77,7 @@ class Resuming:
         self._stop = StopRequest()
         self._vote = StopVote(backend, self._stop)
         self._saving = BackgroundSaving(backend)
+        self._buffers: dict[str, np.ndarray] = {}
         self._skipping = Skipping(self._restore)
         self._call: FitCall | None = None
         self._count = 0
@@ -286,7 +288,9 @@ class Resuming:
         """Saves the state; called in all processes together."""
         wait_for_callbacks(call.callbacks)
         self._synchronise(call.model)
-        arrays, trained = self._state_of(call).save()
+        self._saving.wait()  # before its buffers are used again
+        arrays, trained = self._state_of(call).save(self._buffers)
+        self._buffers = dict(arrays) if self._backend.is_chief else {}
         users = call.of_the_script
         call.serial += 1
 

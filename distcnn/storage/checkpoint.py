@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import file_digest, open_regular, replacing, write_text
@@ -296,11 +297,15 @@ def find_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
     return arrays, progress
 
 
-def snapshot(variables: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+def snapshot(
+    variables: dict[str, list[Any]], buffers: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """Copies variables to the host.
 
     Args:
         variables: Lists of variables by name of their group.
+        buffers: An earlier snapshot that is no longer needed. Its memory is used again, which is
+            many times faster where the system is slow to provide new memory.
 
     Returns:
         One array per variable, named `GROUP/0000` and so on, and `NAMES`, their paths in JSON. None
@@ -308,15 +313,19 @@ def snapshot(variables: dict[str, list[Any]]) -> dict[str, np.ndarray]:
     """
     named = by_key(variables)
     paths = {key: getattr(variable, "path", key) for key, variable in named.items()}
+    copies = {key: _copy(variable, (buffers or {}).get(key)) for key, variable in named.items()}
     return {
-        **{key: own_copy(np.asarray(variable)) for key, variable in named.items()},
+        **copies,
         NAMES: np.frombuffer(json.dumps(paths).encode(), np.uint8),
     }
 
 
-def own_copy(array: np.ndarray) -> np.ndarray:
-    """Returns an array, copied if it is a view of memory that something else may change."""
-    return array if array.flags.owndata else np.array(array)
+def _copy(variable: Any, buffer: np.ndarray | None) -> np.ndarray:
+    array = np.asarray(tf.convert_to_tensor(variable))  # on the CPU a view of the variable
+    if buffer is None or (buffer.shape, buffer.dtype) != (array.shape, array.dtype):
+        return np.array(array)
+    np.copyto(buffer, array)
+    return buffer
 
 
 def by_key(variables: dict[str, list[Any]]) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class BackgroundSaving:
         """Saves the state as it is now; called in all processes together.
 
         Args:
-            copy: Is called on the chief. Returns what writes the state, which must not share memory
-                with anything that changes.
+            copy: Is called on the chief when nothing is in flight. Returns what writes the state,
+                which must not share memory with anything that changes before the next call.
 
         Returns:
             For how many seconds the training stood still; 0 on the other ranks.

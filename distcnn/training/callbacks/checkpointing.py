@@ -66,6 +66,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         self._every_epochs = setup.config.checkpoint.every_epochs
         self._patience = setup.config.train.early_stopping
         self._stop = stop
+        self._buffers: dict[str, np.ndarray] = {}
         self.progress = progress
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -111,7 +112,8 @@ class CheckpointSaver(keras.callbacks.Callback):
 
     def _copy(self) -> Write:
         self._directory.require_present()
-        arrays = snapshot(self._setup.state.variables) | save_callbacks(self._users)
+        self._buffers = snapshot(self._setup.state.variables, self._buffers)
+        arrays = self._buffers | save_callbacks(self._users)
         save = self._checkpoints.prepare(arrays, self.progress)
 
         def write() -> None:
