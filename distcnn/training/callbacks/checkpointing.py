@@ -94,6 +94,8 @@ class CheckpointSaver(keras.callbacks.Callback):
         is_last = self.model.stop_training or epoch + 1 == self.params["epochs"]
         if is_best or is_last or stop or (epoch + 1) % self._every_epochs == 0:
             self._save()
+        if is_last:
+            self._buffers = {}  # the memory is free when the last checkpoint is written
         if stop and not is_last:
             self._saving.wait()
             raise StoppedBySignal
