@@ -320,6 +320,14 @@ def snapshot(
     }
 
 
+def reserve(variables: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+    """Returns buffers for a first `snapshot`, whose memory the system has provided already."""
+    return {
+        key: np.full(tuple(variable.shape), 0, tf.as_dtype(variable.dtype).as_numpy_dtype)
+        for key, variable in by_key(variables).items()
+    }
+
+
 def _copy(variable: Any, buffer: np.ndarray | None) -> np.ndarray:
     array = np.asarray(tf.convert_to_tensor(variable))  # on the CPU a view of the variable
     if buffer is None or (buffer.shape, buffer.dtype) != (array.shape, array.dtype):

@@ -54,6 +54,10 @@ class BackgroundSaving:
         self._backend.run_on_chief(lambda: self._begin(copy))
         return self.stall_seconds - before
 
+    def prepare(self, work: Callable[[], object]) -> None:
+        """Does what the first save needs, on the chief, while training goes on."""
+        self._writer.start(work)
+
     def wait(self) -> None:
         """Waits until everything is written; called in all processes together."""
         self._backend.run_on_chief(self._wait)

@@ -17,6 +17,7 @@ from distcnn.storage.checkpoint import (
     Checkpoints,
     metrics_until,
     read_checkpoint,
+    reserve,
     restore,
     snapshot,
 )
@@ -37,7 +38,10 @@ def test_a_snapshot_shares_no_memory_with_the_variables():
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
         kinds["mirrored"] = [tf.Variable(tf.zeros(4)), keras.Variable(np.zeros(3, np.float32))]
-    arrays = snapshot(kinds)
+    reserved = reserve(kinds)
+    arrays = snapshot(kinds, reserved)
+    assert all(arrays[name] is buffer for name, buffer in reserved.items())
+    assert all(arrays[name] is not array for name, array in snapshot(kinds).items())
     before = {name: array.copy() for name, array in arrays.items()}
     restore(kinds, {name: np.ones_like(a) for name, a in arrays.items()}, "a test")
     handle = kinds["tensorflow"][0].handle

@@ -6,9 +6,10 @@ from typing import Any
 
 import keras
 import numpy as np
+from typing_extensions import override
 
 from distcnn.runtime.signals import StopRequest
-from distcnn.storage.checkpoint import Checkpoints, Progress, snapshot
+from distcnn.storage.checkpoint import Checkpoints, Progress, reserve, snapshot
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.training.callbacks.non_finite import require_finite_loss
 from distcnn.training.callbacks.saved_state import Indexed, save_callbacks
@@ -66,8 +67,17 @@ class CheckpointSaver(keras.callbacks.Callback):
         self._every_epochs = setup.config.checkpoint.every_epochs
         self._patience = setup.config.train.early_stopping
         self._stop = stop
-        self._buffers: dict[str, np.ndarray] = {}
+        self._buffers: dict[str, np.ndarray] | None = None
         self.progress = progress
+
+    @override
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._buffers is None and self._backend.is_chief:
+            self._buffers, variables = {}, self._setup.state.variables
+            self._saving.prepare(lambda: self._reserve(variables))
+
+    def _reserve(self, variables: dict[str, list[Any]]) -> None:
+        self._buffers = reserve(variables)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves and stops if a signal has asked for it, except at the end of an epoch."""
