@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="Run code that the model needs: the module of its model.factory, lambdas in its file.",
     )
-    options = parser.parse_args(list(arguments))
+    options, data = parser.parse_with_preprocessing(arguments)
     require_at_least_one(options, "top", "batch_size")
     require_writable("--json", options.json)
     find_images(options.images)  # a missing file is named before TensorFlow is imported
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         on_error=options.on_error,
         batch_size=options.batch_size,
         trust=options.trust,
+        data=data,
     )
     results = []
     for prediction in predictions:

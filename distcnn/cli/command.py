@@ -94,7 +94,7 @@ def describe(error: BaseException) -> str:
     """Returns the message of an error on one line."""
     text = str(error)
     # TensorFlow wraps an exception of a pipeline's own function into its traceback.
-    wrapped = re.search(r"DamagedFileError: (.*)", text)
+    wrapped = re.search(r"(?:DamagedFile|UndecodableImage)Error: (.*)", text)
     mixed = _MIXED_TYPES.search(text)
     if mixed:
         text = _explain_mixed_types(mixed[0], text)

@@ -14,10 +14,12 @@ from distcnn.config import AUGMENT_PRESETS, Config, DataConfig
 from distcnn.config.lookup import require_known
 from distcnn.config.recipe import (
     DATA_KEYS_OF_RUN,
+    PREPROCESSING_KEYS_OF_RUN,
     config_keys,
     flatten,
     load_recipe,
     nearest,
+    preprocessing_of_run,
     require_images,
     settings_of_run,
     without_excluded,
@@ -64,7 +66,7 @@ class Parser(jsonargparse.ArgumentParser):
 
         Args:
             arguments: The command line; its `--data.*` flags override the run's values, and
-                `--data.name` discards all of them.
+                `--data.name` discards all of them but how images become the model's input.
 
         Returns:
             The options, the data section, and the seed of the validation split.
@@ -73,13 +75,15 @@ class Parser(jsonargparse.ArgumentParser):
             UsageError: If the model belongs to no run, and `--data.name` is missing; or if
                 `--data.dir` does not fit it.
         """
-        self.add_data_arguments(*DATA_KEYS_OF_RUN)
+        self.add_data_arguments(*DATA_KEYS_OF_RUN, *PREPROCESSING_KEYS_OF_RUN)
         path = Path(self.parse_args(list(arguments)).model)
         settings = settings_of_run(path)
-        flags = []
+        preprocessing = preprocessing_of_run(settings)
+        flags = [f"--data.{key}={_as_flag(value)}" for key, value in preprocessing.items()]
         if not any(argument.startswith("--data.name") for argument in arguments):
             known = {flag for action in self._actions for flag in action.option_strings}
-            flags = [f"--{k}={_as_flag(v)}" for k, v in settings.items() if f"--{k}" in known]
+            of_run = [f"--{k}={_as_flag(v)}" for k, v in settings.items() if f"--{k}" in known]
+            flags = [*of_run, *flags]
             if not settings:
                 raise UsageError(
                     f"{path} belongs to no run, so its images are not known; add --data.name NAME, "
@@ -91,6 +95,25 @@ class Parser(jsonargparse.ArgumentParser):
         data = DataConfig(**options.data.as_dict())
         require_fitting_dir(data)
         return options, data, seed
+
+    def parse_with_preprocessing(self, arguments: Sequence[str]) -> tuple[Any, DataConfig]:
+        """Parses a command line whose argument `model` may be a run, for images without labels.
+
+        Args:
+            arguments: The command line; its flags override how the run made images its input.
+
+        Returns:
+            The options, and a data section that says how images become the model's input.
+
+        Raises:
+            UsageError: If a flag or a value is wrong.
+        """
+        self.add_data_arguments(*PREPROCESSING_KEYS_OF_RUN)
+        path = Path(self.parse_args(list(arguments)).model)
+        values = preprocessing_of_run(settings_of_run(path))
+        flags = [f"--data.{key}={_as_flag(value)}" for key, value in values.items()]
+        options = self.parse_args([*flags, *arguments])
+        return options, DataConfig(**options.data.as_dict())
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parses the arguments, and checks the keys whose value is a registered name.

@@ -74,7 +74,7 @@ def load_recipe(name: str) -> dict[str, Any]:
 
 
 FOR_IMAGES = (
-    *("data.dir", "data.augment", "optimizer.ema"),
+    *("data.dir", "data.augment", "data.resize", "data.crop_fraction", "optimizer.ema"),
     *("train.accumulation_steps", "train.test_flip"),
 )
 """Keys and sections that only apply to the images of a data set."""
@@ -147,6 +147,24 @@ DATA_KEYS_OF_RUN = (
 )
 """Keys of the data section that say which images a run saw, and how they were split."""
 
+PREPROCESSING_KEYS_OF_RUN = ("resize", "crop_fraction", "reduced_decoding", "check")
+"""Keys of the data section that say how images become the input of a run's model."""
+
+
+def preprocessing_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of `PREPROCESSING_KEYS_OF_RUN` in a run's flat configuration.
+
+    `check` becomes what the run resolved it to, since its images are split as they were there.
+    """
+    values = {
+        key: settings[f"data.{key}"]
+        for key in PREPROCESSING_KEYS_OF_RUN
+        if f"data.{key}" in settings
+    }
+    if values.get("check") == "auto" and settings.get("data.augment.random_resized_crop"):
+        values["check"] = "reading"
+    return values
+
 
 def require_images(path: Path, settings: Mapping[str, Any]) -> None:
     """Checks that a run was trained on images of a data set.
@@ -177,4 +195,5 @@ def data_of_run(path: Path) -> tuple[DataConfig, int] | None:
         return None
     require_images(path, settings)
     values = {key: settings[f"data.{key}"] for key in DATA_KEYS_OF_RUN if f"data.{key}" in settings}
+    values |= preprocessing_of_run(settings)
     return DataConfig(**values), settings.get("train.seed", TrainConfig.seed)

@@ -78,6 +78,8 @@ class Config:
         needs_images = {
             "data.dir": self.data.dir is not None,
             "data.augment": self.data.augment != AugmentConfig(),
+            "data.resize": self.data.resize != "stretch",
+            "data.crop_fraction": self.data.crop_fraction != 1,
             "train.accumulation_steps": self.train.accumulation_steps > 1,
             "train.test_flip": self.train.test_flip,
             "optimizer.ema": self.optimizer.ema > 0,

@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 from typing_extensions import override
 
+from distcnn.data.decoded_crops import frame_decoded
 from distcnn.data.decoded_file import DecodedFile
-from distcnn.data.resize import resize_images
+from distcnn.data.framing import WHOLE, Framing
 from distcnn.data.split import Shape, Split
 
 _CHUNK_BYTES = 32 << 20
@@ -108,14 +109,14 @@ class ArraySplit(Split):
         return part
 
     @override
-    def resized(self, image_shape: Shape) -> "ArraySplit":
+    def resized(self, image_shape: Shape, framing: Framing = WHOLE) -> "ArraySplit":
         """Resizes all images at once, in memory."""
-        if image_shape == self.image_shape:
+        if image_shape == self.image_shape and framing.crop_fraction == 1:
             return self
         images = np.empty((len(self), *image_shape), np.uint8)
         image_bytes = max(int(np.prod(image_shape)), int(np.prod(self.image_shape)))
         chunk = max(1, _CHUNK_BYTES // image_bytes)
         for start in range(0, len(self), chunk):
             indices = np.arange(start, min(start + chunk, len(self)))
-            images[indices] = resize_images(self.gather(indices), image_shape).numpy()
+            images[indices] = frame_decoded(self.gather(indices), image_shape, framing).numpy()
         return ArraySplit(images, self.labels)

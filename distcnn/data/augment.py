@@ -38,6 +38,7 @@ class Stream(enum.IntEnum):
     CUTMIX_AREA = 6
     CUTMIX_CENTRE = 7
     MIXUP_OR_CUTMIX = 8
+    RANDOM_RESIZED_CROP = 9
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,9 @@ def augment(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Applies the enabled augmentations.
 
-    The order is flip, crop, colour, RandAugment, cutout, then mixup or CutMix (if both are enabled,
-    one of them for the whole global batch, with equal probability), label smoothing, and finally
+    The random resized crop is none of them, as it is applied when images are read. The order is
+    flip, crop, colour, RandAugment, cutout, then mixup or CutMix (if both are enabled, one of them
+    for the whole global batch, with equal probability), label smoothing, and finally
     those of `config.extra`.
 
     Args:

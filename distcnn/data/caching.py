@@ -17,7 +17,9 @@ from distcnn.data.arrays import ArraySplit
 from distcnn.data.cache_verdict import Verdict, read_verdict, write_verdict
 from distcnn.data.decoded_file import DecodedFile, write_images
 from distcnn.data.encoded import EncodedSplit
+from distcnn.data.framing import WHOLE, Framing
 from distcnn.data.split import Shape, Split
+from distcnn.data.streaming import StreamedSplit
 from distcnn.data.undecodable import name_all
 from distcnn.data.verify import decode_all, explain
 from distcnn.errors import DataError
@@ -25,7 +27,7 @@ from distcnn.runtime.files import locked, replacing
 from distcnn.runtime.free_space import available_memory, writable_disk
 from distcnn.runtime.watched_file import DamagedFileError
 
-_DECODING_VERSION = "2"  # increase it when the same file would decode to different pixels
+_DECODING_VERSION = "3"  # increase it when the same file would decode to different pixels
 _MEMORY_FRACTION = 0.25
 _DISK_FRACTION = 0.5
 _LARGE_BYTES = 1e9
@@ -36,11 +38,20 @@ _REMEDY = (
 _logger = logging.getLogger("distcnn")
 
 
-def load(split: Split, image_shape: Shape, config: DataConfig, processes: int = 1) -> Split:
-    """Resizes a split and caches its decoded images as `config.cache` specifies.
+def load(
+    split: Split,
+    image_shape: Shape,
+    config: DataConfig,
+    processes: int = 1,
+    framing: Framing = WHOLE,
+    *,
+    decoded: bool = True,
+) -> Split:
+    """Resizes a split and caches its images as `config.cache` specifies.
 
-    All encoded images are decoded once, here, so that bad ones are found before training starts.
-    Call this before `split_train_validation`, so that both parts share the cache.
+    Unless `config` says to check images when they are read, all of them are decoded once, here, so
+    that bad ones are found before training starts. Call this before `split_train_validation`, so
+    that both parts share the cache.
 
     Args:
         split: Any split. One that is already decoded is only resized.
@@ -48,6 +59,8 @@ def load(split: Split, image_shape: Shape, config: DataConfig, processes: int = 
         config: `cache` (auto: memory if the images take less than a quarter of what is available,
             else disk if they fit in half of the free space, else none) and `on_error`.
         processes: Processes on this host that each keep their own copy of the images in memory.
+        framing: Which part of each image is used, and how it is resized.
+        decoded: Whether decoded images can be cached, as every epoch uses the same part of them.
 
     Returns:
         The split with images of `image_shape`, without the bad ones if `on_error` is skip.
@@ -56,9 +69,11 @@ def load(split: Split, image_shape: Shape, config: DataConfig, processes: int = 
         DataError: Images cannot be decoded (all are found, and named in a file), or the cache
             folder cannot be written.
     """
-    resized = split.resized(image_shape)
+    resized = split.resized(image_shape, framing)
     if not isinstance(resized, EncodedSplit):
         return resized
+    if config.checks_when_reading or not decoded:
+        return _stream(resized, config, processes)
     location = _choose_cache(len(split) * int(np.prod(image_shape)), config.cache, processes)
     loaded: Split = resized
     if location == "memory":
@@ -71,6 +86,21 @@ def load(split: Split, image_shape: Shape, config: DataConfig, processes: int = 
     else:
         bad = _verify_once(resized)
     return _drop_bad(bad, resized, loaded, config.on_error) if bad else loaded
+
+
+def _stream(split: EncodedSplit, config: DataConfig, processes: int) -> Split:
+    """Returns a split that is decoded whenever it is read, with its files cached as they are."""
+    keep = config.cache == "memory" or (
+        config.cache == "auto"
+        and split.stored_bytes() * processes < _MEMORY_FRACTION * available_memory()
+    )
+    streamed = StreamedSplit(split, config.on_error, keep=keep)
+    if config.checks_when_reading:
+        return streamed
+    assert split.image_shape is not None
+    whole = split.resized(split.image_shape)  # a part may be good where the whole is not
+    bad = _verify_once(whole)
+    return _drop_bad(bad, whole, streamed, config.on_error) if bad else streamed
 
 
 def cache_folder() -> Path:
@@ -93,6 +123,8 @@ def _choose_cache(size: int, cache: str, processes: int) -> Literal["memory", "d
 
 def _cache_key(split: EncodedSplit) -> str:
     text = f"{_DECODING_VERSION} {split.image_shape} {split.fingerprint()}"
+    if split.framing != WHOLE:
+        text += f" {split.framing}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

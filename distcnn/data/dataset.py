@@ -6,6 +6,7 @@ from typing import Literal
 
 from distcnn.config import DataConfig
 from distcnn.data.caching import load
+from distcnn.data.framing import evaluation_framing, training_framing
 from distcnn.data.sources import data_set_of
 from distcnn.data.split import Shape, Source, Split
 from distcnn.data.validation_split import split_train_validation
@@ -45,7 +46,13 @@ def default_image_shape(config: DataConfig, source: Source) -> Shape:
 
 
 def load_dataset(
-    config: DataConfig, source: Source, image_shape: Shape, seed: int, *, processes: int = 1
+    config: DataConfig,
+    source: Source,
+    image_shape: Shape,
+    seed: int,
+    *,
+    processes: int = 1,
+    evaluated: bool = False,
 ) -> Dataset:
     """Splits an opened source and resizes its images.
 
@@ -55,6 +62,7 @@ def load_dataset(
         image_shape: `(height, width, channels)` that the model takes.
         seed: Seed of the split.
         processes: Processes on this host that each load the images.
+        evaluated: Whether the training images are framed as for evaluation.
 
     Raises:
         DataError: If there are no training images, too few to split, or fewer than two classes.
@@ -63,10 +71,17 @@ def load_dataset(
     if source.train is None:
         raise DataError(f"{config.dir} contains no training images; expected {config.dir}/train")
 
-    def loaded(split: Split) -> Split:
-        return load(split, image_shape, config, processes)
+    for_evaluation = evaluation_framing(config)
+    for_training = for_evaluation if evaluated else training_framing(config)
 
-    train = loaded(source.train)
+    def loaded(split: Split) -> Split:
+        return load(split, image_shape, config, processes, for_evaluation)
+
+    def loaded_to_train(split: Split) -> Split:
+        decoded = not config.augment.random_resized_crop
+        return load(split, image_shape, config, processes, for_training, decoded=decoded)
+
+    train = source.train
     test = loaded(source.test) if source.test else None
     validation: Split | None = None
     if config.validation == "test":
@@ -75,8 +90,15 @@ def load_dataset(
             log.warning("warning: there are no test images to validate on; skipping validation")
     elif config.validation == "split" and source.validation is not None:
         validation = loaded(source.validation)
+    elif config.validation == "split" and training_framing(config) != for_evaluation:
+        # They cannot share a cache.
+        train, held_out = split_train_validation(train, config.validation_split, seed)
+        validation = loaded(held_out)
     elif config.validation == "split":
+        train = loaded_to_train(train)
         train, validation = split_train_validation(train, config.validation_split, seed)
+        return Dataset(train, validation, test, source.classes, source.content_hash())
+    train = loaded_to_train(train)
     return Dataset(train, validation, test, source.classes, source.content_hash())
 
 
@@ -94,9 +116,10 @@ def load_split(
     """
     _require_classes(config, source)
     if name == "test":
-        split = load(source.test, image_shape, config) if source.test else None
+        framing = evaluation_framing(config)
+        split = load(source.test, image_shape, config, 1, framing) if source.test else None
     else:
-        dataset = load_dataset(config, source, image_shape, seed)
+        dataset = load_dataset(config, source, image_shape, seed, evaluated=True)
         split = dataset.train if name == "train" else dataset.validation
     if split is None:
         raise DataError(

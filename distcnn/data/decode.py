@@ -1,36 +1,48 @@
 """Decodes the bytes of an image file."""
 
+import functools
 import io
 import re
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
-from distcnn.data.resize import resize_images
-from distcnn.data.split import Shape
+from distcnn.data.decode_plan import (
+    CONTENT,
+    FIRST_TRANSPOSED,
+    MAX_PIXELS,
+    METHOD,
+    ORIENTATION,
+    RATIOS,
+    SIZE,
+    WINDOW,
+    orientations,
+    turn_upright,
+)
+from distcnn.data.framing import Frame, Shape
+from distcnn.data.image_header import FORMATS, JPEG, PNG, orientation_of
+from distcnn.data.resize import resize_image, resize_images
 
-MAX_PIXELS = 178_956_970
-"""Pixels of the largest image that is decoded: Pillow's own limit, here for every format."""
-
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PNG_SIZE = 16  # offset of width and height, big-endian int32
-# A closed list: Pillow has plug-ins for some 40 formats, of which EPS starts another program.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP", "TIFF", "AVIF")
 
 
 # A graph even when called eagerly, so that every failure is an OpError.
 @tf.function(autograph=False)
-def decode_image(contents: tf.Tensor, image_shape: Shape) -> tf.Tensor:
+def decode_image(
+    contents: tf.Tensor, image_shape: Shape, orientation: tf.Tensor | None = None
+) -> tf.Tensor:
     """Decodes one image file and stretches it to `image_shape`; works inside a graph.
 
     JPEG and PNG are decoded by TensorFlow; GIF, BMP, WebP, TIFF and AVIF by Pillow. The format is
     detected from the first bytes, not from the file name. Of several frames only the first is
-    decoded. Transparency is dropped, 16-bit channels are reduced to 8, EXIF orientation is ignored.
+    decoded. Transparency is dropped, 16-bit channels are reduced to 8. The EXIF orientation is
+    applied, except to PNG files.
 
     Args:
         contents: string tensor of shape `()`, the bytes of the file.
         image_shape: Target `(height, width, channels)`, with 1 (grey) or 3 (colour) channels.
+        orientation: EXIF orientation of a JPEG file, int32 scalar. Default: read from `contents`.
 
     Returns:
         uint8 tensor of shape `image_shape`.
@@ -38,6 +50,71 @@ def decode_image(contents: tf.Tensor, image_shape: Shape) -> tf.Tensor:
     Raises:
         tf.errors.OpError: The bytes are not a complete image, or it has more than `MAX_PIXELS`.
     """
+    if orientation is None:
+        orientation = orientations(contents[tf.newaxis])[0]
+    height, width, channels = image_shape
+    pixels = _decode_whole(contents)[tf.newaxis]
+    upright = tf.cond(
+        orientation < FIRST_TRANSPOSED,
+        lambda: resize_images(pixels, image_shape)[0],
+        lambda: resize_images(pixels, (width, height, channels))[0],
+    )
+    return tf.ensure_shape(turn_upright(upright, orientation), image_shape)
+
+
+@tf.function(autograph=False)
+def decode_planned(
+    contents: tf.Tensor, plan: tf.Tensor, image_shape: Shape, frame: Frame
+) -> tf.Tensor:
+    """Decodes the part of one image file that a plan names; works inside a graph.
+
+    JPEG files are cut before they are decoded, the others after.
+
+    Args:
+        contents: string tensor of shape `()`, the bytes of the file.
+        plan: int32 tensor of shape `(PLAN_WIDTH,)`, from `plan_batch`.
+        image_shape: Target `(height, width, channels)`, with 1 (grey) or 3 (colour) channels.
+        frame: The frame that the plan is for.
+
+    Returns:
+        uint8 tensor of shape `image_shape`.
+
+    Raises:
+        tf.errors.OpError: As for `decode_image`.
+    """
+    window, orientation = plan[WINDOW], plan[ORIENTATION]
+
+    def whole() -> tf.Tensor:
+        pixels = _decode_whole(contents)
+        same = tf.reduce_all(tf.shape(pixels)[:2] == plan[SIZE])
+        with tf.control_dependencies(
+            [tf.debugging.Assert(same, ["the size in its header is wrong"])]
+        ):
+            return tf.slice(pixels, [window[0], window[1], 0], [window[2], window[3], 3])
+
+    def at(ratio: int) -> tf.Tensor:
+        return tf.raw_ops.DecodeAndCropJpeg(
+            contents=contents, crop_window=window, channels=3, ratio=ratio
+        )
+
+    branches = [
+        whole,
+        *(functools.partial(at, ratio) for ratio in RATIOS[: 4 if frame.reduced else 1]),
+    ]
+    pixels = tf.ensure_shape(tf.switch_case(plan[METHOD], branches), (None, None, 3))
+    image = resize_image(pixels, plan[CONTENT], image_shape[2], antialias=frame.antialias)
+    image = turn_upright(image, orientation)
+    missing = tf.constant(image_shape) - tf.shape(image)
+    padded = tf.cond(
+        tf.reduce_any(missing > 0),
+        lambda: tf.pad(image, tf.stack([missing // 2, missing - missing // 2], axis=1)),
+        lambda: image,
+    )
+    return tf.ensure_shape(padded, image_shape)
+
+
+def _decode_whole(contents: tf.Tensor) -> tf.Tensor:
+    """Decodes all pixels, as they are stored if it is a JPEG file."""
 
     def if_small(pixels: tf.Tensor) -> tf.Tensor:
         return tf.cond(
@@ -49,16 +126,13 @@ def decode_image(contents: tf.Tensor, image_shape: Shape) -> tf.Tensor:
     def with_pillow() -> tf.Tensor:
         return tf.numpy_function(_decode_with_pillow, [contents], tf.uint8, stateful=False)
 
-    is_jpeg, is_png = (
-        tf.strings.substr(contents, 0, len(magic)) == magic for magic in (_JPEG, _PNG)
-    )
+    is_jpeg, is_png = (tf.strings.substr(contents, 0, len(magic)) == magic for magic in (JPEG, PNG))
     pixels = tf.cond(
         is_jpeg,
         lambda: if_small(_pixels_of_jpeg(contents)),
         lambda: tf.cond(is_png, lambda: if_small(_pixels_of_png(contents)), with_pillow),
     )
-    pixels = tf.ensure_shape(pixels, (None, None, 3))
-    return resize_images(pixels[tf.newaxis], image_shape)[0]
+    return tf.ensure_shape(pixels, (None, None, 3))
 
 
 def _pixels_of_jpeg(contents: tf.Tensor) -> tf.Tensor:
@@ -85,14 +159,15 @@ def _decode_with_pillow(contents: bytes) -> np.ndarray:
     if not contents:
         raise ValueError("the file is empty")
     try:
-        with Image.open(io.BytesIO(contents), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(contents), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return _to_rgb(image)
+            image.load()  # Pillow's TIFF reader turns the pixels here
+            return _to_rgb(ImageOps.exif_transpose(image) if orientation_of(image) > 1 else image)
     except Image.DecompressionBombError:
         raise ValueError(f"more than {MAX_PIXELS:,} pixels; expected a smaller image") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"not an image of a known format ({', '.join(_FORMATS)})") from None
+        raise ValueError(f"not an image of a known format ({', '.join(FORMATS)})") from None
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -2,27 +2,30 @@
 
 import abc
 import copy
+import os
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
 from typing_extensions import override
 
-from distcnn.data.decode import decode_image
+from distcnn.data.decode import decode_image, decode_planned
+from distcnn.data.decode_plan import orientations, plan_batch
+from distcnn.data.framing import WHOLE, Frame, Framing
 from distcnn.data.split import Shape, Split
 
 _PARALLEL_CALLS = 16
 
 
 def parallel_map(
-    function: Callable[[tf.Tensor], tf.Tensor], elements: tf.Tensor, signature: tf.TensorSpec
+    function: Callable[[Any], tf.Tensor], elements: Any, signature: tf.TensorSpec
 ) -> tf.Tensor:
     """Applies a function to each element, to several in parallel when in a graph.
 
     Args:
         function: Maps one element of `elements` to a tensor.
-        elements: Tensor of shape `(batch, ...)`.
+        elements: Tensor of shape `(batch, ...)`, or a tuple of such tensors.
         signature: Shape and dtype of the results of `function`.
 
     Returns:
@@ -34,11 +37,47 @@ def parallel_map(
     )
 
 
+def decode_parallel(
+    function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    contents: tf.Tensor,
+    plan: tf.Tensor,
+    signature: tf.TensorSpec,
+) -> tf.Tensor:
+    """Decodes each image of a batch, as many in parallel as there are cores.
+
+    A nested data set keeps its threads busy where the loop of `parallel_map` hands images from one
+    thread to another: it decodes up to twice as many images per second on a busy machine.
+
+    Args:
+        function: Maps the bytes of a file and its plan to an image.
+        contents: string tensor of shape `(batch,)`.
+        plan: int32 tensor of shape `(batch, PLAN_WIDTH)`.
+        signature: Shape and dtype of the results of `function`.
+
+    Returns:
+        The stacked results, of shape `(batch,) + signature.shape`.
+    """
+    images = tf.data.Dataset.from_tensor_slices((contents, plan))
+    images = images.map(function, num_parallel_calls=usable_cores(), deterministic=True)
+    batch = images.batch(tf.shape(contents, tf.int64)[0]).get_single_element()
+    return tf.ensure_shape(batch, (contents.shape[0], *signature.shape))
+
+
+def usable_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 class EncodedSplit(Split):
-    """A split whose images are decoded and stretched to `image_shape` at each `gather`.
+    """A split whose images are decoded and brought to `image_shape` at each `gather`.
 
     Subclasses locate the bytes, and set `labels` and `image_shape`.
+
+    Attributes:
+        framing: How images are brought to `image_shape`.
     """
+
+    framing: Framing = WHOLE
 
     @abc.abstractmethod
     def read(self, indices: tf.Tensor) -> tf.Tensor:
@@ -67,22 +106,53 @@ class EncodedSplit(Split):
     def content_hash(self) -> str:
         return self.fingerprint()
 
+    @abc.abstractmethod
+    def stored_bytes(self) -> int:
+        """Returns the size of all images in their file format."""
+
     @override
     def gather(self, indices: tf.Tensor) -> tf.Tensor:
-        """Reads, decodes and stretches images; works inside a `tf.data` graph.
+        """Reads and decodes images; works inside a `tf.data` graph.
 
         Raises:
             ValueError: `resized` has not been called.
             tf.errors.OpError: An image cannot be read or decoded.
         """
-        shape = self.image_shape
+        return self.decode(self.read(indices))
+
+    @override
+    def crops(self, indices: tf.Tensor, frame: Frame, draws: tf.Tensor) -> tf.Tensor:
+        return self.decode(self.read(indices), frame, draws)
+
+    def decode(
+        self, contents: tf.Tensor, frame: Frame | None = None, draws: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Decodes images; works inside a `tf.data` graph.
+
+        Args:
+            contents: string tensor of shape `(batch,)`, as `read` returns it.
+            frame: Chooses the part of each image. Default: `framing`.
+            draws: Random numbers for `frame`.
+
+        Raises:
+            ValueError: `resized` has not been called.
+            tf.errors.OpError: An image cannot be decoded.
+        """
+        shape, chosen = self.image_shape, frame or self.framing
         if shape is None:
             raise ValueError("The images vary in size. Call `resized` first.")
-        return parallel_map(
-            lambda contents: decode_image(contents, shape),
-            self.read(indices),
-            tf.TensorSpec(shape, tf.uint8),
-        )
+        signature = tf.TensorSpec(shape, tf.uint8)
+        if isinstance(chosen, Framing) and chosen.is_whole:
+            upright = (contents, orientations(contents))
+            return parallel_map(
+                lambda pair: decode_image(pair[0], shape, pair[1]), upright, signature
+            )
+        plan = plan_batch(contents, chosen, shape, draws)
+
+        def one(contents: tf.Tensor, plan: tf.Tensor) -> tf.Tensor:
+            return decode_planned(contents, plan, shape, chosen)
+
+        return decode_parallel(one, contents, plan, signature)
 
     @override
     def subset(self, indices: np.ndarray) -> Self:
@@ -96,8 +166,8 @@ class EncodedSplit(Split):
         """Restricts this split, a fresh copy, to the images at `indices`."""
 
     @override
-    def resized(self, image_shape: Shape) -> Self:
-        """Returns a split whose images are stretched when they are read."""
+    def resized(self, image_shape: Shape, framing: Framing = WHOLE) -> Self:
+        """Returns a split whose images are brought to a size when they are read."""
         part = copy.copy(self)
-        part.image_shape = image_shape
+        part.image_shape, part.framing = image_shape, framing
         return part

@@ -69,6 +69,10 @@ class FolderSplit(EncodedSplit):
         """Hashes the paths below the split's folder, and sizes and times or contents."""
         return self._files.digest(None if self._contents is None else self._read_contents())
 
+    @override
+    def stored_bytes(self) -> int:
+        return int(np.maximum(self._files.states[:, 0], 0).sum())  # -1: reading reports it
+
     def _read_contents(self) -> list[str]:
         """Returns the checksums of the files, each of which is read once."""
         assert self._contents is not None

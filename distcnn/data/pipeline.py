@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.config import AugmentConfig
-from distcnn.data.augment import Randomness, augment
+from distcnn.data.augment import Randomness, Stream, augment
+from distcnn.data.framing import RANDOM_CROP_DRAWS, random_crop
 from distcnn.data.split import Split
 from distcnn.errors import DataError
 
@@ -122,6 +123,7 @@ def training_dataset(
     augmentation: AugmentConfig,
     sharding: BatchSharding,
     *,
+    reduced_decoding: bool = True,
     first_step: int,
     last_step: int,
 ) -> tf.data.Dataset:
@@ -133,6 +135,7 @@ def training_dataset(
         sampler: Order of the images.
         augmentation: Augmentation to apply.
         sharding: Shards of each batch to return.
+        reduced_decoding: As in `DataConfig`, for the random resized crop.
         first_step: Global step of the first batch, counted from 0 at the start of the run.
         last_step: Global step at which the data set ends, exclusive.
 
@@ -153,6 +156,7 @@ def training_dataset(
     )
     labels = _to_cpu(split.labels)
     group_size = image_group(augmentation)
+    crop = random_crop(augmentation, reduced=reduced_decoding)
     per_step = len(sharding.local_replica_ids) * sharding.accumulation_steps
 
     @tf.autograph.experimental.do_not_convert
@@ -182,12 +186,18 @@ def training_dataset(
             count=count,
             total=total,
         )
+        if crop is None:
+            images, indices = split.fetch(indices)
+        else:
+            draws = random.uniform(Stream.RANDOM_RESIZED_CROP, RANDOM_CROP_DRAWS)
+            images, indices = split.fetch(indices, crop, draws)
         targets = tf.one_hot(tf.gather(labels, indices), num_classes)
-        images, targets = augment(split.gather(indices), targets, augmentation, random)
+        images, targets = augment(images, targets, augmentation, random)
         return images, targets, tf.fill([count], weight / tf.cast(total, tf.float32))
 
     batches = epochs.flat_map(steps_of)
-    batches = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    calls = split.parallel_batches(shard_images)
+    batches = batches.map(load, num_parallel_calls=calls, deterministic=True)
     shard_bytes = shard_images * math.prod(split.image_shape)
     # Deep enough to ride out a stall; TensorFlow's own choice is too few for small batches.
     return batches.prefetch(max(2, min(8, int(_PREFETCHED_BYTES / shard_bytes))))
@@ -217,7 +227,8 @@ def sharded_evaluation_dataset(
 
     Returns:
         A data set of `(images, labels, weights)` as from `training_dataset`, but with weights 1, or
-        0 for a placeholder; and the number of steps, the same in every process.
+        0 for a placeholder and in place of a bad image; and the number of steps, the same in every
+        process.
     """
     labels = _to_cpu(split.labels)
     steps = math.ceil(math.ceil(len(split) / sharding.replicas) / batch_size)
@@ -232,10 +243,13 @@ def sharded_evaluation_dataset(
         begin = tf.where(empty, tf.zeros_like(begin), begin)
         indices = tf.range(begin, tf.where(empty, tf.ones_like(stop), stop))
         weights = tf.fill([tf.size(indices)], tf.where(empty, 0.0, weight))
-        return split.gather(indices), tf.one_hot(tf.gather(labels, indices), num_classes), weights
+        images, read = split.fetch(indices)
+        weights *= tf.cast(read == indices, tf.float32)  # others replace bad ones
+        return images, tf.one_hot(tf.gather(labels, indices), num_classes), weights
 
     elements = tf.data.Dataset.range(steps * len(sharding.local_replica_ids))
-    batches = elements.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    calls = split.parallel_batches(batch_size)
+    batches = elements.map(load, num_parallel_calls=calls, deterministic=True)
     return batches.prefetch(tf.data.AUTOTUNE), steps
 
 

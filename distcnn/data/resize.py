@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from distcnn.data.split import Shape
+from distcnn.data.framing import Shape
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow convert to grey
 
@@ -23,8 +23,30 @@ def resize_images(images: tf.Tensor, image_shape: Shape) -> tf.Tensor:
     """
     height, width, channels = image_shape
     resized = tf.image.resize(images, (height, width), antialias=True)
-    if channels == 1 and images.shape[-1] == 3:
+    return tf.saturate_cast(tf.round(to_channels(resized, channels)), tf.uint8)
+
+
+def resize_image(image: tf.Tensor, size: tf.Tensor, channels: int, *, antialias: bool) -> tf.Tensor:
+    """Resizes one image to a size that may be known only when the graph runs.
+
+    Args:
+        image: uint8 tensor of shape `(height, width, 1 or 3)`.
+        size: int32 tensor of shape `(2,)`, height and width.
+        channels: 1 or 3.
+        antialias: Whether an image that is shrunk is filtered.
+
+    Returns:
+        uint8 tensor of shape `(*size, channels)`.
+    """
+    resized = to_channels(tf.image.resize(image, size, antialias=antialias), channels)
+    # Weighted means of bytes; adding a half takes fewer passes than rounding and saturating.
+    return tf.cast(resized + 0.5, tf.uint8)
+
+
+def to_channels(resized: tf.Tensor, channels: int) -> tf.Tensor:
+    """Converts float images, `(..., 1 or 3)`, to grey or colour."""
+    if channels == 1 and resized.shape[-1] == 3:
         resized = tf.tensordot(resized, tf.constant(_LUMA), axes=1)[..., tf.newaxis]
-    elif channels == 3 and images.shape[-1] == 1:
+    elif channels == 3 and resized.shape[-1] == 1:
         resized = tf.repeat(resized, 3, axis=-1)
-    return tf.saturate_cast(tf.round(resized), tf.uint8)
+    return resized

@@ -12,7 +12,8 @@ from typing import Self
 import numpy as np
 import tensorflow as tf
 
-Shape = tuple[int, int, int]
+from distcnn.data.decoded_crops import crop_decoded
+from distcnn.data.framing import WHOLE, Frame, Framing, Shape
 
 
 class Split(abc.ABC):
@@ -41,6 +42,44 @@ class Split(abc.ABC):
             uint8 tensor of shape `(batch, height, width, channels)`.
         """
 
+    def crops(self, indices: tf.Tensor, frame: Frame, draws: tf.Tensor) -> tf.Tensor:
+        """Reads a part of each image, resized to `image_shape`; works inside a `tf.data` graph.
+
+        Args:
+            indices: int64 tensor of shape `(batch,)`.
+            frame: Chooses the parts.
+            draws: Random numbers for `frame`, float32 `(batch, any)`.
+
+        Returns:
+            uint8 tensor of shape `(batch, height, width, channels)`.
+        """
+        return crop_decoded(self.gather(indices), frame, draws)
+
+    def fetch(
+        self, indices: tf.Tensor, frame: Frame | None = None, draws: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Reads images, or others in place of bad ones; works inside a `tf.data` graph.
+
+        Args:
+            indices: int64 tensor of shape `(batch,)`.
+            frame: Chooses a part of each image. Default: images as `gather` returns them.
+            draws: Random numbers for `frame`.
+
+        Returns:
+            The images as from `gather` or `crops`, and the indices of the images that were read.
+        """
+        if frame is None or draws is None:
+            return self.gather(indices), indices
+        return self.crops(indices, frame, draws), indices
+
+    def parallel_batches(self, batch_size: int) -> int:
+        """Returns how many batches of a size to read in parallel, or `tf.data.AUTOTUNE`."""
+        return int(tf.data.AUTOTUNE)
+
+    def unreadable(self) -> np.ndarray:
+        """Returns the sorted indices of the images that others have replaced, int64."""
+        return np.zeros(0, np.int64)
+
     @abc.abstractmethod
     def content_hash(self) -> str:
         """Returns a hexadecimal hash of the stored images, their order and their names.
@@ -54,8 +93,13 @@ class Split(abc.ABC):
         """Returns a split of the images at `indices` (int64 array), in that order."""
 
     @abc.abstractmethod
-    def resized(self, image_shape: Shape) -> "Split":
-        """Returns a split with its images stretched to `image_shape`, grey or colour."""
+    def resized(self, image_shape: Shape, framing: Framing = WHOLE) -> "Split":
+        """Returns a split with its images brought to `image_shape`, grey or colour.
+
+        Args:
+            image_shape: `(height, width, channels)`.
+            framing: Which part of each image is used, and how it is resized.
+        """
 
 
 @dataclass(frozen=True)

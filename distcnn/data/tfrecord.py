@@ -105,6 +105,10 @@ class RecordSplit(EncodedSplit):
         return digest.hexdigest()
 
     @override
+    def stored_bytes(self) -> int:
+        return int(self._locations[2].sum())
+
+    @override
     def _select(self, indices: np.ndarray) -> None:
         self._set_locations(self._locations[:, indices])
 

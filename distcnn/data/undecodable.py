@@ -4,10 +4,15 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from distcnn.errors import DataError
 from distcnn.runtime.files import locked, replacing
 from distcnn.runtime.text import printable
 
 _MAX_EXAMPLES = 3
+
+
+class UndecodableImageError(DataError):
+    """An image that was read during a run cannot be decoded."""
 
 
 def name_all(descriptions: Sequence[str], folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Evaluation of a classifier: accuracy, loss and scores by class."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.config import DataConfig, TrainConfig
-from distcnn.config.recipe import data_of_run
+from distcnn.config.recipe import data_of_run, preprocessing_of_run, settings_of_run
 from distcnn.data.dataset import load_split
 from distcnn.data.pipeline import evaluation_dataset
 from distcnn.data.sources import open_source
@@ -94,6 +95,8 @@ def evaluate_split(
 ) -> Evaluation:
     """Evaluates a classifier of stored pixels on every image of a split, once each.
 
+    Images that cannot be decoded, where these are skipped, do not count.
+
     Args:
         predict: Maps a data set of batches of uint8 images to the outputs for all of them, of shape
             `(images, classes)`.
@@ -105,7 +108,9 @@ def evaluate_split(
     batches = evaluation_dataset(split, len(classes), batch_size)
     outputs = predict(batches.map(lambda images, _: images))
     probabilities = tf.nn.softmax(outputs).numpy() if logits else outputs
-    return Evaluation(split.labels, np.asarray(probabilities, np.float32), classes)
+    good = np.delete(np.arange(len(split)), split.unreadable())
+    probabilities = np.asarray(probabilities, np.float32)[good]
+    return Evaluation(split.labels[good], probabilities, classes)
 
 
 def evaluate(
@@ -121,7 +126,8 @@ def evaluate(
     Args:
         model: Run directory, or a `.keras` file.
         split: Which images.
-        data: The data set. Default: the one that the run was trained on.
+        data: The data set. Default: the one that the run was trained on. Images are resized as in
+            that run, unless `data` sets `resize` or `crop_fraction`.
         batch_size: Images per step.
         trust: Whether to run code that the model needs: the module of the run's `model.factory`,
             and Python lambdas in the file.
@@ -142,8 +148,15 @@ def evaluate(
             "data=DataConfig(name=..., dir=...)"
         )
     _, seed = of_run or (None, TrainConfig.seed)
-    data = data or of_run[0]  # type: ignore[index]
+    data = _as_trained(path, data) if data else of_run[0]  # type: ignore[index]
     return evaluate_model(path, data, seed, split, batch_size, trust=trust)
+
+
+def _as_trained(path: Path, data: DataConfig) -> DataConfig:
+    """Returns a data section with the run's preprocessing, unless it asks for its own."""
+    if data.resize != DataConfig.resize or data.crop_fraction != DataConfig.crop_fraction:
+        return data
+    return dataclasses.replace(data, **preprocessing_of_run(settings_of_run(path)))
 
 
 def evaluate_model(

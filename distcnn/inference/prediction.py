@@ -8,9 +8,12 @@ from typing import Literal
 
 import numpy as np
 
+from distcnn.config import DataConfig
+from distcnn.config.recipe import preprocessing_of_run, settings_of_run
 from distcnn.data.caching import cache_folder
 from distcnn.data.file_list import FileList
 from distcnn.data.folder import FolderSplit
+from distcnn.data.framing import WHOLE, Framing, evaluation_framing
 from distcnn.data.undecodable import name_all
 from distcnn.data.verify import decode_all, explain
 from distcnn.errors import DataError
@@ -49,6 +52,7 @@ def predict(
     on_error: Literal["fail", "skip"] = "fail",
     batch_size: int = 512,
     trust: bool = False,
+    data: DataConfig | None = None,
 ) -> list[Prediction]:
     """Classifies image files by a trained classifier.
 
@@ -60,6 +64,8 @@ def predict(
         batch_size: Images per step.
         trust: Whether to run code that the model needs: the module of the run's `model.factory`,
             and Python lambdas in the file.
+        data: Its `resize`, `crop_fraction` and `reduced_decoding` say how images become the model's
+            input. Default: as the run evaluated its images.
 
     Returns:
         A prediction for each image, in the order given.
@@ -71,7 +77,9 @@ def predict(
     """
     paths = find_images([images] if isinstance(images, str | Path) else images)
     classifier = load_classifier(Path(model), trust=trust)
-    probabilities, errors = predict_files(classifier, paths, batch_size)
+    data = data or DataConfig(**preprocessing_of_run(settings_of_run(Path(model))))
+    framing = evaluation_framing(data)
+    probabilities, errors = predict_files(classifier, paths, batch_size, framing)
     if errors and on_error == "fail":
         raise DataError(
             f"{len(errors)} of {len(paths)} files cannot be decoded: "
@@ -90,7 +98,7 @@ def predict(
 
 
 def predict_files(
-    classifier: Classifier, paths: Sequence[Path], batch_size: int
+    classifier: Classifier, paths: Sequence[Path], batch_size: int, framing: Framing = WHOLE
 ) -> tuple[np.ndarray, dict[Path, str]]:
     """Returns the class probabilities of image files.
 
@@ -98,6 +106,7 @@ def predict_files(
         classifier: The model.
         paths: Image files of any size and format.
         batch_size: Images per step.
+        framing: How images become the model's input.
 
     Returns:
         float32 array of shape `(readable files, classes)` in the order of `paths`, and for each
@@ -111,7 +120,7 @@ def predict_files(
     for start in range(0, len(paths), chunk):
         files = paths[start : start + chunk]
         split = FolderSplit(FileList.of(files), np.zeros(len(files), np.int64))
-        resized = split.resized(shape)
+        resized = split.resized(shape, framing)
         images = np.zeros((len(files), *shape), np.uint8)
         bad = decode_all(resized, images.__setitem__)
         errors |= zip([files[index] for index in bad], explain(resized, bad), strict=True)

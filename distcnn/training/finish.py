@@ -1,11 +1,13 @@
 """The end of a run: which weights to keep, how good they are, and what is written."""
 
 import dataclasses
+import logging
 import math
 from typing import Any
 
 import numpy as np
 
+from distcnn.data.streaming import StreamedSplit
 from distcnn.distribute.consistency import is_identical_everywhere
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import write_json
@@ -16,6 +18,8 @@ from distcnn.storage.summary import log_summary, make_summary
 from distcnn.training.callbacks.callback_list import TrainingCallbacks
 from distcnn.training.callbacks.metrics import Row
 from distcnn.training.setup import TrainingSetup
+
+log = logging.getLogger("distcnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +133,26 @@ class RunFinish:
             results = setup.evaluate(setup.dataset.validation)
             summary |= {f"val_{name}": value for name, value in results.items()}
         summary["weights_agree"] = is_identical_everywhere(setup.backend, setup.model.weights)
+        summary |= self._count_undecodable()
         test = {"loss": None, "accuracy": None} | test
         return summary | {f"test_{name}": value for name, value in test.items()}
+
+    def _count_undecodable(self) -> dict[str, int]:
+        """Counts the bad images that any rank has replaced, if they are checked when read."""
+        dataset = self._setup.dataset
+        parts = {id(part): part for part in (dataset.train, dataset.validation, dataset.test)}
+        streamed = [part for part in parts.values() if isinstance(part, StreamedSplit)]
+        if not streamed:
+            return {}
+        found = np.zeros(sum(map(len, streamed)))
+        first = 0
+        for part in streamed:
+            found[first + part.unreadable()] = 1
+            first += len(part)
+        count = int(np.count_nonzero(self._setup.backend.sum(found)))
+        if count:
+            log.warning("warning: images that could not be decoded and were replaced: %d", count)
+        return {"undecodable_images": count}
 
     def _save(self, summary: dict[str, Any]) -> None:
         self._setup.compile_for_saving()

@@ -105,6 +105,7 @@ class TrainingSetup:
             self.sampler,
             self.config.data.augment,
             self.sharding,
+            reduced_decoding=self.config.data.reduced_decoding,
             first_step=first_step,
             last_step=self.total_steps,
         )

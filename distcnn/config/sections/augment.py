@@ -1,5 +1,6 @@
 """The section `data.augment`, and its short form on the command line."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,15 @@ class AugmentConfig:
     """Flip each image horizontally with probability 0.5."""
     crop: int = 0
     """Pad each side with this many zero pixels, then crop at random to the original size."""
+    random_resized_crop: bool = False
+    """Cut out a random part of each stored image and resize it to the model's input (Szegedy et al.
+    2015); JPEG files are cut before they are decoded."""
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    """Least and greatest fraction of the image's area that random_resized_crop cuts out."""
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Least and greatest ratio of width to height of what random_resized_crop cuts out."""
+    crop_antialias: bool = False
+    """Whether random_resized_crop filters what it shrinks, at about twice the time."""
     color: float = 0.0
     """Scale brightness, contrast and saturation by random factors from [1 - color, 1 + color]."""
     randaugment: int = 0
@@ -51,6 +61,8 @@ class AugmentConfig:
         names = ("crop", "color", "randaugment", "cutout", "mixup", "cutmix")
         require_at_least("data.augment", self, 0, *names)
         require_fraction("data.augment", self, "label_smoothing")
+        _require_range("crop_scale", self.crop_scale, most=1)
+        _require_range("crop_ratio", self.crop_ratio)
         magnitude = self.randaugment_magnitude
         require(
             0 <= magnitude <= 1,
@@ -58,9 +70,18 @@ class AugmentConfig:
         )
 
 
+def _require_range(name: str, value: list[float], most: float = math.inf) -> None:
+    expected = "two numbers, 0 < least <= greatest" + (f" <= {most:g}" if most < math.inf else "")
+    require(
+        len(value) == 2 and 0 < value[0] <= value[1] <= most,
+        f"data.augment.{name} is {value}; expected {expected}",
+    )
+
+
 AUGMENT_PRESETS: dict[str, dict[str, Any]] = {
     "flip": {"flip": True},
     "crop": {"crop": 4},
+    "random_resized_crop": {"random_resized_crop": True},
     "color": {"color": 0.2},
     "randaugment": {"randaugment": 2},
     "cutout": {"cutout": 8},

@@ -32,8 +32,17 @@ class DataConfig:
     tfrecord: shards written by `distcnn.records`. cifar10, cifar100: the batches or the
     archive. Default: download them."""
     image_size: int | None = None
-    """Resize images to squares with sides of this many pixels, without keeping the aspect ratio.
-    Default: the model's fixed input size, else 32 for digits and folder, else the stored size."""
+    """Resize images to squares with sides of this many pixels; data.resize says how. Default: the
+    model's fixed input size, else 32 for digits and folder, else the stored size."""
+    resize: Literal["stretch", "crop", "pad"] = "stretch"
+    """How images of another aspect ratio become squares. stretch: without keeping the ratio. crop:
+    scale the shorter side, cut off the rest. pad: scale the longer side, add zero pixels."""
+    crop_fraction: float = 1.0
+    """Evaluation, testing and prediction use the centre of each image: this fraction of each side.
+    0.875 is usual with data.augment.random_resized_crop."""
+    reduced_decoding: bool = True
+    """Decode large JPEG files at 1/2, 1/4 or 1/8 of their size where data.resize is crop or pad, or
+    for random_resized_crop, if that is still as large as needed. Changes pixels a little."""
     pixels: Literal["auto", "unit", "signed", "byte"] = "auto"
     """Range of the pixel values fed to the model: unit [0, 1], signed [-1, 1] or byte [0, 255].
     auto: what the model's first layers expect (byte if it rescales them itself), else unit."""
@@ -44,9 +53,15 @@ class DataConfig:
     """Fraction of the training images of every class that data.validation=split holds out."""
     cache: Literal["auto", "memory", "disk", "none"] = "auto"
     """Where to cache decoded images: in memory, in a file in the user's cache folder, or nowhere,
-    which decodes them in every epoch. auto: the first of these with enough space."""
+    which decodes them in every epoch. auto: the first of these with enough space. Where images are
+    checked when they are read, their files are cached as they are, and are decoded in every epoch;
+    auto then means memory or none."""
     on_error: Literal["fail", "skip"] = "fail"
     """What to do with images that cannot be decoded: stop and name them, or skip them."""
+    check: Literal["auto", "start", "reading"] = "auto"
+    """When to find images that cannot be decoded. start: before the first step. reading: when
+    they are read; training starts at once, and the next good image replaces a skipped one. auto:
+    reading with data.augment.random_resized_crop, else start."""
     verify: Literal["stat", "bytes"] = "stat"
     """How a resumed run and the cache on disk recognise the image files of folder. stat: names,
     sizes and modification times. bytes: names and contents, which reads every file at each start.
@@ -55,6 +70,13 @@ class DataConfig:
     """Augmentation of the training images; 0 or false disables an augmentation."""
     synthetic_examples: int = 10_000
     """Training images of the data set synthetic (32x32x3, 10 classes), which is for benchmarks."""
+
+    @property
+    def checks_when_reading(self) -> bool:
+        """Whether bad images are found when they are read, not before the first step."""
+        return self.check == "reading" or (
+            self.check == "auto" and self.augment.random_resized_crop
+        )
 
     def __post_init__(self) -> None:
         """Validates the values and their combinations."""
@@ -68,6 +90,22 @@ class DataConfig:
         require_at_most("data", self, 8192, "image_size")
         require_at_least("data", self, 1, "image_size", "synthetic_examples", "steps_per_epoch")
         require_fraction("data", self, "validation_split")
+        require(
+            0 < self.crop_fraction <= 1,
+            f"data.crop_fraction is {self.crop_fraction}; expected 0 < value <= 1",
+        )
+        require(
+            self.resize != "pad" or self.crop_fraction == 1,
+            f"data.crop_fraction is {self.crop_fraction}, but data.resize pad keeps whole images; "
+            "use --data.resize crop",
+        )
+        require(
+            self.cache != "disk"
+            or not (self.checks_when_reading or self.augment.random_resized_crop),
+            "data.cache is disk, which is for decoded images, but these are decoded when they are "
+            "read; use --data.cache memory or none, or write them to a local disk by "
+            "distcnn.records",
+        )
         require(
             self.validation != "split" or self.validation_split > 0,
             "data.validation is split, but data.validation_split is 0; use --data.validation none",

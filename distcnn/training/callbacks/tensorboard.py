@@ -156,7 +156,8 @@ class TensorBoardImages(keras.callbacks.Callback):
             self._image("validation/confusion_matrix", to_pixels(figure))
             worst = result.worst(25)
             if len(worst):
-                images = validation.gather(tf.constant(worst, tf.int64)).numpy()
+                counted = np.delete(np.arange(len(validation)), validation.unreadable())
+                images = validation.gather(tf.constant(counted[worst], tf.int64)).numpy()
                 figure = mistakes_figure(
                     images, result.labels[worst], result.probabilities[worst], classes
                 )

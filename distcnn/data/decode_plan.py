@@ -1,0 +1,135 @@
+"""Plans what to decode of each image of a batch, from the first bytes of the files."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from distcnn.data.framing import Frame, Shape
+from distcnn.data.image_header import jpeg_orientation, read_header
+
+MAX_PIXELS = 178_956_970
+"""Pixels of the largest image that is decoded: Pillow's own limit, here for every format."""
+
+RATIOS = (1, 2, 4, 8)
+"""The fractions, 1 / ratio, at which a JPEG file can be decoded."""
+
+# Columns of a plan.
+METHOD, WINDOW, ORIENTATION, CONTENT, SIZE = 0, slice(1, 5), 5, slice(6, 8), slice(8, 10)
+PLAN_WIDTH = 10
+"""Numbers of a plan: 0 to decode the whole file, or 1 + the position of the ratio in `RATIOS`; the
+window of the decoded pixels (top, left, height, width); the EXIF orientation; the size to which the
+window is resized; and the size of the whole image. Windows and sizes are those of stored pixels,
+before they are turned upright."""
+
+FIRST_TRANSPOSED = 5
+"""The least EXIF orientation that exchanges height and width."""
+
+_MIRRORED, _UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)
+
+
+def plan_batch(
+    contents: tf.Tensor, frame: Frame, image_shape: Shape, draws: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Plans a batch; works inside a graph.
+
+    Args:
+        contents: string tensor of shape `(batch,)`, the bytes of the files.
+        frame: Chooses the part of each image.
+        image_shape: `(height, width, channels)` of the model's input.
+        draws: Random numbers for `frame`, float32 `(batch, any)`.
+
+    Returns:
+        int32 tensor of shape `(batch, PLAN_WIDTH)`.
+    """
+    if draws is None:
+        draws = tf.zeros([tf.shape(contents)[0], 0])
+    planned = functools.partial(_plan, frame=frame, image_shape=image_shape)
+    plan = tf.numpy_function(planned, [contents, draws], tf.int32, stateful=False)
+    return tf.ensure_shape(plan, (contents.shape[0], PLAN_WIDTH))
+
+
+def orientations(contents: tf.Tensor) -> tf.Tensor:
+    """Returns the EXIF orientations of JPEG files, int32 `(batch,)`; works inside a graph."""
+
+    def find(contents: np.ndarray) -> np.ndarray:
+        return np.array([jpeg_orientation(file) for file in contents], np.int32)
+
+    found = tf.numpy_function(find, [contents], tf.int32, stateful=False)
+    return tf.ensure_shape(found, contents.shape)
+
+
+def _plan(contents: np.ndarray, draws: np.ndarray, frame: Frame, image_shape: Shape) -> np.ndarray:
+    headers = [read_header(file) for file in contents]
+    known = np.array([(header.height, header.width) for header in headers], np.int64)
+    orientation = np.array([header.orientation for header in headers], np.int64)
+    stored = np.maximum(known, 1)
+    transposed = orientation[:, np.newaxis] >= FIRST_TRANSPOSED
+    upright = np.where(transposed, stored[:, ::-1], stored)
+    boxes = frame.boxes(upright, image_shape, draws)
+    content = frame.contents(upright, image_shape)
+    boxes = _to_stored(boxes, upright, orientation)
+    content = np.where(transposed, content[:, ::-1], content)
+    # Too large an image is decoded by what refuses it.
+    by_window = np.array([header.is_jpeg for header in headers]) & (
+        known.prod(axis=1) <= MAX_PIXELS
+    )
+    step = np.where(by_window, _reduction(boxes, content), 0) if frame.reduced else by_window * 0
+    ratio = np.array(RATIOS)[step]
+    plan = np.empty((len(headers), PLAN_WIDTH), np.int32)
+    plan[:, METHOD] = np.where(by_window, 1 + step, 0)
+    plan[:, WINDOW] = _reduced(boxes, stored, ratio[:, np.newaxis])
+    plan[:, ORIENTATION] = orientation
+    plan[:, CONTENT] = content
+    plan[:, SIZE] = known
+    return plan
+
+
+def _to_stored(boxes: np.ndarray, upright: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    """Returns the boxes in stored pixels, given those in the upright image."""
+    corner, sides = boxes[:, :2].copy(), boxes[:, 2:]
+    for axis, turned in ((0, _UPSIDE_DOWN), (1, _MIRRORED)):
+        opposite = upright[:, axis] - corner[:, axis] - sides[:, axis]
+        corner[:, axis] = np.where(np.isin(orientation, turned), opposite, corner[:, axis])
+    transposed = orientation[:, np.newaxis] >= FIRST_TRANSPOSED
+    corner = np.where(transposed, corner[:, ::-1], corner)
+    sides = np.where(transposed, sides[:, ::-1], sides)
+    return np.concatenate([corner, sides], axis=1)
+
+
+def _reduction(boxes: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """Returns the position in `RATIOS` of the smallest size that need not be enlarged."""
+    factor = (boxes[:, 2:] // content).min(axis=1)
+    return np.searchsorted(RATIOS, np.maximum(factor, 1), side="right") - 1
+
+
+def _reduced(boxes: np.ndarray, size: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """Returns the boxes in the pixels of an image that is decoded at 1 / ratio."""
+    limits = -(-size // ratio)
+    corner = np.minimum(np.rint(boxes[:, :2] / ratio).astype(np.int64), limits - 1)
+    sides = np.maximum(np.rint(boxes[:, 2:] / ratio).astype(np.int64), 1)
+    return np.concatenate([corner, np.minimum(sides, limits - corner)], axis=1)
+
+
+def turn_upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Turns an image as its EXIF orientation asks for.
+
+    Args:
+        image: Tensor of shape `(height, width, channels)`.
+        orientation: int32 scalar, from 1 to 8.
+    """
+
+    def turned() -> tf.Tensor:
+        upright = tf.cond(
+            orientation >= FIRST_TRANSPOSED, lambda: tf.transpose(image, [1, 0, 2]), lambda: image
+        )
+        for axis, values in ((0, _UPSIDE_DOWN), (1, _MIRRORED)):
+            is_turned = tf.reduce_any(orientation == tf.constant(values))
+            upright = _reversed_if(is_turned, upright, axis)
+        return upright
+
+    return tf.cond(orientation == 1, lambda: image, turned)
+
+
+def _reversed_if(condition: tf.Tensor, image: tf.Tensor, axis: int) -> tf.Tensor:
+    return tf.cond(condition, lambda: tf.reverse(image, [axis]), lambda: image)
