@@ -86,7 +86,7 @@ def measure_floor(
     say("floor: tracing the step")
     timed = TimedSteps(setup.training, resident_batch(setup))
     say("floor: collecting the convolutions and products")
-    operations = operations_of(setup, batch)
+    operations = operations_of(setup.model, batch)
     parts = {
         "all": operations,
         "convolutions": [one for one in operations if one.is_convolution],
@@ -140,16 +140,15 @@ def _floor(
     )
 
 
-def operations_of(setup: TrainingSetup, batch: int) -> list[Operation]:
+def operations_of(model: keras.Model, batch: int) -> list[Operation]:
     """Returns the convolutions and products of a forward and a backward pass of the plain model.
 
     Gradients of all trainable weights count, but not that of the images.
 
     Args:
-        setup: The run.
+        model: The model.
         batch: Number of images.
     """
-    model = setup.model
 
     def gradients(images: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:

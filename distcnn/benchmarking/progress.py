@@ -71,7 +71,9 @@ def rounds(what: str, wanted: int, budget: Budget, say: Say) -> Iterator[int]:
         done, now = number + 1, budget.spent
         each = max((now - started) / done, 1e-9)
         possible = min(wanted - done, int(max(budget.left, 0.0) / each))
-        if done < wanted and not possible:
+        if done == wanted:
+            return
+        if not possible:
             say(f"{what}: {done} of {wanted} rounds fit into the budget")
             return
         if now - said >= _INTERVAL:

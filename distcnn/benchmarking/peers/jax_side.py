@@ -26,6 +26,9 @@ class JaxSide:
     Args:
         task: What this process is told.
         say: Takes lines of progress.
+
+    Attributes:
+        state: What a step changes; see `initial_state`.
     """
 
     def __init__(self, task: Task, say: Say) -> None:
@@ -33,15 +36,10 @@ class JaxSide:
         spec = task.spec()
         images, labels = task.batch()
         self._batch = jnp.asarray(images), jnp.asarray(labels)
-        self._weights, self._statistics = _initial(spec)
-        self.parameters = sum(
-            array.size for group in (self._weights, self._statistics) for array in group.values()
-        )
-        zeros = partial(jax.tree.map, jnp.zeros_like)
-        moments = (zeros(self._weights), zeros(self._weights))
-        self._state: Any = (self._weights, self._statistics, moments, jnp.zeros([], jnp.int32))
+        self.state = initial_state(*initial_weights(spec))
+        self.parameters = sum(array.size for array in jax.tree.leaves(self.state[:2]))
         self._loss = float("nan")
-        steps = {name: self._stepper(_compiled(spec, form)) for name, form in _FORMS.items()}
+        steps = {name: self._stepper(compiled_step(spec, form)) for name, form in _FORMS.items()}
         best, words = fastest(steps, task.budget, say)
         self._step = steps[best]
         self.title = f"jax {jax.__version__}"
@@ -66,24 +64,36 @@ class JaxSide:
     def _stepper(self, compiled: Callable[..., Any]) -> Callable[[], float]:
         def step() -> float:
             start = time.perf_counter()
-            self._state, loss = compiled(self._state, *self._batch)
+            self.state, loss = compiled(self.state, *self._batch)
             self._loss = float(loss)
-            jax.block_until_ready(self._state)
+            jax.block_until_ready(self.state)
             return time.perf_counter() - start
 
         return step
 
 
-def _initial(spec: PeerSpec) -> tuple[Weights, Weights]:
+def initial_weights(spec: PeerSpec) -> tuple[Weights, Weights]:
     """Returns the initial weights and moving statistics, created by a pass over one image."""
-    weights: Weights = {}
-    statistics: Weights = {}
-    layers = Layers(weights, statistics, jax.random.key(0), jnp.float32, creating=True)
-    MODELS[spec.model](layers, jnp.zeros((1, *spec.image_shape)), spec.classes, spec.dropout)
-    return weights, statistics
+
+    def create() -> tuple[Weights, Weights]:
+        weights: Weights = {}
+        statistics: Weights = {}
+        layers = Layers(weights, statistics, jax.random.key(0), jnp.float32, creating=True)
+        MODELS[spec.model](layers, jnp.zeros((1, *spec.image_shape)), spec.classes, spec.dropout)
+        return weights, statistics
+
+    created: tuple[Weights, Weights] = jax.jit(create)()  # one program, without the pass itself
+    return created
 
 
-def _compiled(spec: PeerSpec, form: type[Layers]) -> Callable[..., Any]:
+def initial_state(weights: Weights, statistics: Weights) -> Any:
+    """Returns what a step changes: weights, statistics, moments, number of steps."""
+    zeros = partial(jax.tree.map, jnp.zeros_like)
+    return weights, statistics, (zeros(weights), zeros(weights)), jnp.zeros([], jnp.int32)
+
+
+def compiled_step(spec: PeerSpec, form: type[Layers]) -> Callable[..., Any]:
+    """Returns a function of state, images and labels that returns the new state and the loss."""
     dtype = jnp.bfloat16 if spec.precision == "mixed_bfloat16" else jnp.float32
 
     def mean_loss(weights: Any, statistics: Any, images: Any, labels: Any, key: Any) -> Any:

@@ -10,11 +10,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from distcnn.benchmarking.peers.side import Side, Task
+from distcnn.benchmarking.peers.side import Side, Task, Trained
 from distcnn.benchmarking.progress import Budget
 from distcnn.benchmarking.worker import pin
 from distcnn.cli.command import run_command
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def serve(side: Side, commands: TextIO, answer: Callable[..., None]) -> None:
+def serve(side: Trained, commands: Iterable[str], answer: Callable[..., None]) -> None:
     """Trains as many steps as each line asks for.
 
     Args:

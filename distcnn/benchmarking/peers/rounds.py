@@ -69,7 +69,8 @@ class SideProcess:
                 start_new_session=True,
             )
         self._answers: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def wait_until_ready(self, budget: Budget | None) -> dict[str, Any]:
         """Waits until the side is built; returns its description.
@@ -114,6 +115,9 @@ class SideProcess:
                 self._process.stdin.close()
         terminate(self._process)
         self._process.wait()
+        self._reader.join()
+        if self._process.stdout:
+            self._process.stdout.close()
 
     def _run(self, steps: int) -> list[float]:
         assert self._process.stdin is not None
@@ -255,7 +259,7 @@ def _running(
             spec = PeerSpec.read(folder / "spec.json")
             if set(peers) & set(FRAMEWORKS):
                 require_known_model(spec.model)
-            _check(name, described[name], spec)
+            require_same_model(name, described[name], spec)
             side.warm_up()
         yield sides, described
     finally:
@@ -263,8 +267,12 @@ def _running(
             side.close()
 
 
-def _check(name: str, description: dict[str, Any], spec: PeerSpec) -> None:
-    """Checks that a side trains the same model."""
+def require_same_model(name: str, description: dict[str, Any], spec: PeerSpec) -> None:
+    """Checks that a side trains the model of the run.
+
+    Raises:
+        DistcnnError: If it has another number of parameters.
+    """
     received = description["parameters"]
     if received != spec.parameters:
         raise DistcnnError(

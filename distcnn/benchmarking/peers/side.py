@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from distcnn.benchmarking.peers.spec import PeerSpec
-from distcnn.benchmarking.progress import Budget, Say
+from distcnn.benchmarking.progress import Budget, Say, rounds
 
-_TRIED_STEPS = 4
+_TRIED_STEPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,30 +52,32 @@ class Task:
             return arrays["images"], arrays["labels"]
 
 
-class Side(Protocol):
+class Trained(Protocol):
     """A training step on a batch that stays in memory."""
-
-    @property
-    def title(self) -> str:
-        """Name and version."""
-
-    @property
-    def precision(self) -> str:
-        """Dtype policy, in Keras' words."""
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters, moving statistics included."""
-
-    @property
-    def settings(self) -> list[str]:
-        """The settings that matter for the speed, in words."""
 
     def run(self, steps: int) -> list[float]:
         """Trains; returns the seconds of each step."""
 
     def loss(self) -> float:
-        """Returns the loss of the last step."""
+        """Returns the loss of the last step, or the mean loss of the last turn."""
+
+
+class Side(Trained, Protocol):
+    """A training step that describes itself.
+
+    Attributes:
+        title: Name and version.
+        precision: Dtype policy, in Keras' words.
+        settings: The settings that matter for the speed, in words.
+    """
+
+    title: str
+    precision: str
+    settings: list[str]
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, moving statistics included."""
 
 
 def fastest(
@@ -95,22 +97,27 @@ def fastest(
     Raises:
         Exception: If the first one fails.
     """
-    times: dict[str, float] = {}
-    words: list[str] = []
+    words: dict[str, str] = {}
     for name, step in candidates.items():
-        if times and budget.left <= 0:
-            words.append(f"{name} not tried: no time left")
+        if words and budget.left <= 0:
+            words[name] = "not tried: no time left"
             continue
         say(f"trying {name}")
         try:
             step()
-            times[name] = min(step() for _ in range(_TRIED_STEPS))
         except Exception as error:  # a compiler may fail in any way; the first one must not
-            if not times:
+            if not words:
                 raise
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            words.append(f"{name} failed: {lines[0][:80]}")
+            words[name] = f"failed: {lines[0][:80]}"
         else:
-            words.append(f"{name} {1000 * times[name]:.3g} ms")
+            words[name] = ""
+    times = {name: float("inf") for name, text in words.items() if not text}
+    for _ in rounds("trying", _TRIED_STEPS if len(times) > 1 else 1, budget, say):
+        for name in times:
+            times[name] = min(times[name], candidates[name]())
     best = min(times, key=lambda name: times[name])
-    return best, f"{best} (tried: {', '.join(words)})" if len(candidates) > 1 else best
+    if len(candidates) == 1:
+        return best, best
+    words |= {name: f"{1000 * seconds:.3g} ms" for name, seconds in times.items()}
+    return best, f"{best} (tried: {', '.join(f'{name} {text}' for name, text in words.items())})"

@@ -22,9 +22,14 @@ class TorchSide:
     Args:
         task: What this process is told.
         say: Takes lines of progress.
+        tuning: Whether to try the compiled form.
+
+    Attributes:
+        model: The model.
+        optimizer: Its optimizer.
     """
 
-    def __init__(self, task: Task, say: Say) -> None:
+    def __init__(self, task: Task, say: Say, *, tuning: bool = True) -> None:
         torch.set_num_threads(task.cores)
         flushes = torch.set_flush_denormal(True)
         torch.manual_seed(0)
@@ -33,10 +38,12 @@ class TorchSide:
         images, labels = task.batch()
         self._images, self._labels = torch.from_numpy(images), torch.from_numpy(labels)
         model = MODELS[spec.model](spec.image_shape, spec.classes, spec.dropout)
-        self._model = model.to(memory_format=torch.channels_last)
-        self._optimizer, fused = _optimizer(spec, self._model)
+        self.model = model.to(memory_format=torch.channels_last)
+        self.optimizer, fused = _optimizer(spec, self.model)
         self._loss = float("nan")
-        candidates = {"eager": self._mean_loss, "torch.compile": torch.compile(self._mean_loss)}
+        candidates = {"eager": self._mean_loss}
+        if tuning:
+            candidates["torch.compile"] = torch.compile(self._mean_loss)
         steps = {name: _stepper(self, function) for name, function in candidates.items()}
         best, words = fastest(steps, task.budget, say)
         self._step = steps[best]
@@ -54,7 +61,7 @@ class TorchSide:
     @property
     def parameters(self) -> int:
         """Number of parameters, moving statistics included."""
-        state = self._model.state_dict()
+        state = self.model.state_dict()
         return sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked"))
 
     def run(self, steps: int) -> list[float]:
@@ -70,8 +77,8 @@ class TorchSide:
         start = time.perf_counter()
         loss = mean_loss(self._images, self._labels)
         loss.backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self._limit_norms()
         self._loss = loss.item()
         return time.perf_counter() - start
@@ -82,12 +89,12 @@ class TorchSide:
         scaled = images.permute(0, 3, 1, 2).float() * spec.pixel_scale + spec.pixel_offset
         bfloat16 = spec.precision == "mixed_bfloat16"
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            logits = self._model(scaled)
+            logits = self.model(scaled)
         return functional.cross_entropy(logits.float(), labels)
 
     @torch.no_grad()
     def _limit_norms(self) -> None:
-        for layer in self._model.limited:
+        for layer in self.model.limited:
             norms = layer.weight.norm(dim=1, keepdim=True)
             layer.weight.mul_(norms.clamp(max=_MAXIMUM_NORM) / (norms + _KERAS_ADAM_EPSILON))
 
