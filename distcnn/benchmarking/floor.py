@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distcnn.benchmarking.flops import peak_flops
+from distcnn.benchmarking.flops import LargeProduct
 from distcnn.benchmarking.peers.results import Floor
 from distcnn.benchmarking.progress import Budget, Say, rounds, say_progress
 from distcnn.benchmarking.statistics import noise_floor, ratio_of_quartiles
@@ -70,7 +70,7 @@ class Operation:
 def measure_floor(
     setup: TrainingSetup, repeats: int, budget: Budget, say: Say = say_progress
 ) -> Floor:
-    """Times the training step in turn with its convolutions and products alone.
+    """Times the training step in turn with its convolutions and products, and a large product.
 
     Args:
         setup: The run on one device, built but not started.
@@ -95,7 +95,10 @@ def measure_floor(
     if not operations:
         raise DistcnnError(f"{setup.model.name} has no convolution and no matrix product to time")
     arrangement, functions = _fastest_arrangement(parts)
+    product = LargeProduct(keras.config.dtype_policy().compute_dtype)
     seconds: dict[str, list[float]] = {name: [] for name in ("step", *functions)}
+    products: list[float] = []
+    say("floor: timing in turn")
     for _ in rounds("floor", repeats, budget, say):
         count = len(timed.seconds)
         while len(timed.seconds) == count:
@@ -103,8 +106,8 @@ def measure_floor(
         seconds["step"].append(timed.seconds[-1])
         for name, function in functions.items():
             seconds[name].append(_time(function))
-    say("floor: timing a large product")
-    return _floor(setup, operations, arrangement, seconds)
+        products.append(product.seconds())
+    return _floor(setup, operations, arrangement, seconds, product.flops / min(products))
 
 
 def _floor(
@@ -112,10 +115,10 @@ def _floor(
     operations: Sequence[Operation],
     arrangement: str,
     seconds: dict[str, list[float]],
+    peak: float,
 ) -> Floor:
     ratio, low, high = ratio_of_quartiles(seconds["step"], seconds["all"])
     quartiles = {k: 1e3 * float(np.percentile(v, 25)) if v else 0.0 for k, v in seconds.items()}
-    peak = peak_flops(keras.config.dtype_policy().compute_dtype)
     flops = sum(one.flops for one in operations)
     convolutions = sum(one.is_convolution for one in operations)
     return Floor(

@@ -207,6 +207,10 @@ def test_the_tables_tell_the_ratio_the_settings_and_the_floor():
     assert "AMD EPYC 9B14, 2 cores; load 0.10 before, 1.90 after; 20 rounds in 61 s" in text
     assert "jax is not installed: pip install jax" in text
     assert "too few" not in text
+    assert "disturb" not in text
+    crowded = dataclasses.replace(peers(), load_before=4.5)
+    for disturbed in (crowded, dataclasses.replace(peers(), noise=0.4)):
+        assert "other programs disturb this machine" in peer_table(disturbed).notes[2]
     few = dataclasses.replace(peers(), rounds=1)
     busy = dataclasses.replace(
         few, rows=tuple(dataclasses.replace(row, idle_cores=0.5) for row in few.rows)

@@ -84,7 +84,7 @@ class Floor:
         ratio_high: Upper end of the 95 % bootstrap interval of the ratio.
         noise: Deviation from 1 of the floor against itself (A/A).
         gflop: Arithmetic of the convolutions and products, in 10^9 operations.
-        peak_gflops: Rate of a large matrix product on the same cores, in GFLOP/s.
+        peak_gflops: Best rate of a large matrix product, timed in turn too, in GFLOP/s.
         peak_ms: Time that the arithmetic takes at that rate, in milliseconds.
         cores: Cores that were used.
     """

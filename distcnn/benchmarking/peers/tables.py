@@ -4,6 +4,10 @@ from distcnn.benchmarking.peers.results import Floor, PeerComparison
 from distcnn.benchmarking.tables import Table, number, percent, rate
 
 _FEW_ROUNDS = 5
+_LARGE_NOISE = 0.1
+_CROWDED = 1.5
+"""Load for each core from which other programs must be running beside the benchmark."""
+
 _BUSY = 0.05
 """From this many cores on, a side that waits disturbs the others."""
 
@@ -53,6 +57,11 @@ def _notes(comparison: PeerComparison) -> list[str]:
         notes.append(
             f"{comparison.rounds} rounds are too few for an interval; raise --budget or "
             "--compare_steps"
+        )
+    if comparison.load_before > _CROWDED * comparison.cores or comparison.noise > _LARGE_NOISE:
+        notes.append(
+            "other programs disturb this machine: compare again when it is idle; frameworks that "
+            "divide operations evenly among the cores lose most"
         )
     busy = [row for row in comparison.rows if row.idle_cores > _BUSY]
     notes += [
