@@ -70,7 +70,7 @@ def rounds(what: str, wanted: int, budget: Budget, say: Say) -> Iterator[int]:
         yield number
         done, now = number + 1, budget.spent
         each = max((now - started) / done, 1e-9)
-        possible = min(wanted - done, int(max(budget.left, 0.0) / each))
+        possible = int(min(wanted - done, max(budget.left, 0.0) / each))
         if done == wanted:
             return
         if not possible:
@@ -79,6 +79,10 @@ def rounds(what: str, wanted: int, budget: Budget, say: Say) -> Iterator[int]:
         if now - said >= _INTERVAL:
             said = now
             say(f"{what}: round {done} of {done + possible}, {possible * each:.0f} s left")
+
+
+def silent(text: str) -> None:
+    """Drops a line, in all ranks but the chief."""
 
 
 def print_progress(text: str) -> None:

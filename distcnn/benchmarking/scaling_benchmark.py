@@ -94,8 +94,8 @@ class ScalingBenchmark:
             DistcnnError: If a group of workers fails.
         """
         with scratch_folder() as folder, self._hosts():
+            compared = self._compare(comparisons, folder)  # first, as it may refuse the model
             measured = {count: self._measure(count, modes, folder) for count in self._counts}
-            compared = self._compare(comparisons, folder)
             model = self._model(folder, predicted) if predicted else None
         first = measured[self._counts[0]][modes[0]]
         replicas = 1 if self._machine.gpus else self._counts[0] // first["resolved"]["processes"]

@@ -1,5 +1,7 @@
 """A budget of time, and the lines that a long measurement prints."""
 
+import math
+
 from distcnn.benchmarking.progress import Budget, Follower, Heartbeat, rounds
 
 
@@ -27,6 +29,7 @@ def test_rounds_are_cut_to_the_budget_but_one_is_always_measured():
     assert measure(5, 1, 30) == (1, ["timing: 1 of 5 rounds fit into the budget"])
     assert measure(5, 0, 30)[0] == 1
     assert measure(1, 0, 30) == (1, [])
+    assert measure(5, math.inf, 1) == (5, [])
 
 
 def test_lines_of_progress_tell_the_rounds_and_the_time_left():
