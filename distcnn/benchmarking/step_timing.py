@@ -298,7 +298,8 @@ def measure_overlap(setup: TrainingSetup, repeats: int, replicas: int) -> tuple[
             "first": first,
             "all": TimedSteps(setup.new_training_step(), resident_batch(setup)),
         }
-    _run_in_turn(setup.backend, variants, repeats)
+    say = say_progress if setup.context.cluster.is_chief else silent
+    _run_in_turn(setup.backend, variants, repeats, "timing the overlap", say)
     quartiles = {name: summarise(timed.seconds).p25 for name, timed in variants.items()}
     return sizes, max(1 - quartiles["first"] / quartiles["all"], 0.0)
 
