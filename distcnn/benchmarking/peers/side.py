@@ -1,5 +1,6 @@
 """One side of the comparison: what its process offers, and the choice of its settings."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def fastest(
         Exception: If the first one fails.
     """
     words: dict[str, str] = {}
-    needed = 0.0
+    needed = -math.inf
     for name, step in candidates.items():
         if budget.left < needed:
             words[name] = "not tried: no time left"
