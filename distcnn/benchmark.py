@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from distcnn.benchmarking.baseline import environment_differences, regressions
+from distcnn.benchmarking.comparing import ComparisonPlan
 from distcnn.benchmarking.machine import Machine
+from distcnn.benchmarking.peers.spec import parse_peers, require_equivalent
 from distcnn.benchmarking.report import print_report, write_report
 from distcnn.benchmarking.results import Results, read_results
 from distcnn.benchmarking.scaling_benchmark import Mode, ScalingBenchmark
@@ -53,14 +55,26 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "of its own, a network namespace of this machine. Needs root, ip and tc.",
     },
     "compare": {
-        "choices": ("plain",),
+        "type": str,
+        "nargs": "?",
+        "const": "plain",
         "default": None,
-        "help": "plain: also compare with a plain Keras script, batch by batch in turn.",
+        "help": "Also compare with these, in turn: a list of plain (a plain Keras script), torch, "
+        "jax; or all that are installed.",
     },
     "compare_steps": {
         "type": int,
         "default": 100,
-        "help": "Training steps per side of --compare.",
+        "help": "Training steps per side of --compare and --floor, if the budget suffices.",
+    },
+    "floor": {
+        "action": "store_true",
+        "help": "Also time the convolutions and products of the step alone, in turn with it.",
+    },
+    "budget": {
+        "type": float,
+        "default": 600.0,
+        "help": "Seconds for --compare and --floor together; each measures at least one round.",
     },
     "predict": {
         "type": str,
@@ -85,8 +99,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     description = (
         "Measures throughput by number of workers, shows where the time goes, and compares with "
-        "plain Keras. Also takes the flags of distcnn.train. Images that would have to be "
-        "downloaded are synthetic unless --data.name or --data.dir is given."
+        "plain Keras and other frameworks. Also takes the flags of distcnn.train. Images that "
+        "would have to be downloaded are synthetic unless --data.name or --data.dir is given."
     )
     config, options = parse_run("distcnn.benchmark", description, arguments, _OPTIONS)
     if config is None:
@@ -94,12 +108,14 @@ def main(arguments: Sequence[str]) -> int:
     config = _without_download(config, arguments)
     folder = Path(config.out or f"benchmarks/{config.recipe}")
     counts, predicted = _check_options(options)
+    machine = Machine.detect()
+    comparisons = _plan_comparisons(config, options, machine)
     baseline = _read_baseline(options["baseline"], folder)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no worker behind
 
     benchmark = ScalingBenchmark(
         config,
-        Machine.detect(),
+        machine,
         counts,
         steps=options["steps"],
         warmup=options["warmup"],
@@ -109,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
     both: tuple[Mode, ...] = ("weak", "strong")
     results = benchmark.run(
         both if options["scaling"] == "both" else (options["scaling"],),
-        compare_steps=options["compare_steps"] if options["compare"] else 0,
+        comparisons=comparisons,
         predicted=predicted,
         command=shlex.join(["python", "-m", "distcnn.benchmark", *arguments]),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -145,6 +161,26 @@ def _check_options(options: dict[str, Any]) -> tuple[list[int], list[int]]:
         if options[name] < 5:
             raise UsageError(f"{name} is {options[name]}; expected at least 5")
     return counts, predicted
+
+
+def _plan_comparisons(config: Config, options: dict[str, Any], machine: Machine) -> ComparisonPlan:
+    """Returns what to compare the step with.
+
+    Raises:
+        UsageError: If a peer is unknown, not installed, or cannot compute the step.
+    """
+    if not options["budget"] > 0:
+        raise UsageError(f"budget is {options['budget']}; expected a number of seconds above 0")
+    peers, missing = parse_peers(options["compare"])
+    for line in missing:
+        log.info("%s", line)
+    require_equivalent(config, peers, machine.gpus)
+    return ComparisonPlan(
+        peers=tuple(peers),
+        steps=options["compare_steps"],
+        floor=options["floor"],
+        seconds=options["budget"],
+    )
 
 
 def _parse_counts(text: str, name: str) -> list[int]:

@@ -4,6 +4,8 @@
 #   launch/benchmark.sh                            1, 2, 4 ... workers, up to the GPUs or cores
 #   launch/benchmark.sh --workers 1,2,4 ARG...     passes the arguments to distcnn.benchmark
 #   launch/benchmark.sh --compare plain            compares with the plain Keras script too
+#   launch/benchmark.sh --compare plain,torch,jax  and with other frameworks, if they are installed
+#   launch/benchmark.sh --floor --budget 300       times the convolutions and products alone
 #   launch/benchmark.sh --dry-run ARG...           prints the command without running it
 #
 # The first run installs distcnn, its dependencies and Horovod into .venv (two to ten minutes).

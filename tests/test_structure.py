@@ -197,6 +197,8 @@ def test_what_is_imported_at_once_is_a_dependency() -> None:
                 modules = [node.module or ""]
             for module in modules:
                 top = module.partition(".")[0]
+                if path.parent.name == "peers" and path.name.startswith(f"{top}_"):
+                    continue  # the side of another framework, imported in its own process only
                 assert top in {*known, *sys.stdlib_module_names, "distcnn"}, (path.name, module)
 
 

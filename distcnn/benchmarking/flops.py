@@ -25,19 +25,35 @@ def training_flops(model: keras.Model) -> float:
     return 3.0 * profile.total_float_ops
 
 
+class LargeProduct:
+    """A matrix product that is large enough to reach the peak rate of the hardware.
+
+    Args:
+        dtype: Type to compute in, such as bfloat16.
+
+    Attributes:
+        flops: Floating point operations of the product.
+    """
+
+    flops = 2.0 * _SIDE**3
+
+    def __init__(self, dtype: str) -> None:
+        self._values = tf.cast(tf.random.stateless_normal([_SIDE, _SIDE], [1, 2]), dtype)
+        self._product = tf.function(lambda a: tf.reduce_sum(tf.matmul(a, a)[0]))
+        self.seconds()
+
+    def seconds(self) -> float:
+        """Computes the product; returns the seconds that it took."""
+        start = time.perf_counter()
+        self._product(self._values).numpy()
+        return time.perf_counter() - start
+
+
 def peak_flops(dtype: str) -> float:
     """Measures the peak rate of a large matrix product, in operations per second.
 
     Args:
         dtype: Type to compute in, such as bfloat16.
     """
-    side = _SIDE
-    values = tf.cast(tf.random.stateless_normal([side, side], [1, 2]), dtype)
-    product = tf.function(lambda a: tf.reduce_sum(tf.matmul(a, a)[0]))
-    product(values).numpy()
-    best = float("inf")
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        product(values).numpy()
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * side**3 / best
+    product = LargeProduct(dtype)
+    return product.flops / min(product.seconds() for _ in range(_REPEATS))

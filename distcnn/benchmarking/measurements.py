@@ -1,11 +1,14 @@
 """The kinds of measurement that a plan can contain."""
 
+from dataclasses import asdict
 from typing import Any
 
 import keras
 
+from distcnn.benchmarking.floor import measure_floor
 from distcnn.benchmarking.flops import peak_flops
 from distcnn.benchmarking.plain_keras import compare_with_plain
+from distcnn.benchmarking.progress import Budget
 from distcnn.benchmarking.step_timing import (
     measure_overlap,
     measure_steps,
@@ -31,9 +34,14 @@ def steps(setup: TrainingSetup, *, count: int, warmup: int) -> dict[str, Any]:
     }
 
 
-def comparison(setup: TrainingSetup, *, repeats: int) -> list[dict[str, Any]]:
+def comparison(setup: TrainingSetup, *, repeats: int, budget: list[float]) -> list[dict[str, Any]]:
     """Compares distcnn with the plain Keras script; see `compare_with_plain`."""
-    return compare_with_plain(setup, repeats)
+    return compare_with_plain(setup, repeats, _budget(budget))
+
+
+def floor(setup: TrainingSetup, *, repeats: int, budget: list[float]) -> dict[str, Any]:
+    """Times the step and its convolutions and products alone; see `measure_floor`."""
+    return asdict(measure_floor(setup, repeats, _budget(budget)))
 
 
 def scaling(
@@ -52,3 +60,9 @@ def scaling(
         measured["reduction_ms"] = reduction_times(setup.backend, _REDUCTION_BYTES, repeats)
         measured["buckets"], measured["overlap"] = measure_overlap(setup, repeats, replicas)
     return measured
+
+
+def _budget(entry: list[float]) -> Budget:
+    """Returns a budget that began in another process: its seconds and its start."""
+    seconds, start = entry
+    return Budget(seconds, start=start)

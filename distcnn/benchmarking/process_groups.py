@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from distcnn.benchmarking.link import Link
+from distcnn.benchmarking.progress import Follower, Heartbeat, Say
 from distcnn.distribute.launching import Process, unplaced_environment
 from distcnn.distribute.strategies import strategy_of
 from distcnn.errors import DistcnnError, UsageError
@@ -22,7 +23,12 @@ _GRACE_SECONDS = 5
 
 
 def run_workers(
-    strategy: str, workers: int, plan: dict[str, Any], folder: Path, link: Link | None = None
+    strategy: str,
+    workers: int,
+    plan: dict[str, Any],
+    folder: Path,
+    say: Say | None = None,
+    link: Link | None = None,
 ) -> list[dict[str, Any]]:
     """Runs a plan in a group of processes.
 
@@ -32,6 +38,7 @@ def run_workers(
         plan: The measurements to take; see `distcnn.benchmarking.worker`.
         folder: Folder for the plan, the results and the output of the processes.
         link: The hosts of the processes, if there are several, or None for this one.
+        say: Takes the lines of progress of rank 0, or None.
 
     Returns:
         The measurements of rank 0, one for each entry of the plan.
@@ -59,32 +66,41 @@ def run_workers(
             )
             for line, environment in _processes(strategy, workers, command, link)
         ]
-        exit_codes = _wait(processes)
+        follower = Follower(log, Heartbeat(say)) if say else None
+        exit_codes = _wait(processes, follower.read if follower else lambda: None)
     if any(exit_codes) or not results.exists():
-        printed = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-        reason = next((line for line in reversed(printed) if "error: " in line), printed[-1])
-        raise DistcnnError(
-            f"{strategy} with {workers} worker{'s' if workers > 1 else ''} failed: {reason} "
-            f"(full output: {log})"
-        )
+        raise quote_failure(f"{strategy} with {workers} worker{'s' if workers > 1 else ''}", log)
     measurements: list[dict[str, Any]] = json.loads(results.read_text())
     return measurements
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+def quote_failure(who: str, log: Path) -> DistcnnError:
+    """Returns the error for a process that failed; it quotes the last error or line of its output.
+
+    Args:
+        who: Names the process.
+        log: Its output.
+    """
+    printed = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+    reason = next((line for line in reversed(printed) if "error: " in line), printed[-1])
+    return DistcnnError(f"{who} failed: {reason} (full output: {log})")
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], meanwhile: Callable[[], None]) -> list[int]:
     """Waits for all processes; ends the rest if one fails or this process is interrupted."""
     try:
         while any(process.poll() is None for process in processes):
+            meanwhile()
             if any(process.returncode for process in processes):
                 break
             time.sleep(0.1)
     finally:
         for process in processes:
-            _terminate(process)
+            terminate(process)
     return [process.wait() for process in processes]
 
 
-def _terminate(process: subprocess.Popen[bytes]) -> None:
+def terminate(process: subprocess.Popen[Any]) -> None:
     """Ends a process and its children, which form a process group."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
@@ -96,12 +112,18 @@ def _terminate(process: subprocess.Popen[bytes]) -> None:
 
 def _processes(strategy: str, workers: int, command: list[str], link: Link | None) -> list[Process]:
     """Returns the command line and the environment of each process to start."""
-    environment = unplaced_environment()
-    path = [str(Path.cwd()), *filter(None, [environment.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(path)
+    environment = environment_of_children()
     if link is not None and workers > 1:
         return link.place(workers, command, environment)
     return strategy_of(strategy).launch(workers, command, environment)
+
+
+def environment_of_children() -> dict[str, str]:
+    """Returns the environment of a process to start, which finds modules in the current folder."""
+    environment = unplaced_environment()
+    path = [str(Path.cwd()), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
+    return environment
 
 
 @contextlib.contextmanager

@@ -3,36 +3,20 @@
 import csv
 import dataclasses
 import io
-import math
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
 
+from distcnn.benchmarking.peers.tables import floor_table, peer_table
 from distcnn.benchmarking.plot import scaling_figure
 from distcnn.benchmarking.results import Comparison, Prediction, Results, Row
+from distcnn.benchmarking.tables import Table, as_markdown, as_rich, escape, number, percent, rate
 from distcnn.distribute.strategies import has_shared_memory
 from distcnn.inference.plots import to_png
 from distcnn.runtime.files import replacing, write_json, write_text
 
 OVERSUBSCRIBED_NOTE = "* these workers share cores or GPUs: this is not scaling"
-
-_TEXT_COLUMNS = ("strategy", "scaling", "what", "precision", "verdict")
-_WRAPPED_COLUMNS = ("precision", "verdict")
-
-
-@dataclass(frozen=True)
-class _Table:
-    """A table in no particular format; line breaks in headings are those of the terminal."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    notes: tuple[str, ...] = ()
 
 
 def print_report(results: Results) -> None:
@@ -48,7 +32,7 @@ def print_report(results: Results) -> None:
         console.print(f"{name:15} {text}", soft_wrap=True)
     for table in _tables(results):
         console.print(f"\n{table.title}", style="bold", soft_wrap=True)
-        console.print(_to_rich(table))
+        console.print(as_rich(table))
         for note in table.notes:
             console.print(note, soft_wrap=True)
 
@@ -75,12 +59,12 @@ def to_markdown(results: Results) -> str:
     Args:
         results: Results of the benchmark.
     """
-    facts = [f"- {name}: {_escape(text)}" for name, text in _facts(results).items()]
+    facts = [f"- {name}: {escape(text)}" for name, text in _facts(results).items()]
     parts = ["# Benchmark", f"```\n{results.command}\n```", "\n".join(facts)]
     if results.rows:
         parts.append("![Throughput by workers, and where the step time goes](scaling.png)")
     for table in _tables(results):
-        parts += [f"## {_escape(table.title)}", _to_markdown(table), *map(_escape, table.notes)]
+        parts += [f"## {escape(table.title)}", as_markdown(table), *map(escape, table.notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -120,11 +104,11 @@ def _facts(results: Results) -> dict[str, str]:
         "data": results.data,
         **({"link": f"{results.link} each way"} if results.link else {}),
         "efficiency": results.denominator,
-        "share of peak": f"relative to {_rate(results.peak_gflops)} GFLOP/s per core or GPU",
+        "share of peak": f"relative to {rate(results.peak_gflops)} GFLOP/s per core or GPU",
     }
 
 
-def _tables(results: Results) -> Iterator[_Table]:
+def _tables(results: Results) -> Iterator[Table]:
     for scaling, batch in (("weak", "per worker"), ("strong", "of all workers")):
         rows = [row for row in results.rows if row.scaling == scaling]
         if rows:
@@ -133,6 +117,10 @@ def _tables(results: Results) -> Iterator[_Table]:
         yield _time_fractions_table(results.rows)
     if results.comparisons:
         yield _comparison_table(results.comparisons)
+    if results.peers is not None:
+        yield peer_table(results.peers)
+    if results.floor is not None:
+        yield floor_table(results.floor)
     if results.prediction is not None:
         over_sockets = any(
             row.cores_per_worker and has_shared_memory(row.strategy) for row in results.rows
@@ -140,7 +128,7 @@ def _tables(results: Results) -> Iterator[_Table]:
         yield _prediction_table(results.prediction, over_sockets=over_sockets)
 
 
-def _scaling_table(title: str, rows: Sequence[Row]) -> _Table:
+def _scaling_table(title: str, rows: Sequence[Row]) -> Table:
     headings = (
         _workers_heading(rows),
         "batch",
@@ -157,21 +145,21 @@ def _scaling_table(title: str, rows: Sequence[Row]) -> _Table:
         (
             row.placement,
             f"{row.per_worker_batch if row.scaling == 'weak' else row.global_batch:.10g}",
-            _rate(row.images_per_second),
-            _rate(row.images_per_second_per_worker),
-            _number(row.step_ms_p50),
-            f"{_number(row.step_ms_p50_low)}-{_number(row.step_ms_p50_high)}",
-            _number(row.step_ms_p95),
-            _percent(row.efficiency),
+            rate(row.images_per_second),
+            rate(row.images_per_second_per_worker),
+            number(row.step_ms_p50),
+            f"{number(row.step_ms_p50_low)}-{number(row.step_ms_p50_high)}",
+            number(row.step_ms_p95),
+            percent(row.efficiency),
             f"{row.peak_memory_mb:.0f}",
-            _percent(row.share_of_peak),
+            percent(row.share_of_peak),
         )
         for row in rows
     ]
-    return _with_strategy(_Table(title, headings, lines, _notes(rows)), rows)
+    return _with_strategy(Table(title, headings, lines, _notes(rows)), rows)
 
 
-def _time_fractions_table(rows: Sequence[Row]) -> _Table:
+def _time_fractions_table(rows: Sequence[Row]) -> Table:
     headings = (
         "scaling",
         _workers_heading(rows),
@@ -187,16 +175,16 @@ def _time_fractions_table(rows: Sequence[Row]) -> _Table:
             row.scaling,
             row.placement,
             f"{row.global_batch}",
-            f"{_percent(row.input_share)} ({_percent(row.input_wait)})",
-            _rate(row.input_images_per_second),
-            _percent(row.compute_share),
-            _percent(row.communication_share),
+            f"{percent(row.input_share)} ({percent(row.input_wait)})",
+            rate(row.input_images_per_second),
+            percent(row.compute_share),
+            percent(row.communication_share),
             row.verdict,
         )
         for row in rows
     ]
     notes = (*_notes(rows), *_overlap_notes(rows))
-    return _with_strategy(_Table("Where the step time goes", headings, lines, notes), rows)
+    return _with_strategy(Table("Where the step time goes", headings, lines, notes), rows)
 
 
 def _overlap_notes(rows: Sequence[Row]) -> Iterator[str]:
@@ -204,13 +192,13 @@ def _overlap_notes(rows: Sequence[Row]) -> Iterator[str]:
         if row.communication_share_at_once is not None:
             yield (
                 f"{row.strategy}, {row.placement}, global batch {row.global_batch}: communication "
-                f"takes {_percent(row.communication_share)} of a step, and would take "
-                f"{_percent(row.communication_share_at_once)} if gradients were reduced at once, "
+                f"takes {percent(row.communication_share)} of a step, and would take "
+                f"{percent(row.communication_share_at_once)} if gradients were reduced at once, "
                 "after the backward pass"
             )
 
 
-def _comparison_table(comparisons: Sequence[Comparison]) -> _Table:
+def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
     headings = (
         "what",
         "batch",
@@ -227,30 +215,30 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> _Table:
             entry.what,
             f"{entry.batch}",
             f"{entry.repeats}",
-            _number(entry.plain_ms),
-            _number(entry.distcnn_ms),
+            number(entry.plain_ms),
+            number(entry.distcnn_ms),
             f"{entry.ratio:.3f}",
             f"{entry.ratio_low:.3f}-{entry.ratio_high:.3f}",
-            _percent(entry.noise),
+            percent(entry.noise),
             " / ".join(dict.fromkeys((entry.plain_precision, entry.distcnn_precision))),
         )
         for entry in comparisons
     ]
-    return _Table(
+    return Table(
         "distcnn against a plain Keras script (plain / distcnn), in turn in one process",
         headings,
         lines,
     )
 
 
-def _prediction_table(prediction: Prediction, *, over_sockets: bool) -> _Table:
+def _prediction_table(prediction: Prediction, *, over_sockets: bool) -> Table:
     headings = ("workers", "step ms", "efficiency", "measured\nefficiency", "error of\nstep ms")
     lines = [
         (
             f"{point.workers}",
-            _number(point.step_ms),
-            _percent(point.efficiency),
-            _percent(point.measured_efficiency),
+            number(point.step_ms),
+            percent(point.efficiency),
+            percent(point.measured_efficiency),
             "-" if point.error is None else f"{point.error:+.1%}",
         )
         for point in prediction.points
@@ -258,20 +246,20 @@ def _prediction_table(prediction: Prediction, *, over_sockets: bool) -> _Table:
     notes = [
         f"from {prediction.step_fixed_ms:.4g} ms per step, {prediction.step_ms_per_image:.4g} ms "
         f"per image, and {prediction.bytes_per_step / 1e6:.4g} MB per step reduced at "
-        f"{_rate(prediction.bandwidth_mb_per_s)} MB/s with a latency of "
+        f"{rate(prediction.bandwidth_mb_per_s)} MB/s with a latency of "
         f"{prediction.latency_ms:.4g} ms"
     ]
     if prediction.overlap:
         notes.append(
-            f"reduced during the last {_percent(prediction.overlap)} of the computing, but for "
+            f"reduced during the last {percent(prediction.overlap)} of the computing, but for "
             f"{prediction.last_bytes / 1e6:.4g} MB"
         )
     if over_sockets:
         notes.append("over Horovod's sockets, as between hosts, not through shared memory")
-    return _Table("Predicted weak scaling", headings, lines, tuple(notes))
+    return Table("Predicted weak scaling", headings, lines, tuple(notes))
 
 
-def _with_strategy(table: _Table, rows: Sequence[Row]) -> _Table:
+def _with_strategy(table: Table, rows: Sequence[Row]) -> Table:
     """Adds the strategy to the title, or a column for it if there are several."""
     strategies = {row.strategy for row in rows}
     if len(strategies) == 1:
@@ -289,44 +277,3 @@ def _workers_heading(rows: Sequence[Row]) -> str:
 
 def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
     return (OVERSUBSCRIBED_NOTE,) if any(row.oversubscribed for row in rows) else ()
-
-
-def _number(value: float) -> str:
-    """Formats a number with four significant digits, all integer digits, at most 3 decimals."""
-    exponent = math.floor(math.log10(float(f"{abs(value):.3e}"))) if value else 0
-    return f"{value:.{min(max(3 - exponent, 0), 3)}f}"
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else _number(value)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _to_rich(table: _Table) -> RichTable:
-    rich = RichTable(
-        box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False
-    )
-    for heading in table.headings:
-        rich.add_column(
-            heading,
-            justify="left" if heading in _TEXT_COLUMNS else "right",
-            no_wrap=heading not in _WRAPPED_COLUMNS,
-            overflow="fold",
-        )
-    for row in table.rows:
-        rich.add_row(*row)
-    return rich
-
-
-def _to_markdown(table: _Table) -> str:
-    headings = [heading.replace("\n", " ") for heading in table.headings]
-    rules = [":--" if heading in _TEXT_COLUMNS else "--:" for heading in table.headings]
-    rows = [[_escape(cell) for cell in row] for row in table.rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rules, *rows))
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"([\\`*|<])", r"\\\1", " ".join(text.split()))

@@ -3,10 +3,11 @@
 import json
 import math
 import types
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
+from distcnn.benchmarking.peers.results import Floor, PeerComparison
 from distcnn.errors import DistcnnError
 
 
@@ -198,6 +199,8 @@ class Results:
         comparisons: Comparisons with a plain Keras script.
         prediction: The prediction for more workers, or None.
         environment: Versions and hardware; see `distcnn.storage.environment`.
+        peers: The comparison with other frameworks, or None.
+        floor: The step against its convolutions and products alone, or None.
     """
 
     command: str
@@ -215,6 +218,8 @@ class Results:
     prediction: Prediction | None
     environment: dict[str, Any]
     link: str | None = None
+    peers: PeerComparison | None = None
+    floor: Floor | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of `results.json`."""
@@ -290,7 +295,8 @@ def _decode(kind: Any, content: Any, prefix: str, name: str) -> Any:
 
 def _check_keys(kind: Any, content: dict[str, Any], prefix: str, name: str) -> None:
     expected = [field.name for field in fields(kind)]
-    missing = [key for key in expected if key not in content]
+    required = [field.name for field in fields(kind) if field.default is MISSING]
+    missing = [key for key in required if key not in content]
     unknown = [key for key in content if key not in expected]
     if missing or unknown:
         faults = [f"lacks {', '.join(missing)}"] if missing else []

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distcnn.benchmarking.bottleneck import describe_bottleneck
+from distcnn.benchmarking.comparing import Compared, ComparisonPlan
 from distcnn.benchmarking.link import Link, linked_hosts
 from distcnn.benchmarking.machine import CoreAllocation, Machine
 from distcnn.benchmarking.process_groups import run_workers, scratch_folder
-from distcnn.benchmarking.results import Comparison, PredictedPoint, Prediction, Results, Row
+from distcnn.benchmarking.progress import print_progress
+from distcnn.benchmarking.results import PredictedPoint, Prediction, Results, Row
 from distcnn.benchmarking.scaling_model import ScalingModel, fit_scaling_model
 from distcnn.config import Config
 from distcnn.distribute.strategies import AUTO, STRATEGIES, default_strategy, strategy_of
@@ -70,7 +72,7 @@ class ScalingBenchmark:
         self,
         modes: Sequence[Mode],
         *,
-        compare_steps: int,
+        comparisons: ComparisonPlan,
         predicted: Sequence[int],
         command: str,
         date: str,
@@ -79,8 +81,7 @@ class ScalingBenchmark:
 
         Args:
             modes: "weak", "strong" or both.
-            compare_steps: Number of training steps to compare with plain Keras; 0 skips the
-                comparison.
+            comparisons: What to compare the step with.
             predicted: Numbers of workers to predict.
             command: The command line, for the record.
             date: Date and time in ISO 8601, for the record.
@@ -93,8 +94,8 @@ class ScalingBenchmark:
             DistcnnError: If a group of workers fails.
         """
         with scratch_folder() as folder, self._hosts():
+            compared = self._compare(comparisons, folder)  # first, as it may refuse the model
             measured = {count: self._measure(count, modes, folder) for count in self._counts}
-            comparisons = self._compare(compare_steps, folder) if compare_steps else []
             model = self._model(folder, predicted) if predicted else None
         first = measured[self._counts[0]][modes[0]]
         replicas = 1 if self._machine.gpus else self._counts[0] // first["resolved"]["processes"]
@@ -115,7 +116,9 @@ class ScalingBenchmark:
             denominator=self._denominator(rows),
             peak_gflops=self._peak_gflops,
             rows=tuple(rows),
-            comparisons=tuple(comparisons),
+            comparisons=compared.with_plain,
+            peers=compared.with_peers,
+            floor=compared.floor,
             prediction=self._prediction(*model, predicted) if model else None,
             environment=first["environment"] | {"cores": self._machine.cores},
         )
@@ -142,12 +145,11 @@ class ScalingBenchmark:
             measured += self._group(workers, [entry], folder / f"group-{name}")
         return dict(zip(modes, measured if workers > 1 else measured * len(modes), strict=True))
 
-    def _compare(self, steps: int, folder: Path) -> list[Comparison]:
-        log.info("measuring       plain Keras and distcnn in turn")
+    def _compare(self, comparisons: ComparisonPlan, folder: Path) -> Compared:
+        if not comparisons:
+            return Compared()
         file = self._write(self._config_for(1, "weak"), folder, "compare")
-        entry = {"kind": "compare", "config": file, "arguments": {"repeats": steps}}
-        (comparisons,) = self._group(1, [entry], folder / "compare", cores=self._all_cores())
-        return [Comparison(**comparison) for comparison in comparisons]
+        return comparisons.run(file, self._machine, folder)
 
     @property
     def _single_worker_batch(self) -> int:
@@ -208,13 +210,10 @@ class ScalingBenchmark:
             # All replicas are in one process.
             process_cores = min(process_cores * workers, self._machine.cores)
         plan = {"cores_per_process": process_cores, "entries": entries}
-        return run_workers(strategy, workers, plan, folder, self._link)
+        return run_workers(strategy, workers, plan, folder, print_progress, self._link)
 
     def _strategy_for(self, workers: int) -> str:
         return self._strategy if workers > 1 else default_strategy(1)
-
-    def _all_cores(self) -> int | None:
-        return None if self._machine.gpus else self._machine.cores
 
     def _config_for(self, workers: int, mode: Mode) -> Config:
         """Returns the configuration for a number of workers, with practically endless epochs."""

@@ -67,8 +67,11 @@ def noise_floor(seconds: Sequence[float]) -> float:
     """Returns how far from 1 the ratio of something to itself may be (an A/A test).
 
     The times at even and odd positions are compared as if they were two sides. The result is the
-    distance from 1 of the farther end of the interval.
+    distance from 1 of the farther end of the interval; 1.0 if there are fewer than four times,
+    which tell nothing.
     """
     count = len(seconds) // 2 * 2
+    if count < 4:
+        return 1.0
     _, low, high = ratio_of_quartiles(seconds[0:count:2], seconds[1:count:2])
     return max(high - 1, 1 - low)

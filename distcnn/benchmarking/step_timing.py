@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from distcnn.benchmarking.flops import training_flops
 from distcnn.benchmarking.input_reader import InputReader
+from distcnn.benchmarking.progress import Budget, Say, rounds, say_progress, silent
 from distcnn.benchmarking.statistics import summarise
 from distcnn.data.pipeline import training_dataset
 from distcnn.distribute.base import Backend
@@ -160,19 +162,21 @@ def measure_steps(setup: TrainingSetup, steps: int, warmup: int) -> dict[str, An
         Times in milliseconds and fractions; see `distcnn.benchmarking.results.Row`.
     """
     require_steps(setup)
+    say = say_progress if setup.context.cluster.is_chief else silent
     setup.state.broadcast()
+    say("tracing the step")
     variants = _step_variants(setup)
     full = variants["full"]
     start = time.perf_counter()
-    _run_in_turn(setup.backend, variants, warmup)
+    _run_in_turn(setup.backend, variants, warmup, "warming up", say)
     warmup_seconds = time.perf_counter() - start
     with _without_garbage_collection():
         # Without pauses in which the pipeline could catch up, as in a real run.
         full.reset()
-        for _ in range(steps):
+        for _ in rounds("timing the step", steps, Budget(math.inf), say):
             full.repeat()
         times, input_wait = summarise(full.seconds), full.input_wait()
-        _run_in_turn(setup.backend, variants, steps)
+        _run_in_turn(setup.backend, variants, steps, "timing its variants", say)
     quartiles = {name: summarise(timed.seconds).p25 for name, timed in variants.items()}
     memory = setup.backend.gather(np.array([peak_memory_mb()]))
     _, input_rate = InputReader(setup.training_batches(0)).read(_READ_SECONDS)
@@ -294,7 +298,8 @@ def measure_overlap(setup: TrainingSetup, repeats: int, replicas: int) -> tuple[
             "first": first,
             "all": TimedSteps(setup.new_training_step(), resident_batch(setup)),
         }
-    _run_in_turn(setup.backend, variants, repeats)
+    say = say_progress if setup.context.cluster.is_chief else silent
+    _run_in_turn(setup.backend, variants, repeats, "timing the overlap", say)
     quartiles = {name: summarise(timed.seconds).p25 for name, timed in variants.items()}
     return sizes, max(1 - quartiles["first"] / quartiles["all"], 0.0)
 
@@ -330,11 +335,13 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _run_in_turn(backend: Backend, variants: dict[str, TimedSteps], repeats: int) -> None:
+def _run_in_turn(
+    backend: Backend, variants: dict[str, TimedSteps], repeats: int, what: str, say: Say
+) -> None:
     """Times the variants in turn, with a barrier before each execution."""
     for timed in variants.values():
         timed.reset()
-    for _ in range(repeats):
+    for _ in rounds(what, repeats, Budget(math.inf), say):
         for timed in variants.values():
             backend.barrier()
             timed.repeat()

@@ -16,7 +16,7 @@ from typing import Any
 
 def _batches(folder: str, side: int, batch: int, workers: int) -> Iterator[Any]:
     # distcnn, whose package this file lies in, does not depend on PyTorch.
-    import torch  # type: ignore[import-not-found]
+    import torch
     from torchvision import datasets, transforms  # type: ignore[import-not-found]
 
     torch.set_num_threads(1)

@@ -49,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     kinds: dict[str, Callable[..., Any]] = {
         "steps": measurements.steps,
         "compare": measurements.comparison,
+        "floor": measurements.floor,
         "model": measurements.scaling,
     }
     results = []

@@ -41,8 +41,12 @@ class ModelState:
         self._backend = backend
         self._metric_variables = metric_variables
 
-    def save(self) -> tuple[dict[str, np.ndarray], Any]:
-        """Returns arrays by name, and a description for JSON; called in all processes together."""
+    def save(self, buffers: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Any]:
+        """Returns arrays by name, and a description for JSON; called in all processes together.
+
+        Args:
+            buffers: What this has returned before and nobody needs any more, to use its memory.
+        """
         groups, metrics = self._groups(), self._metrics()
         own = [np.asarray(v, np.float64).ravel() for v in metrics]
         parts = np.concatenate([*own, np.zeros(0)])
@@ -53,7 +57,7 @@ class ModelState:
             [places[id(v)] for v in optimized_variables(optimizer) if id(v) in places]
             for optimizer in optimizers_of(self._model)
         ]
-        arrays = {name: _storable(array) for name, array in snapshot(groups).items()}
+        arrays = {name: _storable(array) for name, array in snapshot(groups, buffers).items()}
         return {**arrays, _METRICS: parts}, trained
 
     def restore(self, arrays: Mapping[str, np.ndarray], trained: Any, origin: str) -> None:

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -112,22 +112,21 @@ class ResumeFolder:
         arrays, progress = found or ({}, Progress())
         return from_chief(arrays, self._backend), progress.step
 
-    def save(
+    def prepare(
         self, number: int, arrays: dict[str, np.ndarray], serial: int, *, finished: bool
-    ) -> None:
-        """Saves a checkpoint of a `fit` call; called on the chief.
+    ) -> Callable[[], object]:
+        """Returns what saves a checkpoint of a `fit` call, in any thread; called on the chief.
+
+        It raises a `DistcnnError` if the checkpoint cannot be written.
 
         Args:
             number: The call, counted from 0.
             arrays: The state.
             serial: The checkpoint's number, larger than that of any before.
             finished: Whether the call has ended, so that this is the only one to keep.
-
-        Raises:
-            DistcnnError: It cannot be written.
         """
         progress = Progress(step=serial, stopped=finished)
-        self._checkpoints(number, 1 if finished else _KEPT).save(arrays, progress)
+        return self._checkpoints(number, 1 if finished else _KEPT).prepare(arrays, progress)
 
     def _checkpoints(self, number: int, keep: int) -> Checkpoints:
         return Checkpoints(self.path / f"fit-{number:04d}", keep)

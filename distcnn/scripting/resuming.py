@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
@@ -44,6 +45,7 @@ from distcnn.scripting.resume_folder import ResumeFolder
 from distcnn.scripting.skipping import Skipping
 from distcnn.scripting.stop_vote import StopVote
 from distcnn.training.callbacks.checkpointing import StoppedBySignal
+from distcnn.training.saving import BackgroundSaving, Write
 
 log = logging.getLogger("distcnn")
 
@@ -74,6 +76,8 @@ class Resuming:
         self._every_steps = every_steps
         self._stop = StopRequest()
         self._vote = StopVote(backend, self._stop)
+        self._saving = BackgroundSaving(backend)
+        self._buffers: dict[str, np.ndarray] = {}
         self._skipping = Skipping(self._restore)
         self._call: FitCall | None = None
         self._count = 0
@@ -119,8 +123,9 @@ class Resuming:
                 return original(model, *arguments, **keywords)
             call = self._call = self._begin(model, fit_arguments(model, arguments, keywords))
             try:
-                history = original(model, *arguments, **keywords)
-                self._end(call)
+                with self._saving.active():  # the script goes on when its state is written
+                    history = original(model, *arguments, **keywords)
+                    self._end(call)
             finally:
                 self._call = None
                 self._skipping.end(call)
@@ -283,11 +288,13 @@ class Resuming:
         """Saves the state; called in all processes together."""
         wait_for_callbacks(call.callbacks)
         self._synchronise(call.model)
-        arrays, trained = self._state_of(call).save()
+        self._saving.wait()  # before its buffers are used again
+        arrays, trained = self._state_of(call).save(self._buffers)
+        self._buffers = dict(arrays) if self._backend.is_chief else {}
         users = call.of_the_script
         call.serial += 1
 
-        def write() -> None:
+        def copy() -> Write:
             description = {
                 "position": vars(call.position),
                 "trained": trained,
@@ -299,9 +306,9 @@ class Resuming:
             }
             packed = pack(description, arrays)
             finished = call.position.finished
-            self._folder.save(call.number, packed, call.serial, finished=finished)
+            return self._folder.prepare(call.number, packed, call.serial, finished=finished)
 
-        self._backend.run_on_chief(write)
+        self._saving.save(copy)
 
     def _restore(self, call: FitCall) -> None:
         stored, description = call.stored, call.description
@@ -327,6 +334,7 @@ class Resuming:
         return ModelState(call.model, self._backend, self._metric_variables)
 
     def _leave(self, call: FitCall) -> None:
+        self._saving.wait()
         if self._backend.is_chief:
             log.info(
                 "stopped by %s in %s; run the same command again to continue",

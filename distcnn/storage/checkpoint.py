@@ -6,11 +6,13 @@ import logging
 import os
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import file_digest, open_regular, replacing, write_text
@@ -112,10 +114,25 @@ class Checkpoints:
         Raises:
             DistcnnError: If the checkpoint cannot be written, for example because the disk is full.
         """
+        return self.prepare(arrays, progress)()
+
+    def prepare(self, arrays: dict[str, np.ndarray], progress: Progress) -> Callable[[], Path]:
+        """Returns a function that does what `save` does, in any thread.
+
+        The metrics that were written before this call belong to the checkpoint; those that are
+        written until the function ends do not.
+        """
+        metrics = self._folder.parent / METRICS_FILE
+        size = metrics.stat().st_size if metrics.is_file() else None
+        return lambda: self._write(arrays, progress, None if size is None else (metrics, size))
+
+    def _write(
+        self, arrays: dict[str, np.ndarray], progress: Progress, metrics: tuple[Path, int] | None
+    ) -> Path:
         path = self.path(progress.step)
         try:
             self._folder.mkdir(exist_ok=True)  # not its parent, which somebody may have deleted
-            write_checkpoint(path, arrays, progress, self._folder.parent / METRICS_FILE)
+            write_checkpoint(path, arrays, progress, metrics)
             self._delete_old()
         except OSError as error:
             newest = self.newest_first()
@@ -146,7 +163,10 @@ class Checkpoints:
 
 
 def write_checkpoint(
-    path: Path, arrays: dict[str, np.ndarray], progress: Progress, metrics: Path | None = None
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    progress: Progress,
+    metrics: tuple[Path, int] | None = None,
 ) -> None:
     """Writes a checkpoint and its checksum, each atomically.
 
@@ -154,21 +174,22 @@ def write_checkpoint(
         path: The checkpoint.
         arrays: The state: arrays by name.
         progress: The progress of the run.
-        metrics: The file of metrics, whose size and checksum are stored too if it exists.
+        metrics: The file of metrics, and how many of its bytes belong to the checkpoint, which
+            stores their number and checksum if the file still exists.
     """
     described = {_META: asdict(progress)}
-    if metrics is not None and metrics.is_file():
-        described[_METRICS] = _describe_metrics(metrics)
+    if metrics is not None and metrics[0].is_file():
+        described[_METRICS] = _describe_metrics(*metrics)
     own = {key: np.frombuffer(json.dumps(d).encode(), np.uint8) for key, d in described.items()}
     with replacing(path) as partial:
         np.savez(partial, allow_pickle=False, **own, **arrays)
         write_text(_checksum_file(path), f"{file_digest(partial)}  {path.name}\n")
 
 
-def _describe_metrics(path: Path) -> dict[str, Any]:
+def _describe_metrics(path: Path, size: int) -> dict[str, Any]:
     with open_regular(path) as file:
         os.fsync(file.fileno())  # a power failure must not leave less than the checkpoint expects
-        content = file.read()
+        content = file.read(size)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -276,21 +297,43 @@ def find_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
     return arrays, progress
 
 
-def snapshot(variables: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+def snapshot(
+    variables: dict[str, list[Any]], buffers: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """Copies variables to the host.
 
     Args:
         variables: Lists of variables by name of their group.
+        buffers: An earlier snapshot that is no longer needed. Its memory is used again, which is
+            many times faster where the system is slow to provide new memory.
 
     Returns:
-        One array per variable, named `GROUP/0000` and so on, and `NAMES`, their paths in JSON.
+        One array per variable, named `GROUP/0000` and so on, and `NAMES`, their paths in JSON. None
+        shares memory with a variable, so that the next step does not change it.
     """
     named = by_key(variables)
     paths = {key: getattr(variable, "path", key) for key, variable in named.items()}
+    copies = {key: _copy(variable, (buffers or {}).get(key)) for key, variable in named.items()}
     return {
-        **{key: np.asarray(variable) for key, variable in named.items()},
+        **copies,
         NAMES: np.frombuffer(json.dumps(paths).encode(), np.uint8),
     }
+
+
+def reserve(variables: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+    """Returns buffers for a first `snapshot`, whose memory the system has provided already."""
+    return {
+        key: np.full(tuple(variable.shape), 0, tf.as_dtype(variable.dtype).as_numpy_dtype)
+        for key, variable in by_key(variables).items()
+    }
+
+
+def _copy(variable: Any, buffer: np.ndarray | None) -> np.ndarray:
+    array = np.asarray(tf.convert_to_tensor(variable))  # on the CPU a view of the variable
+    if buffer is None or (buffer.shape, buffer.dtype) != (array.shape, array.dtype):
+        return np.array(array)
+    np.copyto(buffer, array)
+    return buffer
 
 
 def by_key(variables: dict[str, list[Any]]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from distcnn.training.callbacks.tensorboard import TensorBoardScalars, tensorboa
 from distcnn.training.finish import RunFinish, TrainedRun
 from distcnn.training.loop import run_epochs
 from distcnn.training.resuming import start_from
+from distcnn.training.saving import BackgroundSaving
 from distcnn.training.setup import TrainingSetup
 
 log = logging.getLogger("distcnn")
@@ -138,22 +139,30 @@ class Trainer:
                 file = self.directory.path / "metrics.jsonl"
                 sinks.insert(0, stack.enter_context(MetricsWriter(file)))
             recorder = MetricsRecorder(setup, sinks, display.advance)
+            saving = BackgroundSaving(backend)
             saver = CheckpointSaver(
-                setup, self.directory, self._checkpoints(), progress, users, recorder.measured, stop
+                setup,
+                self.directory,
+                self._checkpoints(),
+                saving,
+                progress,
+                users,
+                recorder.measured,
+                stop,
             )
             own = [NonFiniteLossGuard(setup.training, self.config.logging.every_steps), recorder]
             if not is_finished:
-                own += self._tensorboard(sinks, progress.step)
+                own += self._tensorboard(sinks, progress.step, saving)
             callbacks = self._callback_list(own, saver)
             self._begin_callbacks(callbacks, saved_callbacks)
             logs: dict[str, float] = {}
             if not is_finished:
-                logs = run_epochs(
-                    setup,
-                    backend.iterate(setup.training_batches(progress.step)),
-                    callbacks,
-                    asked_to_stop=lambda: stop.name is not None,
-                )
+                batches = backend.iterate(setup.training_batches(progress.step))
+                with saving.active():
+                    logs = run_epochs(
+                        setup, batches, callbacks, asked_to_stop=lambda: stop.name is not None
+                    )
+                saving.report()
         return TrainedRun(saver.progress, rows, callbacks, logs)
 
     def _callback_list(
@@ -248,13 +257,13 @@ class Trainer:
         )
 
     def _tensorboard(
-        self, sinks: list[Callable[[Row], None]], first_step: int
+        self, sinks: list[Callable[[Row], None]], first_step: int, saving: BackgroundSaving
     ) -> list[keras.callbacks.Callback]:
         """Adds TensorBoard's scalars to the sinks; returns callbacks that write everything else."""
         if not (self.config.logging.tensorboard and self.setup.backend.is_chief):
             return []
         folder = self.directory.path / "tensorboard"
-        sinks.append(TensorBoardScalars(folder))
+        sinks.append(TensorBoardScalars(folder, lambda: saving.stall_seconds))
         return tensorboard_callbacks(folder, self.setup, first_step)
 
 

@@ -25,7 +25,10 @@ def test_scalars_are_the_rows(finished: Finished):
     written = events(finished.path, "train")
     names = {key: key for key in ("loss", "accuracy", "learning_rate")}
     names |= {key: f"speed/{key}" for key in ("images_per_second", "step_ms", "input_wait")}
-    assert set(written.Tags()["tensors"]) == set(names.values())
+    assert set(written.Tags()["tensors"]) == {*names.values(), "speed/save_stall"}
+    ((step, stall),) = scalars(written, "speed/save_stall")
+    assert step == 30  # the first row after the only save that another epoch follows
+    assert 0 < stall < 60
     for key, tag in names.items():
         expected = [(row["step"], row[key]) for row in recorded if row[key] is not None]
         assert scalars(written, tag) == [(step, pytest.approx(v)) for step, v in expected]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from distcnn.benchmarking.peers.results import Floor, PeerComparison, PeerRow
 from distcnn.benchmarking.results import (
     Comparison,
     PredictedPoint,
@@ -104,6 +105,73 @@ def results(**changes: Any) -> Results:
         "environment": {"cpu": "AMD EPYC 9B14", "cores": 2, "gpu": None, "python": "3.12.3"},
     }
     return Results(**{**values, **changes})
+
+
+def peers() -> PeerComparison:
+    """A comparison with PyTorch, in which jax is missing."""
+    sides = (
+        ("distcnn 0.1.0", 29.9, 1.0, 0.0, ("fast form on", "XLA off")),
+        ("distcnn 0.1.0 again", 29.95, 1.002, 0.007, ("fast form on", "XLA off")),
+        (
+            "torch 2.13.0",
+            52.6,
+            1.759,
+            0.018,
+            ("eager (tried: eager 52.6 ms, torch.compile 99 ms)", "channels_last"),
+        ),
+    )
+    rows = tuple(
+        PeerRow(
+            title=title,
+            precision="mixed_bfloat16",
+            step_ms=step_ms,
+            images_per_second=64e3 / step_ms,
+            ratio=ratio,
+            ratio_low=ratio - half,
+            ratio_high=ratio + half,
+            steps=100,
+            settings=settings,
+            loss=1.25,
+            idle_cores=0.001,
+        )
+        for title, step_ms, ratio, half, settings in sides
+    )
+    return PeerComparison(
+        batch=64,
+        rounds=20,
+        noise=0.009,
+        cpu="AMD EPYC 9B14",
+        cores=2,
+        load_before=0.1,
+        load_after=1.9,
+        seconds=61.0,
+        rows=rows,
+        missing=("jax is not installed: pip install jax",),
+    )
+
+
+def floor() -> Floor:
+    """The floor of the article's step."""
+    return Floor(
+        batch=64,
+        precision="mixed_bfloat16",
+        convolutions=11,
+        products=9,
+        arrangement="one by one",
+        rounds=100,
+        step_ms=29.9,
+        floor_ms=24.0,
+        convolutions_ms=22.0,
+        products_ms=1.9,
+        ratio=1.246,
+        ratio_low=1.231,
+        ratio_high=1.26,
+        noise=0.011,
+        gflop=13.83,
+        peak_gflops=902.4,
+        peak_ms=15.32,
+        cores=2,
+    )
 
 
 def _point(

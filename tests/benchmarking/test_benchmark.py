@@ -42,10 +42,13 @@ def benchmark(tmp_path_factory):
         *(sys.executable, "-m", "distcnn.benchmark", *NET, *QUICK),
         *("--workers", "1,2", "--distribute.strategy", "horovod"),
         *("--compare", "plain", "--compare_steps", "6", "--predict", "8,64"),
+        *("--floor", "--budget", "200"),
         *("--distribute.sync_batchnorm", "false", "--out", "bench", "--json", "copy.json"),
     ]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "progress        training step: tracing" in done.stderr
+    assert "progress        floor: timing in turn" in done.stderr
     return folder, done.stdout, read_results(folder / "bench")
 
 
@@ -93,6 +96,20 @@ def test_plain_keras_is_compared(benchmark):
         assert comparison.ratio == pytest.approx(ratio)
         assert comparison.noise > 0
     assert "against a plain Keras script" in printed
+
+
+def test_the_floor_is_below_the_step(benchmark):
+    _, printed, results = benchmark
+    floor = results.floor
+    assert results.peers is None
+    assert floor.batch == 16
+    assert floor.rounds == 6
+    assert floor.convolutions >= 2
+    assert floor.products >= 2
+    assert 0 < floor.floor_ms < floor.step_ms
+    assert floor.ratio == pytest.approx(floor.step_ms / floor.floor_ms)
+    assert floor.peak_ms == pytest.approx(1e3 * floor.gflop / floor.peak_gflops)
+    assert f"the step is {floor.ratio:.3f} times the floor" in printed
 
 
 def test_more_workers_are_predicted(benchmark):

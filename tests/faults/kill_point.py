@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,26 @@ class KillPoint:
     Args:
         folder: Only operations below this folder count.
         number: Before which one to kill, counted from 1; 0 never kills.
+        slow_seconds: How long each operation of a thread other than the main one takes.
     """
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Path, number: int, slow_seconds: float = 0) -> None:
         self._folder = str(folder)
         self._number = number
+        self._slow_seconds = slow_seconds
+        self._lock = threading.Lock()
         self.count = 0
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Is called by the interpreter before each audited event."""
         if event not in _EVENTS or not arguments or not self._counts(event, arguments):
             return
-        self.count += 1
-        if self.count == self._number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(self._slow_seconds)
+        with self._lock:
+            self.count += 1
+            if self.count == self._number:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def _counts(self, event: str, arguments: tuple[Any, ...]) -> bool:
         path = arguments[0]

@@ -194,3 +194,15 @@ def test_the_ranks_save_and_end_when_their_launcher_is_killed(start, tmp_path):
     stopped = sorted((run / "checkpoints").glob("step-*.npz"))[-1]
     assert before
     assert int(stopped.stem.removeprefix("step-")) % 68 != 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks(kind, start, tmp_path):
+    run = tmp_path / "run"
+    group = start(kind, 2, run)
+    wait_until((run / "config.yaml").exists, group)
+    (run / "checkpoints").touch()  # a file in place of the folder
+    assert set(group.wait()) == {1}, group.output()
+    assert "error: rank 0: the checkpoint" in group.output()
+    assert "step-00000068.npz cannot be written: File exists" in group.output()
+    assert not (run / "summary.json").exists()

@@ -12,8 +12,8 @@ import pytest
 
 from distcnn.config import ScriptConfig
 from distcnn.errors import UsageError
-from distcnn.scripting.resume_folder import ResumeFolder
 from distcnn.scripting.session import session
+from distcnn.training.saving import BackgroundSaving
 from tests.lockstep.groups import start_group
 from tests.scripting.comparing import SCRIPTS, largest_difference
 from tests.scripting.worker import outcome
@@ -93,7 +93,7 @@ def run(name, folder=None, end_after=0):
     keras.backend.clear_session()
     script = str((SCRIPTS / f"{name}.py").resolve())
     config = ScriptConfig(resume=str(folder), checkpoint_every_steps=2, fast_path="off")
-    save, saved = ResumeFolder.save, []
+    save, saved = BackgroundSaving.save, []
 
     def save_and_end(*arguments, **keywords):
         save(*arguments, **keywords)
@@ -102,7 +102,7 @@ def run(name, folder=None, end_after=0):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setattr(ResumeFolder, "save", save_and_end)
+        patch.setattr(BackgroundSaving, "save", save_and_end)
         if folder is None:
             keras.utils.set_random_seed(config.seed)
         else:

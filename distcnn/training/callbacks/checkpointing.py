@@ -6,12 +6,14 @@ from typing import Any
 
 import keras
 import numpy as np
+from typing_extensions import override
 
 from distcnn.runtime.signals import StopRequest
-from distcnn.storage.checkpoint import Checkpoints, Progress, snapshot
+from distcnn.storage.checkpoint import Checkpoints, Progress, reserve, snapshot
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.training.callbacks.non_finite import require_finite_loss
 from distcnn.training.callbacks.saved_state import Indexed, save_callbacks
+from distcnn.training.saving import BackgroundSaving, Write
 from distcnn.training.setup import TrainingSetup
 
 
@@ -29,6 +31,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         setup: The run.
         directory: The run directory.
         checkpoints: Its checkpoints.
+        saving: Writes them while the training goes on.
         progress: The run's progress at the start.
         users: The user's callbacks, whose state is saved too.
         measured: Returns the seconds and images that this process has measured so far.
@@ -45,6 +48,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         setup: TrainingSetup,
         directory: RunDirectory,
         checkpoints: Checkpoints,
+        saving: BackgroundSaving,
         progress: Progress,
         users: Indexed,
         measured: Callable[[], tuple[float, int]],
@@ -56,13 +60,24 @@ class CheckpointSaver(keras.callbacks.Callback):
         self._backend = setup.backend
         self._directory = directory
         self._checkpoints = checkpoints
+        self._saving = saving
         self._initial_progress = progress
         self._users = users
         self._measured = measured
         self._every_epochs = setup.config.checkpoint.every_epochs
         self._patience = setup.config.train.early_stopping
         self._stop = stop
+        self._buffers: dict[str, np.ndarray] | None = None
         self.progress = progress
+
+    @override
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._buffers is None and self._backend.is_chief:
+            self._buffers, variables = {}, self._setup.state.variables
+            self._saving.prepare(lambda: self._reserve(variables))
+
+    def _reserve(self, variables: dict[str, list[Any]]) -> None:
+        self._buffers = reserve(variables)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves and stops if a signal has asked for it, except at the end of an epoch."""
@@ -72,6 +87,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         if self._stop.name is not None if is_alone else self._training.voted_to_stop():
             self._setup.state.synchronise()
             self._save()
+            self._saving.wait()
             raise StoppedBySignal
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -88,7 +104,10 @@ class CheckpointSaver(keras.callbacks.Callback):
         is_last = self.model.stop_training or epoch + 1 == self.params["epochs"]
         if is_best or is_last or stop or (epoch + 1) % self._every_epochs == 0:
             self._save()
+        if is_last:
+            self._buffers = {}  # the memory is free when the last checkpoint is written
         if stop and not is_last:
+            self._saving.wait()
             raise StoppedBySignal
 
     def _save(self) -> None:
@@ -101,9 +120,16 @@ class CheckpointSaver(keras.callbacks.Callback):
             train_seconds=self._initial_progress.train_seconds + seconds,
             images=self._initial_progress.images + images,
         )
-        self._backend.run_on_chief(self._write)
+        self._saving.save(self._copy)
 
-    def _write(self) -> None:
+    def _copy(self) -> Write:
         self._directory.require_present()
-        arrays = snapshot(self._setup.state.variables) | save_callbacks(self._users)
-        self._checkpoints.save(arrays, self.progress)
+        self._buffers = snapshot(self._setup.state.variables, self._buffers)
+        arrays = self._buffers | save_callbacks(self._users)
+        save = self._checkpoints.prepare(arrays, self.progress)
+
+        def write() -> None:
+            self._directory.require_present()
+            save()
+
+        return write

@@ -54,7 +54,8 @@ def save_callbacks(callbacks: Indexed) -> dict[str, np.ndarray]:
                 entry["plain"][name] = value.item() if isinstance(value, np.generic) else value
                 continue
             keys = [f"{CALLBACKS}{index}/{name}/{number}" for number in range(len(parts))]
-            arrays |= dict(zip(keys, parts, strict=True))
+            # Copied, as the callback may change them while the checkpoint is written.
+            arrays |= {key: np.array(part) for key, part in zip(keys, parts, strict=True)}
             entry["arrays"][name] = {"keys": keys, "is_list": isinstance(value, list | tuple)}
         description[str(index)] = entry
     if description:

@@ -1,5 +1,6 @@
 """Writes what TensorBoard shows: scalars, images, the graph, a profile."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,12 @@ class TensorBoardScalars:
 
     Args:
         folder: TensorBoard's folder in the run directory.
+        stall_seconds: Returns for how many seconds the training has stood still so far, to save.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stall_seconds: Callable[[], float] | None = None) -> None:
+        self._stall_seconds = stall_seconds
+        self._stall_written = 0.0
         self._writers = {name: event_writer(folder / name) for name in ("train", "validation")}
 
     def __call__(self, row: Row) -> None:
@@ -64,12 +68,20 @@ class TensorBoardScalars:
             for name in ("images_per_second", "step_ms", "input_wait"):
                 if row[name] is not None:
                     tf.summary.scalar(f"speed/{name}", row[name])
+            self._write_stall()
         with self._writers["validation"].as_default(step):
             for name, value in metrics.items():
                 if name.startswith("val_"):
                     tf.summary.scalar(name.removeprefix("val_"), value)
         for writer in self._writers.values():
             writer.flush()
+
+    def _write_stall(self) -> None:
+        """Writes the seconds since the last row in which the training stood still, if it did."""
+        stall = self._stall_seconds() if self._stall_seconds is not None else 0.0
+        if stall > self._stall_written:
+            tf.summary.scalar("speed/save_stall", stall - self._stall_written)
+            self._stall_written = stall
 
 
 def tensorboard_callbacks(

@@ -1,0 +1,161 @@
+"""What is compared with whom: the peers, and the step that all of them compute."""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from distcnn.config import Config
+from distcnn.errors import UsageError
+
+PLAIN = "plain"
+
+PACKAGES = {PLAIN: "keras", "torch": "torch", "jax": "jax"}
+"""The peers, and the package that each needs."""
+
+FRAMEWORKS = tuple(name for name in PACKAGES if name != PLAIN)
+
+MODELS = ("article", "compact", "resnet50")
+"""Names of the Keras models that have an equivalent in every framework."""
+
+_OPTIMIZERS = ("adam", "sgd")
+_PRECISIONS = ("float32", "mixed_bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerSpec:
+    """The step that every side computes.
+
+    Attributes:
+        model: Name of the Keras model.
+        parameters: Number of its parameters, moving statistics included.
+        image_shape: Height, width and channels.
+        classes: Number of classes.
+        batch: Images of a step.
+        precision: Dtype policy.
+        optimizer: Name of the optimizer.
+        learning_rate: Learning rate.
+        momentum: Momentum of SGD.
+        dropout: Rate of the article's dropout.
+        pixel_scale: What stored pixels are multiplied by.
+        pixel_offset: What is added after that.
+    """
+
+    model: str
+    parameters: int
+    image_shape: tuple[int, int, int]
+    classes: int
+    batch: int
+    precision: str
+    optimizer: str
+    learning_rate: float
+    momentum: float
+    dropout: float
+    pixel_scale: float
+    pixel_offset: float
+
+    def write(self, file: Path) -> None:
+        """Writes the step as JSON."""
+        file.write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Reads what `write` wrote."""
+        values = json.loads(file.read_text())
+        return cls(**{**values, "image_shape": tuple(values["image_shape"])})
+
+
+def parse_peers(text: str | None) -> tuple[list[str], list[str]]:
+    """Parses the value of `--compare`.
+
+    Returns:
+        The peers to compare with, and a line for each of `all` that is not installed.
+
+    Raises:
+        UsageError: If a name is unknown, or a peer that is named is not installed.
+    """
+    if text is None:
+        return [], []
+    names = [name.strip() for name in text.split(",")]
+    everyone = names == ["all"]
+    names = list(PACKAGES) if everyone else list(dict.fromkeys(names))
+    unknown = [name for name in names if name not in PACKAGES]
+    if unknown:
+        raise UsageError(
+            f"compare is {text!r}; expected a list of {', '.join(PACKAGES)}, or all of them: all"
+        )
+    missing = [name for name in names if not is_installed(name)]
+    lines = [f"{name} is not installed: pip install {PACKAGES[name]}" for name in missing]
+    if missing and not everyone:
+        raise UsageError("; ".join(lines))
+    return [name for name in names if name not in missing], lines
+
+
+def is_installed(name: str) -> bool:
+    """Returns whether the package of a peer is installed, without importing it."""
+    return importlib.util.find_spec(PACKAGES[name]) is not None
+
+
+def require_equivalent(config: Config, peers: Sequence[str], gpus: int) -> None:
+    """Checks that other frameworks can compute the step of a run.
+
+    Args:
+        config: Configuration of the run.
+        peers: Names of the peers.
+        gpus: Number of GPUs of the machine.
+
+    Raises:
+        UsageError: If they cannot; the message names the flag.
+    """
+    if not set(peers) & set(FRAMEWORKS):
+        return
+    if gpus:
+        raise UsageError(
+            "compare with other frameworks runs on CPUs only; set CUDA_VISIBLE_DEVICES= to compare "
+            "there"
+        )
+    require_known_model(None if config.model.factory else config.model.name)
+    train, optimizer = config.train, config.optimizer
+    if optimizer.name not in _OPTIMIZERS:
+        raise UsageError(
+            f"optimizer.name is {optimizer.name}; other frameworks are compared with "
+            f"{' or '.join(_OPTIMIZERS)}"
+        )
+    if config.precision.policy not in (*_PRECISIONS, "auto"):
+        raise UsageError(
+            f"precision.policy is {config.precision.policy}; other frameworks are compared in "
+            f"{' or '.join(_PRECISIONS)}"
+        )
+    neutral = {
+        "train.accumulation_steps": (train.accumulation_steps, 1),
+        "optimizer.weight_decay": (optimizer.weight_decay, 0.0),
+        "optimizer.clip_norm": (optimizer.clip_norm, 0.0),
+        "optimizer.ema": (optimizer.ema, 0.0),
+    }
+    for key, (value, expected) in neutral.items():
+        if value != expected:
+            raise UsageError(
+                f"{key} is {value}; other frameworks are compared without it; pass "
+                f"--{key} {expected}"
+            )
+    unknown = set(config.model.args) - {"dropout"} if not config.model.factory else set()
+    if unknown:
+        raise UsageError(
+            f"model.args has {', '.join(sorted(unknown))}; the models of other frameworks have "
+            "dropout only"
+        )
+
+
+def require_known_model(name: str | None) -> None:
+    """Checks that a model has an equivalent in other frameworks; None is not known yet.
+
+    Raises:
+        UsageError: If it has none.
+    """
+    if name is not None and name not in MODELS:
+        raise UsageError(
+            f"the model {name} has no equivalent in other frameworks; expected {', '.join(MODELS)}"
+            " (keras.applications:ResNet50); compare it with plain"
+        )
