@@ -19,7 +19,6 @@ from distcnn.config.recipe import (
     flatten,
     load_recipe,
     nearest,
-    preprocessing_of_run,
     require_images,
     settings_of_run,
     without_excluded,
@@ -29,6 +28,7 @@ from distcnn.distribute.strategies import STRATEGY_NAMES, require_supported
 from distcnn.errors import UsageError
 from distcnn.models.catalog import MODELS
 from distcnn.optim.catalog import OPTIMIZERS, SCHEDULES
+from distcnn.storage.model_metadata import preprocessing_of
 
 NAMED: dict[str, Mapping[str, Any]] = {
     "data.name": SOURCES,
@@ -78,7 +78,7 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_data_arguments(*DATA_KEYS_OF_RUN, *PREPROCESSING_KEYS_OF_RUN)
         path = Path(self.parse_args(list(arguments)).model)
         settings = settings_of_run(path)
-        preprocessing = preprocessing_of_run(settings)
+        preprocessing = preprocessing_of(path)
         flags = [f"--data.{key}={_as_flag(value)}" for key, value in preprocessing.items()]
         if not any(argument.startswith("--data.name") for argument in arguments):
             known = {flag for action in self._actions for flag in action.option_strings}
@@ -110,7 +110,7 @@ class Parser(jsonargparse.ArgumentParser):
         """
         self.add_data_arguments(*PREPROCESSING_KEYS_OF_RUN)
         path = Path(self.parse_args(list(arguments)).model)
-        values = preprocessing_of_run(settings_of_run(path))
+        values = preprocessing_of(path)
         flags = [f"--data.{key}={_as_flag(value)}" for key, value in values.items()]
         options = self.parse_args([*flags, *arguments])
         return options, DataConfig(**options.data.as_dict())

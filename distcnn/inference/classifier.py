@@ -20,7 +20,8 @@ from distcnn.models.outputs import resolve_output
 from distcnn.models.own_objects import needs_own_code, own_objects, strings_in
 from distcnn.models.pixel_range import resolve_pixels
 from distcnn.runtime.text import printable
-from distcnn.storage.model_file import ModelMetadata, find_model, load_model, read_description
+from distcnn.storage.model_file import find_model, load_model, read_description
+from distcnn.storage.model_metadata import ModelMetadata
 
 log = logging.getLogger("distcnn")
 

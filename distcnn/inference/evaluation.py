@@ -10,13 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.config import DataConfig, TrainConfig
-from distcnn.config.recipe import data_of_run, preprocessing_of_run, settings_of_run
+from distcnn.config.recipe import data_of_run
 from distcnn.data.dataset import load_split
 from distcnn.data.pipeline import evaluation_dataset
 from distcnn.data.sources import open_source
 from distcnn.data.split import Split
 from distcnn.errors import DataError, UsageError
 from distcnn.inference.classifier import load_classifier
+from distcnn.storage.model_metadata import preprocessing_of
 
 _TINY = float(np.finfo(np.float32).tiny)  # least probability, so that its logarithm is finite
 
@@ -156,7 +157,7 @@ def _as_trained(path: Path, data: DataConfig) -> DataConfig:
     """Returns a data section with the run's preprocessing, unless it asks for its own."""
     if data.resize != DataConfig.resize or data.crop_fraction != DataConfig.crop_fraction:
         return data
-    return dataclasses.replace(data, **preprocessing_of_run(settings_of_run(path)))
+    return dataclasses.replace(data, **preprocessing_of(path))
 
 
 def evaluate_model(

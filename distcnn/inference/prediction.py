@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 
 from distcnn.config import DataConfig
-from distcnn.config.recipe import preprocessing_of_run, settings_of_run
 from distcnn.data.caching import cache_folder
 from distcnn.data.file_list import FileList
 from distcnn.data.folder import FolderSplit
@@ -19,6 +18,7 @@ from distcnn.data.verify import decode_all, explain
 from distcnn.errors import DataError
 from distcnn.inference.classifier import Classifier, load_classifier
 from distcnn.inference.image_files import find_images
+from distcnn.storage.model_metadata import preprocessing_of
 
 log = logging.getLogger("distcnn")
 
@@ -77,7 +77,7 @@ def predict(
     """
     paths = find_images([images] if isinstance(images, str | Path) else images)
     classifier = load_classifier(Path(model), trust=trust)
-    data = data or DataConfig(**preprocessing_of_run(settings_of_run(Path(model))))
+    data = data or DataConfig(**preprocessing_of(Path(model)))
     framing = evaluation_framing(data)
     probabilities, errors = predict_files(classifier, paths, batch_size, framing)
     if errors and on_error == "fail":

@@ -23,7 +23,8 @@ from distcnn.scripting.own_data import OwnData, file_of, load_own_data
 from distcnn.scripting.row_recorder import RowRecorder
 from distcnn.scripting.session import Session, joined
 from distcnn.storage.environment import describe_environment
-from distcnn.storage.model_file import ModelMetadata, save_model
+from distcnn.storage.model_file import save_model
+from distcnn.storage.model_metadata import ModelMetadata
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.storage.summary import log_summary, make_summary
 from distcnn.training.callbacks.metrics import Row

@@ -1,41 +1,20 @@
-"""`model.keras`: the user's own model in Keras' format, with metadata about inputs and outputs.
-
-The metadata is an additional member of the archive, which plain Keras ignores.
-"""
+"""`model.keras`: the user's own model in Keras' format, with metadata about inputs and outputs."""
 
 import contextlib
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import open_regular, replacing
+from distcnn.storage.model_metadata import ModelMetadata
 
-_METADATA = "distcnn.json"
 _MOST_EXPANSION = 100
 """How many times larger a file may become; Keras does not compress, but others may have."""
-
-
-@dataclass(frozen=True)
-class ModelMetadata:
-    """What the Keras format does not record about a classifier.
-
-    Attributes:
-        classes: Class names in the order of the outputs; empty if unknown.
-        pixels: Range of the pixels that the model expects.
-        logits: Whether the model returns logits rather than probabilities.
-        test_flip: Whether outputs are averaged over an image and its mirror image.
-    """
-
-    classes: tuple[str, ...] = ()
-    pixels: Literal["unit", "signed", "byte"] = "unit"
-    logits: bool = False
-    test_flip: bool = False
 
 
 def save_model(path: Path, model: keras.Model, metadata: ModelMetadata) -> None:
@@ -49,7 +28,7 @@ def save_model(path: Path, model: keras.Model, metadata: ModelMetadata) -> None:
     with replacing(path) as partial:
         model.save(partial, include_optimizer=False)
         with zipfile.ZipFile(partial, "a") as archive:
-            archive.writestr(_METADATA, json.dumps(asdict(metadata)))
+            metadata.write(archive)
 
 
 def find_model(path: Path) -> Path:
@@ -103,9 +82,7 @@ def load_model(
     with _as_one_line(path):
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             _require_bounded(archive, path.stat().st_size)
-            if _METADATA in archive.namelist():
-                content: dict[str, Any] = json.loads(archive.read(_METADATA))
-                metadata = ModelMetadata(**{**content, "classes": tuple(content["classes"])})
+            metadata = ModelMetadata.read(archive)
         model = keras.saving.load_model(
             path, dict(custom_objects or {}), compile=False, safe_mode=safe_mode
         )

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from distcnn.config.recipe import flatten, preprocessing_of_run
 from distcnn.data.streaming import StreamedSplit
 from distcnn.distribute.consistency import is_identical_everywhere
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import write_json
 from distcnn.storage.checkpoint import Checkpoints, Progress, read_checkpoint
-from distcnn.storage.model_file import ModelMetadata, save_model
+from distcnn.storage.model_file import save_model
+from distcnn.storage.model_metadata import ModelMetadata
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.storage.summary import log_summary, make_summary
 from distcnn.training.callbacks.callback_list import TrainingCallbacks
@@ -167,6 +169,7 @@ class RunFinish:
             setup.interface.pixels,
             setup.objective.logits,
             config.train.test_flip,
+            preprocessing_of_run(flatten(dataclasses.asdict(config))),
         )
         save_model(self._directory.path / "model.keras", setup.model, metadata)
         write_json(self._directory.path / "summary.json", summary)

@@ -38,7 +38,8 @@ from distcnn.data.tfrecord_writer import write_records
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import file_digest
 from distcnn.storage.checkpoint import Checkpoints, Progress, read_checkpoint, write_checkpoint
-from distcnn.storage.model_file import ModelMetadata, load_model, read_description, save_model
+from distcnn.storage.model_file import load_model, read_description, save_model
+from distcnn.storage.model_metadata import ModelMetadata
 from distcnn.storage.run_directory import RunDirectory
 from tests.faults.campaign import Campaign, Case, main
 from tests.runs import small_config

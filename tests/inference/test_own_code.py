@@ -14,7 +14,8 @@ from distcnn.errors import DistcnnError, UsageError
 from distcnn.inference.classifier import load_classifier
 from distcnn.models.building import build_model
 from distcnn.models.rebuilding import require_same_after_loading
-from distcnn.storage.model_file import ModelMetadata, save_model
+from distcnn.storage.model_file import save_model
+from distcnn.storage.model_metadata import ModelMetadata
 from tests.data.samples import encoded, pixels
 
 MODULE = """

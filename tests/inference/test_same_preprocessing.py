@@ -1,5 +1,7 @@
 """A run's images are resized in the same way by evaluation and prediction."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import distcnn
 from distcnn.config import DataConfig
 from distcnn.config.recipe import data_of_run, preprocessing_of_run
 from distcnn.predict import main as predict_command
-from distcnn.storage.model_file import ModelMetadata, save_model
+from distcnn.storage.model_file import save_model
+from distcnn.storage.model_metadata import ModelMetadata
 from tests.data.samples import encoded, pixels
 
 
@@ -29,7 +32,9 @@ def run(tmp_path_factory):
     model = keras.Sequential(layers)
     folder = root / "run"
     folder.mkdir()
-    save_model(folder / "model.keras", model, ModelMetadata(("cat", "dog"), "unit"))
+    framing = {"resize": "crop", "crop_fraction": 0.5}
+    metadata = ModelMetadata(("cat", "dog"), "unit", preprocessing=framing)
+    save_model(folder / "model.keras", model, metadata)
     data = {"name": "folder", "dir": str(root / "images"), "resize": "crop", "crop_fraction": 0.5}
     data["augment"] = {"random_resized_crop": True}
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": data | {"check": "auto"}}))
@@ -70,3 +75,21 @@ def test_a_run_with_random_crops_checked_its_images_when_they_were_read(run):
     assert (data.resize, data.crop_fraction, data.check) == ("crop", 0.5, "reading")
     assert preprocessing_of_run({"data.check": "auto"}) == {"check": "auto"}
     assert preprocessing_of_run({}) == {}
+
+
+def test_a_model_that_was_copied_out_of_its_run_keeps_the_framing(run, tmp_path, capsys):
+    alone = tmp_path / "alone.keras"
+    shutil.copy(run / "model.keras", alone)
+    images = run.parent / "images/test"
+    expected = [found.probabilities for found in distcnn.predict(run, images)]
+    found = [found.probabilities for found in distcnn.predict(alone, images)]
+    np.testing.assert_array_equal(found, expected)
+    data = DataConfig(name="folder", dir=str(images.parent))
+    np.testing.assert_allclose(
+        distcnn.evaluate(alone, data=data).probabilities, expected, atol=1e-6
+    )
+    image = str(images / "dog/1.jpg")
+    predict_command([str(run), image])
+    predict_command([str(alone), image])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second

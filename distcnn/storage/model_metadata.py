@@ -1,0 +1,72 @@
+"""What the Keras format does not record about a classifier; read without Keras."""
+
+import json
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from distcnn.config.recipe import preprocessing_of_run, settings_of_run
+from distcnn.runtime.files import open_regular
+
+_MEMBER = "distcnn.json"
+_MOST_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What the Keras format does not record about a classifier.
+
+    It is an additional member of the archive, which plain Keras ignores.
+
+    Attributes:
+        classes: Class names in the order of the outputs; empty if unknown.
+        pixels: Range of the pixels that the model expects.
+        logits: Whether the model returns logits rather than probabilities.
+        test_flip: Whether outputs are averaged over an image and its mirror image.
+        preprocessing: Keys of the data section that say how images become the model's input; see
+            `distcnn.config.recipe.preprocessing_of_run`.
+    """
+
+    classes: tuple[str, ...] = ()
+    pixels: Literal["unit", "signed", "byte"] = "unit"
+    logits: bool = False
+    test_flip: bool = False
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, archive: zipfile.ZipFile) -> None:
+        """Adds the metadata to a `.keras` file."""
+        archive.writestr(_MEMBER, json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, archive: zipfile.ZipFile) -> "ModelMetadata | None":
+        """Returns the metadata of a `.keras` file, or None if plain Keras wrote it.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        if _MEMBER not in archive.namelist():
+            return None
+        size = archive.getinfo(_MEMBER).file_size
+        if size > _MOST_BYTES:
+            raise ValueError(f"its {_MEMBER} has {size:,} bytes")
+        content: dict[str, Any] = json.loads(archive.read(_MEMBER))
+        return cls(**{**content, "classes": tuple(content["classes"])})
+
+
+def preprocessing_of(path: Path) -> dict[str, Any]:
+    """Returns how images became the input of a model: values of the data section by key.
+
+    Args:
+        path: Run directory, or a `.keras` file, which may have been copied out of its run. Any
+            other file has none; whatever loads the model reports it.
+    """
+    settings = settings_of_run(path)
+    if settings or not path.is_file():
+        return preprocessing_of_run(settings)
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            metadata = ModelMetadata.read(archive)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return {}
+    return metadata.preprocessing if metadata else {}
