@@ -189,11 +189,13 @@ def compare_with_peers(
     folder.mkdir(parents=True, exist_ok=True)
     load_before = os.getloadavg()[0]
     missing: list[str] = []
-    with _running(config, peers, folder, budget, cores, say, missing) as (sides, described):
+    heartbeat = Heartbeat(say)
+    with _running(config, peers, folder, budget, cores, heartbeat, missing) as (sides, described):
         ours = sides[0]
+        heartbeat.line("timing in turn")
         wanted = math.ceil(steps / ours.steps_per_turn)
         measured = 0
-        for number in rounds("timing in turn", wanted, budget, say):
+        for number in rounds("timing in turn", wanted, budget, heartbeat.line):
             first = number % len(sides)
             for side in (*sides[first:], *sides[:first]):
                 side.turn()
@@ -221,11 +223,10 @@ def _running(
     folder: Path,
     budget: Budget,
     cores: int,
-    say: Say,
+    heartbeat: Heartbeat,
     missing: list[str],
 ) -> Iterator[tuple[list[SideProcess], dict[str, dict[str, Any]]]]:
     """Builds and warms up the sides one after the other, and ends them at the end."""
-    heartbeat = Heartbeat(say)
     sides: list[SideProcess] = []
     described: dict[str, dict[str, Any]] = {}
     names = ("distcnn", "distcnn again", *peers)
