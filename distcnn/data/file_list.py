@@ -3,14 +3,17 @@
 import functools
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-_STAT_THREADS = 8
-"""File systems on the network answer slowly, so several files are examined at the same time."""
+_STAT_THREADS = 16
+_SLOW_SECONDS = 5e-5
+"""From this time per file on, several are examined at once: file systems on the network answer
+slowly. Local ones do not, and Python's threads would only wait for each other."""
 
 _CHUNK = 4096
 
@@ -63,10 +66,12 @@ class FileList:
         They are -1 and the number of the error for a file that cannot be examined, such as a
         dangling link; decoding reports it.
         """
-        chunks = [self.names[i : i + _CHUNK] for i in range(0, len(self), _CHUNK)]
-        with ThreadPoolExecutor(_STAT_THREADS) as pool:
-            found = list(pool.map(self._examine, chunks))
-        return np.concatenate([np.empty((0, 2), np.int64), *found])
+        began = time.perf_counter()
+        first = self._examine(self.names[:_CHUNK])
+        is_slow = time.perf_counter() - began > _SLOW_SECONDS * len(first)
+        rest = [self.names[i : i + _CHUNK] for i in range(_CHUNK, len(self), _CHUNK)]
+        with ThreadPoolExecutor(_STAT_THREADS if is_slow else 1) as pool:
+            return np.concatenate([first, *pool.map(self._examine, rest)])
 
     def _examine(self, names: np.ndarray) -> np.ndarray:
         states = np.empty((len(names), 2), np.int64)

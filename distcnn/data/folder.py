@@ -12,8 +12,10 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.config import DataConfig
+from distcnn.data.caching import cache_folder
 from distcnn.data.encoded import EncodedSplit, parallel_map
 from distcnn.data.file_list import FileList
+from distcnn.data.folder_index import FolderIndex
 from distcnn.data.folder_layout import (
     find_classes,
     find_labelled_images,
@@ -139,7 +141,8 @@ def open_folder(config: DataConfig) -> Source:
     classes = find_classes(folders.get("train") or folders["test"])
     splits = {}
     for name, folder in folders.items():
-        files, labels = find_labelled_images(folder, classes, config.on_error)
+        index = FolderIndex(folder, cache_folder().parent / "folders")
+        files, labels = find_labelled_images(folder, classes, config.on_error, index)
         splits[name] = FolderSplit(files, labels, config.verify)
     warn_of_unused_folders(root, folders, classes)
     return Source(

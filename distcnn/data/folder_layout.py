@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from distcnn.data.file_list import FileList
+from distcnn.data.folder_index import FolderIndex
 from distcnn.data.image_file import EXTENSIONS, is_ignored, other_kind
 from distcnn.errors import DataError
 from distcnn.runtime.text import printable, valid_unicode
@@ -76,7 +77,7 @@ def find_classes(folder: Path) -> dict[str, int]:
 
 
 def find_labelled_images(
-    part: Path, classes: dict[str, int], on_error: str
+    part: Path, classes: dict[str, int], on_error: str, index: FolderIndex
 ) -> tuple[FileList, np.ndarray]:
     """Returns the images of a split, sorted within each class, and their labels (int64).
 
@@ -84,6 +85,7 @@ def find_labelled_images(
         part: The split's folder.
         classes: Names of class folders with their labels.
         on_error: What to do with entries that are not images: fail or skip, with a warning.
+        index: What is known of the folders; brought up to date.
 
     Raises:
         DataError: A class is unknown or has no images, or there are entries that are not images.
@@ -100,9 +102,9 @@ def find_labelled_images(
                 f"{printable(folder)} is a class that the other splits lack; expected one of their "
                 f"{len(classes)} classes; remove the folder or add training images"
             )
-        images, others = _sort_out(folder)
+        images, others = _images_of(folder, index)
         below = os.path.join(os.fsencode(folder.name), b"")  # noqa: PTH118 - as bytes
-        names += [below + os.fsencode(name) for name in images]
+        names += [below + name for name in images]
         labels.append(np.full(len(images), classes[folder.name], np.int64))
         strays += others
     if not names:
@@ -110,7 +112,21 @@ def find_labelled_images(
         raise DataError(f"{shown} contains no class folders; expected {shown}/<class>/*.jpg")
     if strays:
         _report_strays(part, strays, on_error)
+    index.save(len(names))
     return FileList(os.fsencode(part), names), np.concatenate(labels)
+
+
+def _images_of(folder: Path, index: FolderIndex) -> tuple[list[bytes], list[tuple[Path, str]]]:
+    """Returns what `_sort_out` does, with names as bytes; by the index if it knows the folder."""
+    known = index.find(folder)
+    if known is not None:
+        return known, []
+    before = folder.stat()
+    images, others = _sort_out(folder)
+    encoded = [os.fsencode(name) for name in images]
+    if not others:
+        index.add(folder, encoded, before)
+    return encoded, others
 
 
 def warn_of_unused_folders(root: Path, splits: dict[str, Path], classes: dict[str, int]) -> None:
