@@ -38,7 +38,10 @@ LAYERS: list[set[str]] = [
 ]
 """The rooms of the package from the lowest up. A room imports from those below it only."""
 
-ADAPTERS = {"keras_internals.py", "keras_hooks.py", "horovod_internals.py", "tf_data_internals.py"}
+ADAPTERS = {
+    *("keras_internals.py", "keras_hooks.py", "keras_steps.py", "keras_fit.py"),
+    *("horovod_internals.py", "tf_data_internals.py"),
+}
 """The modules that may use private attributes of the libraries."""
 
 

@@ -14,15 +14,9 @@ import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.engine.shard import current_shard
-from distcnn.runtime.keras_hooks import (
-    MEAN_UPDATE,
-    METRICS_RESULT,
-    SUM_UPDATE,
-    Hooks,
-    in_stateless_scope,
-    plain_logs,
-    reading,
-)
+from distcnn.runtime.keras_fit import plain_logs
+from distcnn.runtime.keras_hooks import MEAN_UPDATE, METRICS_RESULT, SUM_UPDATE, Hooks
+from distcnn.runtime.keras_steps import in_stateless_scope, reading
 
 
 class GlobalMetrics:

@@ -18,9 +18,8 @@ from distcnn.engine.metrics import GlobalMetrics
 from distcnn.engine.randomness import different_on_each_replica
 from distcnn.engine.reduction import GradientReduction
 from distcnn.engine.shard import Shard, computing
-from distcnn.runtime.keras_hooks import (
-    NEXT_SEED,
-    Hooks,
+from distcnn.runtime.keras_hooks import NEXT_SEED, Hooks
+from distcnn.runtime.keras_steps import (
     evaluated_loss,
     forward_backward,
     has_own_test_step,

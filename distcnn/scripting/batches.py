@@ -6,12 +6,14 @@ first steps and now and then. A pipeline that makes only the rows of its own rep
 with each batch (`input_rows`).
 """
 
+import re
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
+from distcnn.distribute.consistency import ReplicaMismatchError
 from distcnn.engine.shard import Rider, WorkerRows
 
 FIRST_STEPS = 8
@@ -93,3 +95,17 @@ def _bits(values: tf.Tensor) -> tf.Tensor:
     if flat.dtype.is_floating:
         flat = tf.bitcast(flat, integers[flat.dtype.size])
     return tf.cast(flat, tf.int64)
+
+
+def as_mismatch(error: tf.errors.InvalidArgumentError) -> Exception:
+    """Returns the error of a failed comparison of batches, or the error itself."""
+    found = re.search(re.escape(MARK) + r": step (\d+) ranks ([\d ]+)", error.message)
+    if found is None:
+        return error
+    ranks = ", ".join(found[2].split())
+    return ReplicaMismatchError(
+        f"at step {found[1]}, rank {ranks} read another batch than rank 0; a script's pipeline "
+        "must give the same batches on every rank. Look for random numbers without a seed, a "
+        "stateful operation in Dataset.map with parallel calls (--precision.deterministic true "
+        "runs it in order), files listed in another order, or code that depends on the rank"
+    )

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from distcnn.distribute.base import Backend
+from distcnn.runtime.keras_fit import save_weights_of_backup
 from distcnn.runtime.keras_hooks import (
     BACKUP_END,
     BACKUP_SAVE,
@@ -16,7 +17,6 @@ from distcnn.runtime.keras_hooks import (
     TENSORBOARD_MODEL,
     FunctionMaker,
     Hooks,
-    save_weights_of_backup,
 )
 
 

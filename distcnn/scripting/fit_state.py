@@ -11,12 +11,8 @@ import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.engine.optimizers import optimizers_of
-from distcnn.runtime.keras_hooks import (
-    global_seed,
-    operation_seeds,
-    optimized_variables,
-    set_global_seed,
-)
+from distcnn.runtime.keras_fit import global_seed, operation_seeds, set_global_seed
+from distcnn.runtime.keras_steps import optimized_variables
 from distcnn.scripting.plain_state import decode, encode
 from distcnn.storage.checkpoint import NAMES, restore, snapshot
 

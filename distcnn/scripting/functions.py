@@ -20,6 +20,8 @@ from distcnn.runtime.keras_hooks import (
     MAKE_PREDICT_FUNCTION,
     REDUCE_PER_REPLICA,
     Hooks,
+)
+from distcnn.runtime.keras_steps import (
     has_own_predict_step,
     has_own_train_step,
     one_step_an_execution,

@@ -17,7 +17,7 @@ import tensorflow as tf
 from distcnn.config import ScriptConfig
 from distcnn.distribute.base import Backend
 from distcnn.engine.shard import WorkerRows, bounds
-from distcnn.runtime.keras_hooks import has_only_arrays, replace_batches, with_class_weight
+from distcnn.runtime.keras_fit import has_only_arrays, replace_batches, with_class_weight
 from distcnn.runtime.tf_data_internals import MapFunction
 from distcnn.scripting.batches import FIRST_STEPS, INTERVAL, PIECES, content_hash, pieces_of
 from distcnn.scripting.input_chain import InputChain, NotDivisibleError, take_apart

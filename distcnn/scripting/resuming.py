@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.errors import DistcnnError, UsageError
+from distcnn.runtime.keras_fit import fit_arguments, has_only_arrays, plain_logs, wait_for_callbacks
 from distcnn.runtime.keras_hooks import (
     EPOCH_BEGIN,
     EPOCH_END,
@@ -27,10 +28,6 @@ from distcnn.runtime.keras_hooks import (
     TRAIN_BEGIN,
     TRAIN_END,
     Hooks,
-    fit_arguments,
-    has_only_arrays,
-    plain_logs,
-    wait_for_callbacks,
 )
 from distcnn.runtime.signals import StopRequest
 from distcnn.scripting.callback_state import (

@@ -10,7 +10,7 @@ import numpy as np
 from typing_extensions import override
 
 from distcnn.runtime.files import write_text
-from distcnn.runtime.keras_hooks import plain_logs
+from distcnn.runtime.keras_fit import plain_logs
 from distcnn.storage.checkpoint import METRICS_FILE, Progress
 from distcnn.storage.summary import MEASUREMENTS
 from distcnn.training.callbacks.metrics import Row, row_as_json

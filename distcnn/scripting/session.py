@@ -1,7 +1,6 @@
 """A session: puts the workers of a run behind what a script does with Keras."""
 
 import contextlib
-import re
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
@@ -10,13 +9,11 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from typing_extensions import override
 
 from distcnn.cli.command import EXIT_STOPPED
 from distcnn.config import DistributeConfig, ScriptConfig, ScriptPrecisionConfig
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.consistency import (
-    ReplicaMismatchError,
     average_across_replicas,
     broadcast_variables,
     require_identical_settings,
@@ -30,22 +27,12 @@ from distcnn.engine.step import StepEngine
 from distcnn.errors import UsageError
 from distcnn.optim.ema import AVERAGED_TYPES
 from distcnn.runtime.cluster import Cluster
-from distcnn.runtime.keras_hooks import (
-    EPOCH_ITERATOR,
-    EVALUATE,
-    FIT,
-    MAYBE_BUILD,
-    PREDICT,
-    Hooks,
-    build_symbolically,
-    element_spec,
-    forget_functions,
-    has_own_train_step,
-    insert_callback,
-)
+from distcnn.runtime.keras_fit import element_spec, insert_callback
+from distcnn.runtime.keras_hooks import EPOCH_ITERATOR, EVALUATE, FIT, MAYBE_BUILD, PREDICT, Hooks
 from distcnn.runtime.keras_internals import forget_dtype_policy
+from distcnn.runtime.keras_steps import build_symbolically, forget_functions, has_own_train_step
 from distcnn.scripting.batch_size import BatchPerWorker
-from distcnn.scripting.batches import MARK, BatchComparison
+from distcnn.scripting.batches import BatchComparison, as_mismatch
 from distcnn.scripting.callbacks import install_callback_hooks
 from distcnn.scripting.devices import install_device_hooks
 from distcnn.scripting.folders import install_folder_hooks
@@ -55,6 +42,7 @@ from distcnn.scripting.input_rows import InputRows
 from distcnn.scripting.progress import EpochProgress
 from distcnn.scripting.resume_folder import ResumeFolder, ScriptIdentity
 from distcnn.scripting.resuming import Resuming
+from distcnn.scripting.watcher import Watcher
 from distcnn.scripting.writing import install_writing_hooks
 from distcnn.training.callbacks.checkpointing import StoppedBySignal
 
@@ -210,7 +198,7 @@ class Session:
         def fit(model: keras.Model, *arguments: Any, **keywords: Any) -> Any:
             self._prepare(model)
             self._batch_size.scale_rate(model.optimizer)
-            watcher = _Watcher(self)
+            watcher = Watcher(self.synchronise, self.check)
             if len(arguments) > _CALLBACKS_AT:
                 positional = list(arguments)
                 positional[_CALLBACKS_AT] = insert_callback(
@@ -283,49 +271,11 @@ class Session:
             with reporting_lost_peers(self.backend):
                 yield
         except tf.errors.InvalidArgumentError as error:
-            raise _as_mismatch(error) from None
+            raise as_mismatch(error) from None
 
 
 _CALLBACKS_AT = 5
 """Place of `callbacks` among the arguments of `fit` after the model."""
-
-
-def _as_mismatch(error: tf.errors.InvalidArgumentError) -> Exception:
-    """Returns the error of a failed comparison of batches, or the error itself."""
-    found = re.search(re.escape(MARK) + r": step (\d+) ranks ([\d ]+)", error.message)
-    if found is None:
-        return error
-    ranks = ", ".join(found[2].split())
-    return ReplicaMismatchError(
-        f"at step {found[1]}, rank {ranks} read another batch than rank 0; a script's pipeline "
-        "must give the same batches on every rank. Look for random numbers without a seed, a "
-        "stateful operation in Dataset.map with parallel calls (--precision.deterministic true "
-        "runs it in order), files listed in another order, or code that depends on the rank"
-    )
-
-
-class _Watcher(keras.callbacks.Callback):
-    """Keeps the replicas the same, before any callback of the user sees the model."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__()
-        self._session = session
-        self._is_first = True
-
-    @override
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._is_first:
-            self._session.check(self.model, batch + 1)
-            self._is_first = False
-
-    @override
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._session.synchronise(self.model)
-        self._session.check(self.model, int(self._iterations()))
-
-    def _iterations(self) -> Any:
-        optimizer = self.model.optimizer
-        return 0 if optimizer is None else keras.ops.convert_to_numpy(optimizer.iterations)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distcnn.runtime.keras_hooks import EVALUATE, Hooks, validation_iterator
+from distcnn.runtime.keras_fit import validation_iterator
+from distcnn.runtime.keras_hooks import EVALUATE, Hooks
 from distcnn.scripting.fit_call import FitCall, Position
 from distcnn.scripting.fit_state import RandomState
 from distcnn.scripting.plain_state import digest

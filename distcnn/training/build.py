@@ -27,7 +27,7 @@ from distcnn.models.compiled import is_compiled_by_owner
 from distcnn.models.interface import ModelInterface, inspect_model
 from distcnn.optim.ema import WeightEMA
 from distcnn.optim.optimizers import build_optimizer, learning_rate, scaled_learning_rate
-from distcnn.runtime.keras_hooks import build_symbolically, has_own_train_step
+from distcnn.runtime.keras_steps import build_symbolically, has_own_train_step
 from distcnn.runtime.precision import Precision, resolve_fast_path
 from distcnn.training.evaluation_step import EvaluationStep
 from distcnn.training.objective import Objective

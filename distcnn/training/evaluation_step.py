@@ -10,7 +10,7 @@ from distcnn.data.pixels import PixelRange, scale_pixels
 from distcnn.engine.shard import Shard
 from distcnn.engine.step import StepEngine
 from distcnn.inference.flip import mean_over_flip
-from distcnn.runtime.keras_hooks import has_own_test_step
+from distcnn.runtime.keras_steps import has_own_test_step
 from distcnn.training.objective import Objective
 from distcnn.training.step import Batch
 

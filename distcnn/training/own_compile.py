@@ -10,7 +10,7 @@ from distcnn.errors import UsageError
 from distcnn.models.compiled import label_format
 from distcnn.models.interface import ModelInterface
 from distcnn.optim.optimizers import scaled_learning_rate
-from distcnn.runtime.keras_hooks import has_own_test_step, has_own_train_step
+from distcnn.runtime.keras_steps import has_own_test_step, has_own_train_step
 from distcnn.training.objective import Objective
 
 log = logging.getLogger("distcnn")

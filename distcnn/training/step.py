@@ -13,7 +13,7 @@ from distcnn.data.pixels import PixelRange, scale_pixels
 from distcnn.engine.shard import Shard
 from distcnn.engine.step import StepEngine
 from distcnn.optim.ema import WeightEMA
-from distcnn.runtime.keras_hooks import has_own_train_step
+from distcnn.runtime.keras_steps import has_own_train_step
 from distcnn.training.objective import Objective
 
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]

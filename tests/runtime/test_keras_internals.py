@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distcnn.runtime import keras_hooks
+from distcnn.runtime import keras_fit, keras_hooks, keras_steps
 from distcnn.runtime import keras_internals as internals
 
 layers = keras.layers
@@ -165,13 +165,13 @@ def test_the_batches_of_an_iterator_are_replaced():
     strategy = tf.distribute.get_strategy()
     data = tf.data.Dataset.range(4).batch(2)
     iterator = keras_hooks.EPOCH_ITERATOR.owner(x=data, distribute_strategy=strategy)
-    keras_hooks.replace_batches(iterator, data.map(lambda x: -x))
+    keras_fit.replace_batches(iterator, data.map(lambda x: -x))
     steps = [next(batches).numpy().tolist() for _, _, batches in iterator]
     assert steps == [[0, -1], [-2, -3]]
 
 
 def test_class_weights():
-    weigh = keras_hooks.with_class_weight({0: 2.0, 2: 0.5})
+    weigh = keras_fit.with_class_weight({0: 2.0, 2: 0.5})
     x, y, weights = weigh(tf.zeros([3, 2]), tf.constant([2, 0, 1]))
     assert (x.shape, y.numpy().tolist()) == ((3, 2), [2, 0, 1])
     assert weights.numpy().tolist() == [0.5, 2.0, 1.0]
@@ -187,7 +187,7 @@ def unbuilt_with_a_frozen_layer() -> keras.Model:
 def test_variables_that_are_frozen_when_they_are_created_can_be_trained_later():
     model = unbuilt_with_a_frozen_layer()
     batch = (tf.TensorSpec((None, 4)), tf.TensorSpec((None, 2)))
-    keras_hooks.build_symbolically(model, batch)
+    keras_steps.build_symbolically(model, batch)
     assert len(model.trainable_weights) == 4
     assert [v.value.trainable for v in model.variables] == [True] * 4 + [False] * 2 + [True] * 2
     model.layers[0].trainable = True
@@ -198,5 +198,5 @@ def test_the_optimizer_is_built_only_if_wanted():
     for wanted in (False, True):
         model = unbuilt_with_a_frozen_layer()
         batch = (tf.TensorSpec((None, 4)), tf.TensorSpec((None, 2)))
-        keras_hooks.build_symbolically(model, batch, build_optimizer=wanted)
+        keras_steps.build_symbolically(model, batch, build_optimizer=wanted)
         assert model.optimizer.built == wanted
