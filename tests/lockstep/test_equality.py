@@ -123,6 +123,10 @@ def test_any_number_of_workers_reaches_the_weights_of_one(outcome, alone):
     if summary["strategy"] == "horovod":
         transport = "shared memory" if name == case else "Horovod"
         assert {result["transport"] for result in several.results} == {transport}
+    overlaps = summary["strategy"] == "multi_worker" or several.results[0]["transport"] == "Horovod"
+    for result in several.results:
+        assert result["bucket_bytes"] == (1000 if overlaps else 0)
+        assert result["spare_thread"] or not overlaps
     bound = HALF_TOLERANCE.get(case, TOLERANCE)
     assert difference(several.weights, alone[case].weights) <= bound
     for key in ("val_loss", "test_loss", "loss"):

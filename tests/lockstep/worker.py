@@ -143,6 +143,8 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
     return {
         "summary": summary,
         "transport": trainer.setup.backend.transport,
+        "bucket_bytes": trainer.setup.backend.bucket_bytes,
+        "spare_thread": tf.config.threading.get_inter_op_parallelism_threads() > 0,
         "moved": moved,
         "iterations": int(keras.ops.convert_to_numpy(trainer.setup.optimizer.iterations)),
         "scale": None if scale is None else float(keras.ops.convert_to_numpy(scale)),
