@@ -1,6 +1,7 @@
 """Small classifiers of a user's own, for `--model.factory tests.tiny:NAME`."""
 
 import os
+import time
 from typing import Any
 
 import keras
@@ -184,6 +185,14 @@ def own_step(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model
         metrics=[keras.metrics.AUC(name="auc"), keras.metrics.F1Score("macro", name="f1")],
     )
     return model
+
+
+class Unhurried(keras.callbacks.Callback):
+    """A user's callback that leaves time to interrupt the run, if the environment asks for it."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if os.environ.get("UNHURRIED"):
+            time.sleep(0.01)
 
 
 class FailsInRank1(keras.callbacks.Callback):
