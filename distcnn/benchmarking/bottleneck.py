@@ -40,7 +40,7 @@ def describe_bottleneck(
     if input_fraction >= max(_NOTABLE, communication_fraction):
         return f"input-bound ({input_fraction:.0%}): {_speed_up_input(config)}"
     if communication_fraction >= _NOTABLE:
-        remedy = _reduce_communication(config, transport)
+        remedy = _reduce_communication(config, transport, precision)
         return f"communication-bound ({communication_fraction:.0%}): {remedy}"
     faster_policy = None if precision == fastest_policy else fastest_policy
     remedy = _speed_up_computation(config, step_ms, fast_path, faster_policy)
@@ -48,6 +48,11 @@ def describe_bottleneck(
 
 
 def _speed_up_input(config: Config) -> str:
+    if config.data.checks_when_reading:
+        return (
+            "images are decoded in every epoch: give the workers more cores, store smaller images, "
+            "or keep their files in memory with --data.cache memory"
+        )
     if config.data.cache in ("none", "disk"):
         return "keep the decoded images in memory with --data.cache memory"
     if config.data.augment.randaugment:
@@ -55,11 +60,12 @@ def _speed_up_input(config: Config) -> str:
     return "augment less (--data.augment flip,crop), or give the workers more cores"
 
 
-def _reduce_communication(config: Config, transport: str) -> str:
+def _reduce_communication(config: Config, transport: str, precision: str) -> str:
     if config.distribute.sync_batchnorm:
         return "synchronised statistics reduce in every layer: --distribute.sync_batchnorm false"
-    compressed = config.distribute.compression != "none"
-    if compressed or transport != "Horovod":
+    # bfloat16 gradients travel in two bytes as they are.
+    in_two_bytes = config.distribute.compression != "none" or precision == "mixed_bfloat16"
+    if in_two_bytes or transport != "Horovod":
         return "reduce less often with a larger --train.batch_size"
     if config.train.accumulation_steps == 1:
         return "reduce less often with a larger --train.batch_size or --train.accumulation_steps 2"

@@ -144,6 +144,7 @@ def resident_batch(setup: TrainingSetup, global_batch: int | None = None) -> Any
         sampler,
         setup.config.data.augment,
         setup.sharding,
+        reduced_decoding=setup.config.data.reduced_decoding,
         first_step=0,
         last_step=1,
     )

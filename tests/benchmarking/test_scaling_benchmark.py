@@ -108,8 +108,20 @@ COMMUNICATION_BOUND = {"input_share": 0.0, "communication_share": 0.3, "compute_
         (
             Config(train=TrainConfig(accumulation_steps=4)),
             COMMUNICATION_BOUND,
-            {},
+            {"precision": "float32"},
             "--distribute.compression",
+        ),
+        (
+            Config(train=TrainConfig(accumulation_steps=4)),
+            COMMUNICATION_BOUND,
+            {},
+            "a larger --train.batch_size",
+        ),
+        (
+            Config(data=DataConfig(check="reading", cache="none")),
+            INPUT_BOUND,
+            {},
+            "images are decoded in every epoch",
         ),
         (
             Config(train=TrainConfig(accumulation_steps=4)),
