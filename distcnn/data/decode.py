@@ -151,7 +151,7 @@ def failure_reason(error: tf.errors.OpError) -> str:
     """Extracts from a TensorFlow error the line that explains what is wrong with an image."""
     text = re.split(r"\n\t \[\[|\nTraceback| \[Op:", error.message)[0]
     line = text.strip().splitlines()[-1]
-    line = re.sub(r"^(\{\{.*?\}\} )?(.* Iterator::\S+: )?", "", line)
+    line = re.sub(r"^(\{\{.*?\}\} )?(.* \w*Iterator::\S+: )?", "", line)
     return re.sub(r"^[\w.]*(Error|error|Warning): ", "", line)
 
 

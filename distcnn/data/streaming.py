@@ -165,11 +165,12 @@ class StreamedSplit(Split):
         with self._shared.lock:
             is_new = row not in self._shared.bad
             self._shared.bad[row] = text
+            count = len(self._shared.bad)
         if is_new:
             _logger.warning("warning: %s cannot be decoded; the next good image replaces it", text)
-        if len(self._shared.bad) > _MOST_BAD * len(self._encoded):
+        if count > _MOST_BAD * len(self._encoded):
             raise UndecodableImageError(
-                f"{len(self._shared.bad)} of {len(self._encoded)} images cannot be decoded, the "
+                f"{count} of {len(self._encoded)} images cannot be decoded, the "
                 f"last is {text}; check the disk, or repair them"
             )
 
