@@ -36,14 +36,8 @@ class FileList:
 
     @classmethod
     def of(cls, paths: Sequence[Path]) -> "FileList":
-        """Returns a list of files wherever they are.
-
-        Args:
-            paths: At least one path.
-        """
-        encoded = [os.fsencode(path) for path in paths]
-        folder = os.path.commonpath({os.path.dirname(path) for path in encoded})  # noqa: PTH120
-        return cls(folder, [os.path.relpath(path, folder) for path in encoded])
+        """Returns a list of files wherever they are, by their paths as they are given."""
+        return cls(b"", [os.fsencode(path) for path in paths])
 
     def __len__(self) -> int:
         return len(self.names)

@@ -142,7 +142,7 @@ class Horovod(Backend):
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         if not self._on_cpu or not all(t.shape.is_fully_defined() for t in tensors):
             return self._allreduce(tensors, compressible)
-        narrow = self._to_wire([undo_upcast(tensor) for tensor in tensors], compressible)
+        narrow = self._to_wire(tensors, compressible)
         dtypes = [tensor.dtype for tensor in tensors]
 
         @tf.custom_gradient
@@ -160,19 +160,20 @@ class Horovod(Backend):
 
     @override
     def wire_type(self, tensor: tf.Tensor, *, compressible: bool, replicas: int) -> tf.DType:
-        dtype = undo_upcast(tensor).dtype if self._on_cpu else tensor.dtype
+        # More than two processes round the sum, which only gradients may be.
+        exact = self._shared_memory is not None or replicas == 2
+        narrows = self._on_cpu and (compressible or exact)
+        dtype = undo_upcast(tensor).dtype if narrows else tensor.dtype
         if self._compression == "fp16" and compressible and dtype.is_floating and dtype.size > 2:
             return tf.float16
         return dtype if self._on_cpu else _SUM_TYPES.get(dtype, dtype)
 
     def _to_wire(self, tensors: Sequence[tf.Tensor], compressible: int) -> list[tf.Tensor]:
-        return [
-            tf.cast(
-                tensor,
-                self.wire_type(tensor, compressible=index < compressible, replicas=self.size),
-            )
-            for index, tensor in enumerate(tensors)
-        ]
+        wire = []
+        for index, tensor in enumerate(tensors):
+            dtype = self.wire_type(tensor, compressible=index < compressible, replicas=self.size)
+            wire.append(tf.cast(undo_upcast(tensor) if dtype.size == 2 else tensor, dtype))
+        return wire
 
     def _sum_packed(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """Sums tensors over the processes, 16-bit types in float32."""

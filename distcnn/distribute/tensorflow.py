@@ -70,7 +70,7 @@ class _Strategy(Backend):
     @override
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         # A tensor without a device, such as a constant, cannot be reduced.
-        sums = [tf.identity(self._to_wire(tensor)) for tensor in tensors]
+        sums = [tf.identity(self._to_wire(t, i < compressible)) for i, t in enumerate(tensors)]
         context = tf.distribute.get_replica_context()
         for dtype in dict.fromkeys(tensor.dtype for tensor in sums):  # a group needs a single type
             indices = [index for index, tensor in enumerate(sums) if tensor.dtype == dtype]
@@ -80,8 +80,8 @@ class _Strategy(Backend):
                 sums[index] = total
         return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
 
-    def _to_wire(self, tensor: tf.Tensor) -> tf.Tensor:
-        dtype = self.wire_type(tensor, compressible=False, replicas=self.replicas)
+    def _to_wire(self, tensor: tf.Tensor, compressible: bool) -> tf.Tensor:
+        dtype = self.wire_type(tensor, compressible=compressible, replicas=self.replicas)
         return tensor if tensor.dtype == dtype else undo_upcast(tensor)
 
     @override
@@ -151,7 +151,7 @@ class MultiWorker(_Strategy):
     def wire_type(self, tensor: tf.Tensor, *, compressible: bool, replicas: int) -> tf.DType:
         # A sum of two is rounded once, as a gradient that one device computes. More would be
         # rounded by each process on the way.
-        return undo_upcast(tensor).dtype if replicas == 2 else tensor.dtype
+        return undo_upcast(tensor).dtype if compressible and replicas == 2 else tensor.dtype
 
     @override
     def sum(self, values: np.ndarray) -> np.ndarray:

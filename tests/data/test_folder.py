@@ -333,8 +333,16 @@ def test_a_file_list_recognises_each_change(tmp_path):
     (tmp_path / "x" / "missing").write_text("")
     hashes.add(FileList(folder, names).digest())
     assert len(hashes) == 7
-    moved = tmp_path / "moved"
-    (tmp_path / "x").rename(moved)
-    assert FileList.of([moved / "a", moved / "b"]).digest() == (
-        FileList(os.fsencode(moved), [b"a", b"b"]).digest()
-    )
+
+
+def test_files_anywhere_are_read_by_the_paths_that_are_given(tmp_path, monkeypatch):
+    """Absolute and relative ones together, and `..` after a link, which is not that of its text."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/away")
+    (tmp_path / "far/x.png").write_bytes(b"right")
+    (tmp_path / "x.png").write_bytes(b"wrong")
+    paths = [Path("link/../x.png"), tmp_path / "x.png", Path("x.png")]
+    split = FolderSplit(FileList.of(paths), np.zeros(3, np.int64))
+    assert split.read(tf.range(3)).numpy().tolist() == [b"right", b"wrong", b"wrong"]
+    assert [split.describe(index) for index in range(3)] == [str(path) for path in paths]
