@@ -76,9 +76,9 @@ def convolve_depthwise(
 ) -> tf.Tensor:
     """Convolves each channel with filters of its own.
 
-    The gradient of the inputs is a convolution by the mirrored kernel, of the upstream gradient with
-    zeros between and around its pixels. That is faster than TensorFlow's gradient, several times so
-    for strides above 1.
+    The gradient of the inputs is a convolution by the mirrored kernel, of the upstream gradient
+    with zeros between and around its pixels. That is faster than TensorFlow's gradient, several
+    times so for strides above 1.
 
     Args:
         inputs: Tensor of shape `(batch, height, width, channels)`.

@@ -33,8 +33,8 @@ def test_outputs_gradients_and_statistics_equal_the_plain_models(
     assert {id(v) for v in fast.variables} == {id(v) for v in model.variables}
     assert {id(v) for v in fast.trainable_variables} == {id(v) for v in model.trainable_variables}
     found = Outcome(model, fast).distance(Outcome(model, model))
-    # A chain of normalisations amplifies rounding.
-    assert max(found.values()) < (1e-4 if build is modern else 2e-5), found
+    # Many layers in a row amplify rounding.
+    assert max(found.values()) < (1e-4 if build in (modern, depthwise) else 2e-5), found
 
 
 @pytest.mark.parametrize("build", [lambda: article((12, 12, 3), 4, dropout=0.0), known])
