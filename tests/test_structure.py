@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 
 COMMANDS = {
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("install_horovod", "horovodrun", "launchers", "__main__"),
+    *("install_horovod", "horovodrun", "launch", "launchers", "__main__"),
 }
 
 LAYERS: list[set[str]] = [
@@ -28,6 +28,7 @@ LAYERS: list[set[str]] = [
     {"models", "fast", "optim"},
     {"engine"},
     {"cli"},
+    {"launching"},
     {"inference"},
     {"training"},
     {"scripting"},

@@ -29,6 +29,7 @@ from distcnn.runtime.keras_hooks import (
     TRAIN_END,
     Hooks,
 )
+from distcnn.runtime.rank_page import own_page
 from distcnn.runtime.signals import StopRequest
 from distcnn.scripting.callback_state import (
     digests,
@@ -78,6 +79,8 @@ class Resuming:
         self._skipping = Skipping(self._restore)
         self._call: FitCall | None = None
         self._count = 0
+        self._steps_before = 0
+        self._epochs_before = 0
         self._in_step = False
         self._drawing: weakref.WeakSet[keras.Model] = weakref.WeakSet()
         self._warned: weakref.WeakSet[keras.Model] = weakref.WeakSet()
@@ -148,6 +151,7 @@ class Resuming:
         """Restores the state at the end of a call that was skipped, or saves that of another."""
         if call.is_skipped:
             self._restore(call)
+            self._count_steps(call)
             return
         if call.target is not None:
             raise DistcnnError(
@@ -156,8 +160,14 @@ class Resuming:
             )
         call.position.finished = True
         self._save(call)
+        self._count_steps(call)
         if self._vote.now():
             self._leave(call)
+
+    def _count_steps(self, call: FitCall) -> None:
+        """Adds a call that has ended to the steps of the script, which a launcher is told."""
+        self._steps_before += call.steps
+        self._epochs_before += call.position.epoch + 1
 
     def _current(self, callbacks: Any) -> FitCall | None:
         """Returns the call that a list of callbacks belongs to, if it is one to save."""
@@ -231,6 +241,9 @@ class Resuming:
                 self._skipping.after_batch(call, call.target)
                 return
             original(callbacks, batch, logs)
+            own_page().stepped(
+                self._steps_before + call.steps, self._epochs_before + call.position.epoch
+            )
             call.logs = logs
             call.position.cut = bool(call.model.stop_training)
             if call.position.cut:
@@ -314,6 +327,9 @@ class Resuming:
         restore_callbacks(call.of_the_script, description["callbacks"], stored)
         call.model.stop_training = description["stop_training"]
         call.steps = description["steps"]
+        own_page().restored(
+            self._steps_before + call.steps, self._epochs_before + call.position.epoch
+        )
         RandomState.restore(description["random"])
         call.stored = {}
         if call.model in self._drawing and call.model not in self._warned:

@@ -17,6 +17,7 @@ from distcnn.distribute.context import join_run
 from distcnn.errors import UsageError
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.keras_internals import follows_schedule
+from distcnn.runtime.rank_page import own_page
 from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import CALLBACKS, Checkpoints, Progress
 from distcnn.storage.environment import describe_environment
@@ -76,6 +77,7 @@ class Trainer:
             )
         self.config = config
         context = join_run(config, cluster)
+        own_page().joined()
         backend = context.backend
         with reporting_lost_peers(backend):
             self.directory = _choose_directory(config, backend)
@@ -138,7 +140,7 @@ class Trainer:
             if backend.is_chief and not is_finished:
                 file = self.directory.path / "metrics.jsonl"
                 sinks.insert(0, stack.enter_context(MetricsWriter(file)))
-            recorder = MetricsRecorder(setup, sinks, display.advance)
+            recorder = MetricsRecorder(setup, sinks, _reporting(display.advance, setup))
             saving = BackgroundSaving(backend)
             saver = CheckpointSaver(
                 setup,
@@ -220,6 +222,7 @@ class Trainer:
         progress = Progress(**found["progress"])
         setup.state.broadcast()
         setup.training.step = progress.step
+        own_page().restored(progress.step, progress.step // setup.sampler.steps_per_epoch)
         return progress, saved if found["own"] else None
 
     def _begin(self) -> Progress:
@@ -265,6 +268,17 @@ class Trainer:
         folder = self.directory.path / "tensorboard"
         sinks.append(TensorBoardScalars(folder, lambda: saving.stall_seconds))
         return tensorboard_callbacks(folder, self.setup, first_step)
+
+
+def _reporting(advance: Callable[[int], None], setup: TrainingSetup) -> Callable[[int], None]:
+    """Returns a function that also tells a launcher how many steps are done."""
+    page, steps_per_epoch = own_page(), setup.sampler.steps_per_epoch
+
+    def advance_and_report(step: int) -> None:
+        page.stepped(step, step // steps_per_epoch)
+        advance(step)
+
+    return advance_and_report
 
 
 def _choose_directory(config: Config, backend: Backend) -> RunDirectory:
