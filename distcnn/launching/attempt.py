@@ -69,6 +69,7 @@ class Attempt:
         hosts: The hosts in use, each with the number of its workers.
         began: When it began, in seconds since the epoch.
         ranks: What is known of each rank.
+        threads: Read what the ranks tell and print.
     """
 
     hosts: Sequence[Host]
@@ -77,7 +78,7 @@ class Attempt:
     output: RankOutput
     began: float = field(default_factory=time.time)
     ranks: dict[int, RankState] = field(default_factory=dict)
-    _threads: list[threading.Thread] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
 
     @property
     def workers(self) -> int:
@@ -118,7 +119,7 @@ class Attempt:
         """Returns whether everything has ended, and all that was printed has been read."""
         if self.process.poll() is None:
             return False
-        for thread in self._threads:
+        for thread in self.threads:
             thread.join(5)
         return True
 
@@ -134,15 +135,15 @@ class Attempt:
                 for line in events:
                     self._take(json.loads(line))
 
-        self._threads.append(threading.Thread(target=read, daemon=True))
-        self._threads[-1].start()
+        self.threads.append(threading.Thread(target=read, daemon=True))
+        self.threads[-1].start()
 
     def copy_output(self) -> None:
         """Copies what the ranks print, in threads."""
         assert self.process.stdout is not None
         assert self.process.stderr is not None
-        self._threads.append(self.output.copy(self.process.stdout, "stdout"))
-        self._threads.append(self.output.copy(self.process.stderr, "stderr"))
+        self.threads.append(self.output.copy(self.process.stdout, "stdout"))
+        self.threads.append(self.output.copy(self.process.stderr, "stderr"))
 
     def _take(self, event: Mapping[str, Any]) -> None:
         state = self.ranks[event["rank"]]

@@ -2,8 +2,8 @@
 
 import itertools
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from distcnn.runtime.rank_page import FailureKind
 
@@ -54,7 +54,12 @@ class Failure:
 
 
 def find_failure(
-    ends: Sequence[RankEnd], *, workers: int, made_steps: bool, is_first: bool, output: str = ""
+    ends: Sequence[RankEnd],
+    *,
+    workers: int,
+    made_steps: bool,
+    is_first: bool,
+    last_line: Callable[[int | None], str] = lambda rank: "",
 ) -> Failure:
     """Returns why an attempt failed.
 
@@ -63,17 +68,19 @@ def find_failure(
         workers: The number of ranks.
         made_steps: Whether the attempt made a step.
         is_first: Whether it was the first attempt.
-        output: The last line of the ranks' launcher, for an attempt without ranks.
+        last_line: Returns the last line that a rank has printed, or for None the ranks' launcher.
     """
     failed = sorted((end for end in ends if end.code), key=lambda end: end.time)
     if not failed:
-        cause = output or "the workers could not be started"
+        cause = last_line(None) or "the workers could not be started"
         return Failure(None, cause, repeatable=True, mendable=not is_first)
     # Ranks that lost another one, or were stopped because of it, are not to blame.
     blamed = [end for end in failed if end.kind is not FailureKind.PEER_LOST]
     first = (blamed or failed)[0]
     kinds = [end.kind for end in ends]
     everywhere = len(ends) == workers and all(kind is FailureKind.EXCEPTION for kind in kinds)
+    if not first.cause:
+        first = replace(first, cause=last_line(first.rank))
     if first.kind is FailureKind.UNKNOWN:
         return _unexplained(first)
     mendable = first.kind is not FailureKind.UNMENDABLE

@@ -60,9 +60,10 @@ class RankOutput:
         """Returns the last lines of a rank in this attempt."""
         return list(self._last.get(rank, ()))
 
-    def own_last_line(self) -> str:
-        """Returns the last line of the ranks' launcher itself."""
-        return self._own_last
+    def last_line(self, rank: int | None) -> str:
+        """Returns the last line of a rank, or for None of the ranks' launcher itself."""
+        lines = [self._own_last] if rank is None else self.last_lines(rank)
+        return lines[-1].strip() if lines else ""
 
     def close(self) -> None:
         """Closes the files."""

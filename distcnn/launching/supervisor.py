@@ -134,7 +134,7 @@ class Supervisor:
             workers=attempt.workers,
             made_steps=attempt.step > max(0, attempt.first),
             is_first=self._attempts == 1,
-            output=self._output.own_last_line(),
+            last_line=self._output.last_line,
         )
         return self._restart_or_fail(attempt, failure, detected)
 
@@ -276,9 +276,9 @@ class Supervisor:
             self._pending = None
 
     def _show_last_lines(self, failure: Failure, attempt: Attempt) -> None:
-        """Shows the last lines of the rank that failed first, unless it is rank 0, just shown."""
+        """Shows the last lines of the rank that failed first; those of rank 0 were shown."""
         self._record_pending()
-        lines = [] if failure.rank is None else self._output.last_lines(failure.rank)
+        lines = [] if not failure.rank else self._output.last_lines(failure.rank)
         if not lines:
             return
         file = self._output.folder / f"rank-{failure.rank}.log"

@@ -43,6 +43,7 @@ from distcnn.scripting.resume_folder import ResumeFolder
 from distcnn.scripting.skipping import Skipping
 from distcnn.scripting.stop_vote import StopVote
 from distcnn.training.callbacks.checkpointing import StoppedBySignal
+from distcnn.training.callbacks.save_intervals import SaveIntervals
 from distcnn.training.saving import BackgroundSaving, Write
 
 log = logging.getLogger("distcnn")
@@ -57,6 +58,7 @@ class Resuming:
         synchronise: Makes a model the same on all replicas.
         metric_variables: Returns the variables of a model's metrics.
         every_steps: Steps between checkpoints inside an epoch; 0 for none.
+        every_minutes: Minutes between them; 0 for none.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class Resuming:
         synchronise: Callable[[keras.Model], None],
         metric_variables: Variables,
         every_steps: int,
+        every_minutes: float = 0.0,
     ) -> None:
         self._folder = folder
         self._backend = backend
         self._synchronise = synchronise
         self._metric_variables = metric_variables
         self._every_steps = every_steps
+        self._intervals = SaveIntervals(backend, 0, 60 * every_minutes, 0)
         self._stop = StopRequest()
         self._vote = StopVote(backend, self._stop)
         self._saving = BackgroundSaving(backend)
@@ -249,7 +253,8 @@ class Resuming:
             if call.position.cut:
                 return
             every = self._every_steps
-            is_due = every and call.steps // every > (call.steps - steps) // every
+            is_due = bool(every) and call.steps // every > (call.steps - steps) // every
+            is_due = self._intervals.is_due(self._steps_before + call.steps) or is_due
             stop = self._vote.after_execution()
             if is_due or stop:
                 self._save(call)
@@ -319,6 +324,7 @@ class Resuming:
             return self._folder.prepare(call.number, packed, call.serial, finished=finished)
 
         self._saving.save(copy)
+        self._intervals.saved(self._steps_before + call.steps)
 
     def _restore(self, call: FitCall) -> None:
         stored, description = call.stored, call.description

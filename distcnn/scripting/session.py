@@ -181,6 +181,7 @@ class Session:
             self.synchronise,
             self._engine.metrics.variables,
             config.checkpoint_every_steps,
+            config.checkpoint_every_minutes,
         )
         return resuming.active(self._hooks)
 
