@@ -10,13 +10,7 @@ from distcnn.cli.command import require_at_least_one, run_command
 from distcnn.cli.parser import Parser
 from distcnn.errors import UsageError
 from distcnn.launching.attempt import ranks_line
-from distcnn.launching.command import (
-    COMMANDS,
-    Launched,
-    keep_command,
-    parse_command,
-    with_folder,
-)
+from distcnn.launching.command import COMMANDS, Launched, parse_command, with_folder
 from distcnn.launching.hosts import (
     Host,
     choose_workers,
@@ -55,7 +49,6 @@ def main(arguments: Sequence[str]) -> int:
 def _launch(
     command: Launched, listed: Callable[[], list[Host]], settings: Options, folder: str | None
 ) -> int:
-    keep_command(command, finished=False)
     shown = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     output = RankOutput(command.folder if folder is None else Path(folder), shown)
     try:

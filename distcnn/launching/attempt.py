@@ -18,6 +18,7 @@ from distcnn.launching.reaching import Ssh, interface_to, is_local
 from distcnn.runtime.launchers import without_launchers
 from distcnn.runtime.rank_page import FailureKind
 from distcnn.runtime.supervision import SUPERVISED
+from distcnn.runtime.sweep import TOKEN_VARIABLE
 
 
 @dataclass
@@ -154,7 +155,9 @@ class Attempt:
             state.end = RankEnd(event["rank"], event["code"], event["time"], event["cause"], kind)
 
 
-def start(command: Sequence[str], hosts: Sequence[Host], ssh: Ssh, output: RankOutput) -> Attempt:
+def start(
+    command: Sequence[str], hosts: Sequence[Host], ssh: Ssh, output: RankOutput, token: str
+) -> Attempt:
     """Starts the ranks.
 
     Args:
@@ -162,13 +165,18 @@ def start(command: Sequence[str], hosts: Sequence[Host], ssh: Ssh, output: RankO
         hosts: The hosts, each with the number of its workers.
         ssh: How they are reached.
         output: Takes what the ranks print.
+        token: What all processes of the run have in common.
     """
     orders, give = os.pipe()
     take, events = os.pipe()
     try:
         process = subprocess.Popen(
             ranks_line(command, hosts, ssh),
-            env=ranks_environment(os.environ, hosts) | {SUPERVISED: f"{orders},{events}"},
+            env={
+                **ranks_environment(os.environ, hosts),
+                SUPERVISED: f"{orders},{events}",
+                TOKEN_VARIABLE: token,
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

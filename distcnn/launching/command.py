@@ -1,9 +1,13 @@
 """The command that is launched, and the folder in which every attempt goes on."""
 
+import contextlib
+import fcntl
+import hashlib
 import json
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,11 @@ class Launched:
     def folder(self) -> Path:
         """The launcher's own folder."""
         return (self.out or Path("runs", self.name)) / FOLDER
+
+    @property
+    def token(self) -> str:
+        """What all processes of this run have in common, and no other ones."""
+        return hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -123,6 +132,28 @@ def is_unfinished(command: Launched) -> bool:
     state = _read(command.folder / _STATE)
     same = state.get("command") == [command.name, *command.arguments]
     return same and not state.get("finished")
+
+
+@contextlib.contextmanager
+def holding(command: Launched) -> Iterator[None]:
+    """Keeps other launchers away from the directory during a context.
+
+    Raises:
+        UsageError: Another launcher uses it.
+    """
+    command.folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(command.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another launcher runs in {command.folder.parent}; wait for it, or choose another "
+                "directory"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def keep_command(command: Launched, *, finished: bool) -> None:

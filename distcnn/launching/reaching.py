@@ -2,14 +2,18 @@
 
 import contextlib
 import re
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from distcnn.launching.hosts import Host
+from distcnn.runtime import sweep
 
 REACH_SECONDS = 5
 """How long a host may take to answer."""
@@ -52,21 +56,30 @@ def is_local(name: str) -> bool:
     return True
 
 
-def reachable(hosts: Sequence[Host], ssh: Ssh) -> list[Host]:
-    """Returns the hosts that answer, in the same order; this host always does."""
+def reachable(hosts: Sequence[Host], ssh: Ssh, token: str | None = None) -> list[Host]:
+    """Returns the hosts that answer, in the same order; this host always does.
+
+    Args:
+        hosts: The hosts.
+        ssh: How they are reached.
+        token: Kills what is left of this run there; None to kill nothing.
+    """
     if not hosts:
         return []
     with ThreadPoolExecutor(len(hosts)) as pool:
-        answers = list(pool.map(lambda host: _answers(host.name, ssh), hosts))
+        answers = list(pool.map(lambda host: _answers(host.name, ssh, token), hosts))
     return [host for host, answer in zip(hosts, answers, strict=True) if answer]
 
 
-def _answers(name: str, ssh: Ssh) -> bool:
+def _answers(name: str, ssh: Ssh, token: str | None) -> bool:
     if is_local(name):
+        if token is not None:
+            sweep.sweep(token)
         return True
+    program = [sys.executable, "-I", str(Path(sweep.__file__)), token or ""]
     try:
         done = subprocess.run(
-            ssh.command(name, "true"),
+            ssh.command(name, "true" if token is None else shlex.join(program)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from types import FrameType
 
 from distcnn.launching import record
 from distcnn.launching.attempt import Attempt, start
-from distcnn.launching.command import Launched, keep_command
+from distcnn.launching.command import Launched, holding, keep_command
 from distcnn.launching.ends import (
     EXIT_STOPPED,
     Budget,
@@ -91,6 +91,8 @@ class Supervisor:
         self._attempts = 0
         self._pending: tuple[record.Restart, dict[str, float]] | None = None
         self._workers: int | None = None
+        self._used: dict[str, Host] = {}
+        self._failed = False
 
     def run(self) -> int:
         """Runs attempts until one is done, the run is stopped, or nothing helps.
@@ -98,22 +100,30 @@ class Supervisor:
         Returns:
             The exit code of the whole command.
         """
-        with _listening(self._signals):
-            while True:
-                hosts = self._wait_for_hosts()
-                if hosts is None:
-                    return self._give_up_waiting()
+        with _listening(self._signals), holding(self._command):
+            keep_command(self._command, finished=False)
+            while (hosts := self._wait_for_hosts()) is not None:
                 code = self._attempt(hosts)
                 if code is not None:
+                    self._sweep()
                     return code
+            return self._give_up_waiting()
+
+    def _sweep(self) -> None:
+        """Kills what is left on any host that was used, if an attempt has failed."""
+        if self._failed:
+            reachable(list(self._used.values()), self._options.ssh, self._command.token)
 
     def _attempt(self, hosts: Sequence[Host]) -> int | None:
         """Runs one attempt; returns the exit code, or None if another attempt is to follow."""
         self._attempts += 1
+        self._used |= {host.name: host for host in hosts}
         self._output.begin(self._attempts, count_workers(hosts))
         if self._command.fixed_workers:
             self._workers = count_workers(hosts)
-        attempt = start(self._command.line(), hosts, self._options.ssh, self._output)
+        attempt = start(
+            self._command.line(), hosts, self._options.ssh, self._output, self._command.token
+        )
         try:
             hanging, grown, detected = self._watch(attempt)
         finally:
@@ -129,6 +139,7 @@ class Supervisor:
             now = time.time()
             self._began_restart(attempt, Failure(None, grown), fault=now, detected=now)
             return None
+        self._failed = True
         failure = hanging or find_failure(
             attempt.ends,
             workers=attempt.workers,
@@ -286,8 +297,13 @@ class Supervisor:
         for line in lines:
             log.error("  %s", line)
 
-    def _usable(self, in_use: Sequence[Host] = ()) -> list[Host]:
-        """Returns the workers that could run now, those on hosts in use first."""
+    def _usable(self, in_use: Sequence[Host] = (), token: str | None = None) -> list[Host]:
+        """Returns the workers that could run now, those on hosts in use first.
+
+        Args:
+            in_use: Hosts on which the run goes on meanwhile.
+            token: Kills what is left of this run on the hosts; None while it goes on.
+        """
         try:
             listed = self._listed()
         except DiscoveryError as error:
@@ -300,7 +316,7 @@ class Supervisor:
         usable = self._pauses.usable(ordered, time.monotonic())
         if count_workers(usable) < self._options.fewest:
             usable = ordered  # a host that fails is better than none
-        found = reachable(usable, self._options.ssh)
+        found = reachable(usable, self._options.ssh, token)
         return choose_workers(found, self._workers or self._options.most)
 
     def _wait_for_hosts(self) -> list[Host] | None:
@@ -308,7 +324,7 @@ class Supervisor:
         fewest = self._workers or self._options.fewest
         deadline, said = time.monotonic() + self._options.wait, False
         while not self._signals:
-            hosts = self._usable()
+            hosts = self._usable(token=self._command.token)
             if count_workers(hosts) >= fewest:
                 return hosts
             if time.monotonic() > deadline:

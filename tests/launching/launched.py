@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -31,6 +32,8 @@ class LaunchedRun:
         own: Flags of the launcher.
         command: The command to launch; by default, a small training run.
         environment: Further environment variables.
+        prefix: What runs before the launcher.
+        **overrides: Other values of the training run.
     """
 
     def __init__(
@@ -39,14 +42,16 @@ class LaunchedRun:
         own: Sequence[str],
         command: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        **overrides: object,
     ) -> None:
         self.out = out
         out.parent.mkdir(parents=True, exist_ok=True)
         self.log = out.parent / f"{out.name}-launcher.txt"
-        words = command or ["train", *flags(small_config(out, **OVERRIDES))]
+        words = command or ["train", *flags(small_config(out, **OVERRIDES | overrides))]
         with self.log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "distcnn.launch", *own, *words],
+                [*prefix, sys.executable, "-m", "distcnn.launch", *own, *words],
                 env={**os.environ, "PYTHONPATH": PYTHONPATH, "UNHURRIED": "1"}
                 | (environment or {}),
                 cwd=out.parent,
@@ -54,6 +59,15 @@ class LaunchedRun:
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Stops the run if it goes on."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
 
     def said(self) -> str:
         """Returns what the launcher has printed."""

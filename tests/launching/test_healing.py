@@ -28,25 +28,25 @@ def healed(tmp_path_factory: pytest.TempPathFactory) -> LaunchedRun:
     slots = folder / "slots"
     slots.write_text("localhost:3\n")
     own = ["--discover", f"cat {slots}", "--stall", "60"]
-    killed = LaunchedRun(folder / "run", own)
-    killed.wait_for_step(50)
-    processes = killed.processes()
-    assert len(killed.ranks()) == 3
-    killed.process.kill()
-    killed.process.wait()
-    left = still_running(processes, 10)
-    assert not left, left
+    with LaunchedRun(folder / "run", own) as killed:
+        killed.wait_for_step(50)
+        processes = killed.processes()
+        assert len(killed.ranks()) == 3
+        killed.process.kill()
+        killed.process.wait()
+        left = still_running(processes, 10)
+        assert not left, left
 
     slots.write_text("localhost:2\n")
-    run = LaunchedRun(folder / "run", own)
-    run.wait_for_step(killed.step() + 10)
-    run.ranks()[1].send_signal(signal.SIGKILL)
-    run.wait_until(lambda: len(run.restarts()) == 1)
-    slots.write_text("localhost:1\n")
-    run.ranks()[0].send_signal(signal.SIGSTOP)
-    run.wait_until(lambda: len(run.restarts()) == 2)
-    slots.write_text("localhost:3\n")
-    assert run.wait() == 0, run.said()
+    with LaunchedRun(folder / "run", own) as run:
+        run.wait_for_step(killed.step() + 10)
+        run.ranks()[1].send_signal(signal.SIGKILL)
+        run.wait_until(lambda: len(run.restarts()) == 1)
+        slots.write_text("localhost:1\n")
+        run.ranks()[0].send_signal(signal.SIGSTOP)
+        run.wait_until(lambda: len(run.restarts()) == 2)
+        slots.write_text("localhost:3\n")
+        assert run.wait() == 0, run.said()
     return run
 
 
@@ -98,8 +98,8 @@ def test_each_rank_writes_a_file_and_rank_0_is_shown(healed):
 def test_what_restarting_cannot_mend_ends_the_run_once(words, code, cause, tmp_path):
     text = "import keras\nkeras.Input((2,))\nraise ValueError('there are no cats')\n"
     (tmp_path / "fails.py").write_text(text)
-    run = LaunchedRun(tmp_path / "run", ["--workers", "2"], words)
-    assert run.wait(60) == code
+    with LaunchedRun(tmp_path / "run", ["--workers", "2"], words) as run:
+        assert run.wait(60) == code
     *_, shown, last = run.said().strip().splitlines()
     assert last.startswith("error: rank ")
     assert "restarting cannot mend that" in last
