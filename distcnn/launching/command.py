@@ -51,13 +51,14 @@ class Launched:
     @property
     def own(self) -> tuple[str, ...]:
         """The arguments of the command itself, without those of a script."""
-        return self.arguments[: self.script or len(self.arguments)]
+        return self.arguments[: self.script]
 
     @property
     def script(self) -> int:
-        """The place of a script among the arguments; 0 if there is none."""
+        """The place of a script among the arguments; behind the last one if there is none."""
         places = (i for i, each in enumerate(self.arguments) if each.endswith(".py"))
-        return next(places, 0) if self.name == "run" else 0
+        none = len(self.arguments)
+        return next(places, none) if self.name == "run" else none
 
     @property
     def fixed_workers(self) -> bool:
