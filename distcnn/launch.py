@@ -1,5 +1,6 @@
 """The command `python -m distcnn.launch`: starts a run's workers, and again when some are lost."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from distcnn.launching.hosts import (
     read_hostfile,
 )
 from distcnn.launching.output import RankOutput
+from distcnn.launching.pool import HostPool
 from distcnn.launching.reaching import Ssh
 from distcnn.launching.supervisor import Options, Supervisor
 from distcnn.launching.watching import Limits
@@ -36,7 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     """
     own, words = _split(arguments)
     options = _parser().parse_args(own)
-    command = with_folder(parse_command(words))
+    parsed = parse_command(words)
+    if {"-h", "--help", "--print-config"} & set(parsed.own):
+        os.execv(sys.executable, [sys.executable, "-m", f"distcnn.{words[0]}", *words[1:]])
+    command = with_folder(parsed)
     listed = _listed(options)
     settings = _settings(options)
     if options.dry_run:
@@ -52,7 +57,8 @@ def _launch(
     shown = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     output = RankOutput(command.folder if folder is None else Path(folder), shown)
     try:
-        return Supervisor(command, listed, settings, output).run()
+        pool = HostPool(listed, settings.ssh, settings.fewest, settings.most, command.token)
+        return Supervisor(command, pool, settings, output).run()
     finally:
         output.close()
 

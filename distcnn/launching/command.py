@@ -65,6 +65,10 @@ class Launched:
         """Whether the number of workers may not change between attempts."""
         return self.name == "run" and value_of(self.own, "--batch") == "per_worker"
 
+    def has_summary(self) -> bool:
+        """Returns whether the directory holds a training run that has ended."""
+        return self.out is not None and (self.out / "summary.json").exists()
+
     def line(self) -> list[str]:
         """Returns the command line of one worker."""
         return [sys.executable, "-m", f"distcnn.{self.name}", *self._complete()]

@@ -13,7 +13,7 @@ class Growth:
     """Asks for hosts in a thread, and says when the run should stop to take more workers in.
 
     Args:
-        usable: Returns the workers that could run now.
+        more: Returns the workers that could run, if they are more than those that do.
         workers: The number of workers that run.
 
     Attributes:
@@ -21,8 +21,8 @@ class Growth:
         found: What was found, in words; empty before that.
     """
 
-    def __init__(self, usable: Callable[[], Sequence[Host]], workers: int) -> None:
-        self._usable = usable
+    def __init__(self, more: Callable[[], Sequence[Host]], workers: int) -> None:
+        self._more = more
         self._workers = workers
         self._over = threading.Event()
         self._epoch: int | None = None
@@ -49,10 +49,6 @@ class Growth:
         self._over.set()
 
     def _ask(self) -> None:
-        while not self._over.wait(ASK_SECONDS):
-            hosts = self._usable()
-            count = count_workers(hosts)
-            if count > self._workers:
-                self.found = f"{count} workers could run instead of {self._workers}"
-            else:
-                self.found = self.found if self.asked else ""
+        while not self._over.wait(ASK_SECONDS) and not self.asked:
+            count = count_workers(self._more())
+            self.found = f"{count} workers could run instead of {self._workers}" if count else ""

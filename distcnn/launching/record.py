@@ -1,18 +1,102 @@
 """The record of restarts: `restarts.jsonl` in the launcher's folder, and a summary of it."""
 
 import json
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distcnn.launching.attempt import Attempt
+from distcnn.launching.ends import Failure, seconds_of
+from distcnn.launching.hosts import host_of_rank
 from distcnn.runtime.files import write_json
+
+log = logging.getLogger("distcnn")
 
 FILE = "restarts.jsonl"
 
 Restart = dict[str, Any]
-"""One restart: attempt, cause, rank, host, workers, step (the last one before the fault),
+"""One restart: attempt, cause, rank, host, step (the last one before the fault); then workers,
 resumed_at (the step from which the next attempt went on), steps_lost, and seconds by phase. A
-restart that did not reach a step has no seconds."""
+restart that did not reach a step lacks the latter."""
+
+
+class RestartLog:
+    """Records restarts: each one when the attempt after it makes its first step, or fails.
+
+    Args:
+        folder: The launcher's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pending: tuple[Restart, dict[str, float]] | None = None
+
+    def begin(
+        self, number: int, attempt: Attempt, failure: Failure, fault: float, detected: float
+    ) -> None:
+        """Begins a restart, when all ranks have stopped.
+
+        Args:
+            number: The number of the attempt that is over.
+            attempt: That attempt.
+            failure: Why it is over.
+            fault: When the fault happened, in seconds since the epoch.
+            detected: When it was detected.
+        """
+        self.flush()
+        rank = failure.rank
+        restart: Restart = {
+            "attempt": number,
+            "cause": failure.cause,
+            "rank": rank,
+            "host": None if rank is None else host_of_rank(attempt.hosts, rank),
+            "step": attempt.step,
+        }
+        times = {"fault": fault, "detected": detected, "stopped": time.time()}
+        self._pending = (restart, times)
+
+    def reached(self, attempt: Attempt) -> None:
+        """Ends a restart: the attempt after it has made a step."""
+        if self._pending is None:
+            return
+        restart, times = self._pending
+        chief = attempt.ranks[0]
+        times |= {"joined": chief.joined, "restored": chief.restored, "stepped": attempt.stepped}
+        restart |= {
+            "workers": attempt.workers,
+            "resumed_at": attempt.first,
+            "steps_lost": max(0, restart["step"] - max(0, attempt.first)),
+            "seconds": seconds_of(times),
+        }
+        log.info("launch: %s", describe(restart))
+        self.flush()
+
+    def flush(self) -> None:
+        """Records a restart that may not have reached a step."""
+        if self._pending is not None:
+            append(self._folder, self._pending[0])
+            self._pending = None
+
+    def add_to_summary(self, out: Path | None) -> dict[str, Any]:
+        """Adds what all restarts have cost to `summary.json` of a run, if it has one.
+
+        Args:
+            out: The run directory.
+
+        Returns:
+            restarts, restart_seconds and steps_lost.
+        """
+        self.flush()
+        known = summarise(read(self._folder))
+        path = (out or self._folder) / "summary.json"
+        try:
+            summary = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            return known
+        write_json(path, summary | known)
+        return known
 
 
 def append(folder: Path, restart: Restart) -> None:
@@ -44,16 +128,6 @@ def summarise(restarts: Sequence[Restart]) -> dict[str, Any]:
         "restart_seconds": round(sum(seconds), 2),
         "steps_lost": sum(restart.get("steps_lost", 0) for restart in restarts),
     }
-
-
-def add_to_summary(out: Path, restarts: Sequence[Restart]) -> None:
-    """Adds the summary of restarts to `summary.json` of a run, if it has one."""
-    path = out / "summary.json"
-    try:
-        summary = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return
-    write_json(path, summary | summarise(restarts))
 
 
 def describe(restart: Restart) -> str:

@@ -3,41 +3,26 @@
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from distcnn.launching import record
 from distcnn.launching.attempt import Attempt, start
 from distcnn.launching.command import Launched, holding, keep_command
-from distcnn.launching.ends import (
-    EXIT_STOPPED,
-    Budget,
-    Failure,
-    find_failure,
-    seconds_of,
-)
+from distcnn.launching.ends import EXIT_STOPPED, Budget, Failure, find_failure
 from distcnn.launching.growth import Growth
-from distcnn.launching.hosts import (
-    DiscoveryError,
-    Host,
-    choose_workers,
-    count_workers,
-    host_of_rank,
-)
+from distcnn.launching.hosts import Host, count_workers, host_of_rank
 from distcnn.launching.output import RankOutput
-from distcnn.launching.pauses import HostPauses, pause_after
-from distcnn.launching.reaching import Ssh, reachable
-from distcnn.launching.watching import Limits, find_hanging
+from distcnn.launching.pauses import pause_after
+from distcnn.launching.pool import HostPool
+from distcnn.launching.reaching import Ssh
+from distcnn.launching.record import RestartLog
+from distcnn.launching.watching import Limits, Watch
 from distcnn.runtime.signals import REPEAT_SECONDS, SIGNALS
 
 log = logging.getLogger("distcnn")
 
 EXIT_KILLED = 130
-
-_POLL_SECONDS = 0.05
-_KILL_SECONDS = 3.0
-"""How long the other ranks may go on after one was killed: they may be writing a checkpoint."""
 
 _WAIT_SECONDS = 2.0
 """How often hosts are asked for while there are too few."""
@@ -69,146 +54,105 @@ class Supervisor:
 
     Args:
         command: The command.
-        listed: Returns the hosts of the run as they are now.
+        pool: The hosts.
         options: How it is launched.
         output: Takes what the ranks print.
     """
 
     def __init__(
-        self,
-        command: Launched,
-        listed: Callable[[], Sequence[Host]],
-        options: Options,
-        output: RankOutput,
+        self, command: Launched, pool: HostPool, options: Options, output: RankOutput
     ) -> None:
         self._command = command
-        self._listed = listed
+        self._pool = pool
         self._options = options
         self._output = output
         self._budget = Budget(options.restarts)
-        self._pauses = HostPauses()
+        self._restarts = RestartLog(command.folder)
         self._signals: list[str] = []
         self._attempts = 0
-        self._pending: tuple[record.Restart, dict[str, float]] | None = None
-        self._workers: int | None = None
-        self._used: dict[str, Host] = {}
-        self._failed = False
 
     def run(self) -> int:
         """Runs attempts until one is done, the run is stopped, or nothing helps.
 
         Returns:
             The exit code of the whole command.
+
+        Raises:
+            UsageError: Another launcher uses the directory.
         """
-        with _listening(self._signals), holding(self._command):
+        with _Listening(self._signals), holding(self._command):
             keep_command(self._command, finished=False)
-            while (hosts := self._wait_for_hosts()) is not None:
+            while hosts := self._wait_for_hosts():
                 code = self._attempt(hosts)
                 if code is not None:
-                    self._sweep()
-                    return code
-            return self._give_up_waiting()
-
-    def _sweep(self) -> None:
-        """Kills what is left on any host that was used, if an attempt has failed."""
-        if self._failed:
-            reachable(list(self._used.values()), self._options.ssh, self._command.token)
+                    break
+            else:
+                code = self._give_up_waiting()
+            self._restarts.flush()
+            return code
 
     def _attempt(self, hosts: Sequence[Host]) -> int | None:
         """Runs one attempt; returns the exit code, or None if another attempt is to follow."""
         self._attempts += 1
-        self._used |= {host.name: host for host in hosts}
         self._output.begin(self._attempts, count_workers(hosts))
+        self._pool.use(hosts)
         if self._command.fixed_workers:
-            self._workers = count_workers(hosts)
-        attempt = start(
-            self._command.line(), hosts, self._options.ssh, self._output, self._command.token
-        )
+            self._pool.fewest = self._pool.most = count_workers(hosts)
+        was_done = self._command.has_summary()
+        token = self._command.token
+        attempt = start(self._command.line(), hosts, self._options.ssh, self._output, token)
+        growth = Growth(lambda: self._pool.more_hosts(hosts), attempt.workers)
+        watch = Watch(attempt, self._options.limits, growth, self._signals)
         try:
-            hanging, grown, detected = self._watch(attempt)
+            watch.wait(lambda: self._restarts.reached(attempt))
         finally:
             attempt.close()
         code = attempt.process.returncode
         if code == 0:
             return self._finish()
-        if len(self._signals) > 1:
-            return EXIT_KILLED
         if self._signals:
             return self._stopped(code, attempt)
-        if grown and code == EXIT_STOPPED:
+        if watch.grown and code == EXIT_STOPPED:
             now = time.time()
-            self._began_restart(attempt, Failure(None, grown), fault=now, detected=now)
+            self._restarts.begin(self._attempts, attempt, Failure(None, watch.grown), now, now)
             return None
-        self._failed = True
-        failure = hanging or find_failure(
-            attempt.ends,
+        failure = watch.hanging or self._failure_of(attempt)
+        if self._command.has_summary() and not was_done:
+            log.warning("warning: the run had ended when it failed: %s", failure.cause)
+            return self._finish()
+        return self._restart_or_fail(attempt, failure, watch.detected or time.time())
+
+    def _failure_of(self, attempt: Attempt) -> Failure:
+        code, ends = attempt.process.returncode, attempt.ends
+        if code < 0 and not any(end.code for end in ends):
+            return Failure(None, f"the launcher of the ranks was ended by signal {-code}")
+        return find_failure(
+            ends,
             workers=attempt.workers,
             made_steps=attempt.step > max(0, attempt.first),
             is_first=self._attempts == 1,
             last_line=self._output.last_line,
         )
-        return self._restart_or_fail(attempt, failure, detected)
-
-    def _watch(self, attempt: Attempt) -> tuple[Failure | None, str, float]:
-        """Waits until an attempt is over, and stops it where that is necessary.
-
-        Returns:
-            The failure of a rank that hangs, or None; for which workers it was asked to stop, or
-            nothing; when the fault was detected, in seconds since the epoch.
-        """
-        growth = Growth(lambda: self._usable(attempt.hosts), attempt.workers)
-        hanging: Failure | None = None
-        detected, given = 0.0, 0
-        killed = False
-        while not attempt.is_over():
-            now = time.time()
-            self._note_first_step(attempt)
-            while given < min(2, len(self._signals)):
-                given += 1
-                attempt.order(b"t" if given == 1 else b"k")
-            ended = [end for end in attempt.ends if end.code]
-            if hanging is None and not ended and not given:
-                hanging = find_hanging(attempt, self._options.limits, now)
-                if hanging is not None:
-                    detected = now
-                    attempt.order(b"k")
-                elif growth.is_due(attempt.epoch, started=attempt.stepped > 0):
-                    log.info("launch: %s; saving, to go on with more workers", growth.found)
-                    attempt.order(b"t")
-            if ended and not detected:
-                detected = min(end.time for end in ended)
-            lost = any(end.code > 128 for end in ended)
-            if lost and not killed and not given and now > detected + _KILL_SECONDS:
-                killed = True
-                attempt.order(b"k")
-            time.sleep(_POLL_SECONDS)
-        self._note_first_step(attempt)
-        growth.close()
-        return hanging, growth.found if growth.asked else "", detected or time.time()
 
     def _finish(self) -> int:
         keep_command(self._command, finished=True)
-        restarts = record.read(self._command.folder)
-        if self._command.out is not None:
-            record.add_to_summary(self._command.out, restarts)
-        if restarts:
-            known = record.summarise(restarts)
+        known = self._restarts.add_to_summary(self._command.out)
+        if known["restarts"]:
             log.info(
                 "launch: done after %d restarts, which took %.1f s and %d steps",
                 known["restarts"],
                 known["restart_seconds"],
                 known["steps_lost"],
             )
+            self._pool.sweep()
         return 0
 
     def _stopped(self, code: int, attempt: Attempt) -> int:
+        if len(self._signals) > 1:
+            return EXIT_KILLED
         if code != EXIT_STOPPED:
-            self._show_last_lines(
-                find_failure(
-                    attempt.ends, workers=attempt.workers, made_steps=True, is_first=False
-                ),
-                attempt,
-            )
+            self._show_last_lines(self._failure_of(attempt))
+            self._pool.sweep()
         log.info("launch: stopped by %s; run the same command again to continue", self._signals[0])
         return EXIT_STOPPED
 
@@ -217,17 +161,11 @@ class Supervisor:
         where = "" if host is None else f"rank {failure.rank} on {host}: "
         why = self._budget.spend(failure, attempt.step)
         if why is not None:
-            self._show_last_lines(failure, attempt)
+            self._show_last_lines(failure)
+            self._pool.sweep()
             log.error("error: %s%s (%s)", where, failure.cause, why)
             return failure.code if failure.code != EXIT_STOPPED else 1
-        if attempt.step > max(0, attempt.first):
-            for each in attempt.hosts:
-                if each.name != host:
-                    self._pauses.worked(each.name)
-        seconds = 0.0 if host is None else self._pauses.failed(host, time.monotonic())
-        left_out = ""
-        if seconds and len({each.name for each in attempt.hosts}) > 1:
-            left_out = f"; {host} is left out for {seconds:g} s"
+        left_out = self._judge_hosts(attempt, host)
         log.warning(
             "launch: %s%s; restarting (%d of %d without progress)%s",
             where,
@@ -236,60 +174,28 @@ class Supervisor:
             self._budget.allowed,
             left_out,
         )
-        fault = self._time_of_fault(attempt, failure, detected)
-        self._began_restart(attempt, failure, fault=fault, detected=detected)
+        fault = failure.since
+        if not fault and failure.rank is not None:
+            fault = attempt.ranks[failure.rank].runs
+        fault = min(fault or detected, detected)
+        self._restarts.begin(self._attempts, attempt, failure, fault, detected)
         self._sleep(pause_after(self._budget.used))
         return None
 
-    @staticmethod
-    def _time_of_fault(attempt: Attempt, failure: Failure, detected: float) -> float:
-        """Returns when the rank that failed was last known to work."""
-        known = failure.since
-        if not known and failure.rank is not None:
-            known = attempt.ranks[failure.rank].runs
-        return min(known or detected, detected)
+    def _judge_hosts(self, attempt: Attempt, failed: str | None) -> str:
+        """Notes which hosts worked, and which one failed; returns whether it is left out."""
+        names = {host.name for host in attempt.hosts}
+        if attempt.step > max(0, attempt.first):
+            for name in names - {failed}:
+                self._pool.pauses.worked(name)
+        if failed is None:
+            return ""
+        seconds = self._pool.pauses.failed(failed, time.monotonic())
+        return f"; {failed} is left out for {seconds:g} s" if seconds and len(names) > 1 else ""
 
-    def _began_restart(
-        self, attempt: Attempt, failure: Failure, *, fault: float, detected: float
-    ) -> None:
-        """Notes a restart; it is recorded when the next attempt makes a step, or fails."""
-        self._record_pending()
-        rank = failure.rank
-        restart: record.Restart = {
-            "attempt": self._attempts,
-            "cause": failure.cause,
-            "rank": rank,
-            "host": None if rank is None else host_of_rank(attempt.hosts, rank),
-            "step": attempt.step,
-        }
-        times = {"fault": fault, "detected": detected, "stopped": time.time()}
-        self._pending = (restart, times)
-
-    def _note_first_step(self, attempt: Attempt) -> None:
-        """Records the restart that is over when an attempt has made its first step."""
-        if self._pending is None or not attempt.stepped:
-            return
-        restart, times = self._pending
-        chief = attempt.ranks[0]
-        times |= {"joined": chief.joined, "restored": chief.restored, "stepped": attempt.stepped}
-        restart |= {
-            "workers": attempt.workers,
-            "resumed_at": attempt.first,
-            "steps_lost": max(0, restart["step"] - max(0, attempt.first)),
-            "seconds": seconds_of(times),
-        }
-        log.info("launch: %s", record.describe(restart))
-        self._record_pending()
-
-    def _record_pending(self) -> None:
-        if self._pending is not None:
-            record.append(self._command.folder, self._pending[0])
-            self._pending = None
-
-    def _show_last_lines(self, failure: Failure, attempt: Attempt) -> None:
+    def _show_last_lines(self, failure: Failure) -> None:
         """Shows the last lines of the rank that failed first; those of rank 0 were shown."""
-        self._record_pending()
-        lines = [] if not failure.rank else self._output.last_lines(failure.rank)
+        lines = self._output.last_lines(failure.rank) if failure.rank else []
         if not lines:
             return
         file = self._output.folder / f"rank-{failure.rank}.log"
@@ -297,51 +203,24 @@ class Supervisor:
         for line in lines:
             log.error("  %s", line)
 
-    def _usable(self, in_use: Sequence[Host] = (), token: str | None = None) -> list[Host]:
-        """Returns the workers that could run now, those on hosts in use first.
-
-        Args:
-            in_use: Hosts on which the run goes on meanwhile.
-            token: Kills what is left of this run on the hosts; None while it goes on.
-        """
-        try:
-            listed = self._listed()
-        except DiscoveryError as error:
-            log.warning("warning: %s", error)
-            return []
-        names = [host.name for host in in_use]
-        ordered = sorted(
-            listed, key=lambda h: names.index(h.name) if h.name in names else len(names)
-        )
-        usable = self._pauses.usable(ordered, time.monotonic())
-        if count_workers(usable) < self._options.fewest:
-            usable = ordered  # a host that fails is better than none
-        found = reachable(usable, self._options.ssh, token)
-        return choose_workers(found, self._workers or self._options.most)
-
-    def _wait_for_hosts(self) -> list[Host] | None:
-        """Returns the hosts of the next attempt; None if there were too few for too long."""
-        fewest = self._workers or self._options.fewest
+    def _wait_for_hosts(self) -> list[Host]:
+        """Returns the hosts of the next attempt; none if there were too few for too long."""
         deadline, said = time.monotonic() + self._options.wait, False
         while not self._signals:
-            hosts = self._usable(token=self._command.token)
-            if count_workers(hosts) >= fewest:
+            hosts = self._pool.next_hosts()
+            if hosts or time.monotonic() > deadline:
                 return hosts
-            if time.monotonic() > deadline:
-                return None
             if not said:
                 said = True
                 log.warning(
-                    "launch: %d workers could run, expected at least %d; waiting up to %g s",
-                    count_workers(hosts),
-                    fewest,
+                    "launch: fewer than %d workers could run; waiting up to %g s",
+                    self._pool.fewest,
                     self._options.wait,
                 )
             self._sleep(_WAIT_SECONDS)
-        return None
+        return []
 
     def _give_up_waiting(self) -> int:
-        self._record_pending()
         if self._signals:
             log.info(
                 "launch: stopped by %s; run the same command again to continue", self._signals[0]
@@ -350,7 +229,7 @@ class Supervisor:
         log.error(
             "error: fewer than %d workers could run for %g s; run the same command again to "
             "continue, or lower --min",
-            self._workers or self._options.fewest,
+            self._pool.fewest,
             self._options.wait,
         )
         return 1
@@ -358,11 +237,11 @@ class Supervisor:
     def _sleep(self, seconds: float) -> None:
         """Waits, but not on when a signal has asked to stop."""
         deadline = time.monotonic() + seconds
-        while not self._signals and time.monotonic() < deadline:
-            time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
+        while not self._signals and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(0.1, left))
 
 
-class _listening:  # noqa: N801 (used as a function)
+class _Listening:
     """Notes the signals that ask to stop, during a context."""
 
     def __init__(self, names: list[str]) -> None:
