@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         The exit code: 0 when the command is done, 75 when a signal stopped it after saving, else
         that of the rank that failed first.
     """
-    own, words = _split(arguments)
+    own, words = split_launched(arguments)
     options = _parser().parse_args(own)
     parsed = parse_command(words)
     if {"-h", "--help", "--print-config"} & set(parsed.own):
@@ -111,7 +111,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_launched(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits a command line into our own flags and the command to launch."""
     place = 0
     while place < len(arguments) and arguments[place] not in COMMANDS:

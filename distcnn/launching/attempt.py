@@ -55,8 +55,8 @@ class RankState:
         """Updates the state from a report of the rank's process."""
         if report["step"] != self.step or not self.moved:
             self.moved = now
-        self.heard, self.suspended = now, report.get("suspended", False)
-        if report.get("suspended") is False:  # the last report, after the end, does not say
+        self.heard, self.suspended = now, bool(report.get("suspended"))
+        if report.get("suspended") is False:
             self.runs = now
         for name in ("step", "first", "epoch", "joined", "restored", "stepped"):
             setattr(self, name, report[name])
@@ -149,7 +149,8 @@ class Attempt:
     def _take(self, event: Mapping[str, Any]) -> None:
         state = self.ranks[event["rank"]]
         if "step" in event:
-            state.take(event, time.time())
+            ended = event["event"] == "end"  # it repeats the last report, whose time has passed
+            state.take(event if not ended else {**event, "suspended": None}, time.time())
         if event["event"] == "end":
             kind = FailureKind(event.get("kind", 0))
             state.end = RankEnd(event["rank"], event["code"], event["time"], event["cause"], kind)

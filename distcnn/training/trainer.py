@@ -15,6 +15,7 @@ from distcnn.config.lookup import import_object
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.context import join_run
 from distcnn.errors import UsageError
+from distcnn.launching.command import FOLDER
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.keras_internals import follows_schedule
 from distcnn.runtime.rank_page import own_page
@@ -30,7 +31,11 @@ from distcnn.training.callbacks.metrics import MetricsRecorder, MetricsWriter, R
 from distcnn.training.callbacks.non_finite import NonFiniteLossGuard
 from distcnn.training.callbacks.progress import ProgressDisplay
 from distcnn.training.callbacks.saved_state import load_callbacks
-from distcnn.training.callbacks.tensorboard import TensorBoardScalars, tensorboard_callbacks
+from distcnn.training.callbacks.tensorboard import (
+    TensorBoardRestarts,
+    TensorBoardScalars,
+    tensorboard_callbacks,
+)
 from distcnn.training.finish import RunFinish, TrainedRun
 from distcnn.training.loop import run_epochs
 from distcnn.training.resuming import start_from
@@ -267,6 +272,8 @@ class Trainer:
             return []
         folder = self.directory.path / "tensorboard"
         sinks.append(TensorBoardScalars(folder, lambda: saving.stall_seconds))
+        if (self.directory.path / FOLDER).is_dir():
+            sinks.append(TensorBoardRestarts(self.directory.path))
         return tensorboard_callbacks(folder, self.setup, first_step)
 
 
