@@ -127,6 +127,9 @@ class Attempt:
     def close(self) -> None:
         """Lets go of the ranks' launcher, which ends it and them if they are still there."""
         os.close(self.orders)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None and self.process.returncode is not None:
+                stream.close()
 
     def read_events(self, events: IO[bytes]) -> None:
         """Reads what the ranks' launcher tells, in a thread."""

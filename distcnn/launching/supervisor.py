@@ -151,8 +151,12 @@ class Supervisor:
         if len(self._signals) > 1:
             return EXIT_KILLED
         if code != EXIT_STOPPED:
-            self._show_last_lines(self._failure_of(attempt))
             self._pool.sweep()
+        if 0 < code < 128 and code != EXIT_STOPPED:
+            failure = self._failure_of(attempt)
+            self._show_last_lines(failure)
+            log.error("error: %s (when asked to stop by %s)", failure.cause, self._signals[0])
+            return failure.code
         log.info("launch: stopped by %s; run the same command again to continue", self._signals[0])
         return EXIT_STOPPED
 

@@ -17,7 +17,7 @@ from tests.lockstep.test_failures import weights_of
 from tests.runs import small_run
 
 FIRST, SECOND = ADDRESSES
-LONGER = {"train__epochs": 100}
+LONGER = {"train__epochs": 60}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def launch(hosts: Machines, out: Path, own: list[str]) -> LaunchedRun:
         words,
         prefix=["ip", "netns", "exec", FIRST],
         environment={"PATH": SEARCH},
-        train__epochs=100,
+        train__epochs=60,
     )
 
 

@@ -143,7 +143,7 @@ def test_a_rank_ends_with_its_launcher_even_if_that_is_killed(stubborn, tmp_path
     )
     program = tmp_path / "rank_process.py"
     text = Path(rank_process.__file__).read_text()
-    program.write_text(text.replace("GRACE_SECONDS = 20", "GRACE_SECONDS = 2"))
+    program.write_text(text.replace("ORPHAN_SECONDS = 7", "ORPHAN_SECONDS = 2"))
     launcher = subprocess.Popen(
         [
             *(sys.executable, "-c"),
