@@ -14,13 +14,13 @@ log = logging.getLogger("distcnn")
 SUSPENDED_SECONDS = 2.0
 """How long a rank may be suspended."""
 
-SILENT_SECONDS = 8.0
+SILENT_SECONDS = 5.0
 """How long the process that reports on a rank may be silent; it reports every half second."""
 
 START_FACTOR = 10
 """How many times as long as a step the start of the ranks may take."""
 
-KILL_SECONDS = 3.0
+KILL_SECONDS = 2.0
 """How long the other ranks may go on after one was killed: they may be writing a checkpoint."""
 
 _POLL_SECONDS = 0.05

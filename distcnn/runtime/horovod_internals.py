@@ -16,8 +16,8 @@ from distcnn.runtime.rank_group import RankGroup, RemoteCommand
 from distcnn.runtime.rendezvous_store import RendezvousServer
 from distcnn.runtime.supervision import Supervision
 
-_ALIVE = "-o ServerAliveInterval=2 -o ServerAliveCountMax=3"
-"""Options of ssh by which it ends 6 to 8 seconds after the link to its host is down."""
+_ALIVE = "-o ServerAliveInterval=1 -o ServerAliveCountMax=4"
+"""Options of ssh by which it ends about 5 seconds after the link to its host is down."""
 
 
 class LauncherStore:
