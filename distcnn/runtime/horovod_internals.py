@@ -16,8 +16,12 @@ from distcnn.runtime.rank_group import RankGroup, RemoteCommand
 from distcnn.runtime.rendezvous_store import RendezvousServer
 from distcnn.runtime.supervision import Supervision
 
-_ALIVE = "-o ServerAliveInterval=1 -o ServerAliveCountMax=4"
-"""Options of ssh by which it ends about 5 seconds after the link to its host is down."""
+_ALIVE = {
+    True: "-o ServerAliveInterval=1 -o ServerAliveCountMax=4",
+    False: "-o ServerAliveInterval=10 -o ServerAliveCountMax=3",
+}
+"""Options of ssh by which it ends some 5 seconds after the link to its host is down, or some 30 if
+no supervisor will start the run again."""
 
 
 class LauncherStore:
@@ -38,7 +42,7 @@ class LauncherStore:
         self._server.serve_hosts([slot.hostname for slot in host_alloc_plan])
 
 
-def guarded_remotely(original: Callable[..., str]) -> Callable[..., str]:
+def guarded_remotely(original: Callable[..., str], *, supervised: bool) -> Callable[..., str]:
     """Returns Horovod's `get_remote_command`, changed to run `rank_process` on the other host.
 
     So that a rank there is stopped, killed and reported as one here, and ends when ssh, the link
@@ -54,7 +58,7 @@ def guarded_remotely(original: Callable[..., str]) -> Callable[..., str]:
         line = original(guarded, *arguments, **keywords)
         if not line.startswith("ssh "):
             return original(local_command, *arguments, **keywords)
-        return RemoteCommand(line.replace("ssh ", f"ssh {_ALIVE} ", 1))
+        return RemoteCommand(line.replace("ssh ", f"ssh {_ALIVE[supervised]} ", 1))
 
     return get_remote_command
 
@@ -69,8 +73,11 @@ def run_launcher() -> NoReturn:
     from horovod.runner import gloo_run, launch
     from horovod.runner.common.util.safe_shell_exec import prefix_connection
 
-    ranks = RankGroup(prefix_connection, Supervision.take(os.environ))
-    gloo_run.get_remote_command = guarded_remotely(gloo_run.get_remote_command)
+    supervision = Supervision.take(os.environ)
+    ranks = RankGroup(prefix_connection, supervision)
+    gloo_run.get_remote_command = guarded_remotely(
+        gloo_run.get_remote_command, supervised=supervision is not None
+    )
     gloo_run.RendezvousServer = LauncherStore
     gloo_run.register_shutdown_event = ranks.listen
     gloo_run.safe_shell_exec = ranks

@@ -39,7 +39,11 @@ ORPHAN_SECONDS = 7
 """How long it may take after the launcher's death, so that after 10 seconds nothing is left."""
 
 SILENCE_SECONDS = 6
-"""How long a launcher on another host may be silent before the link to it counts as lost."""
+"""How long a launcher on another host may be silent before the link to it counts as lost, if a
+supervisor will start the run again."""
+
+PATIENT_SILENCE_SECONDS = 30
+"""How long, if nobody will."""
 
 LOST_SECONDS = 3
 """How long a rank may take after that."""
@@ -94,7 +98,9 @@ def run(command: str, *flags: str) -> int:
         threading.Thread(target=_relay, args=pair, daemon=True)
         for pair in ((rank.stdout, 1), (rank.stderr, 2))
     ]
-    patience = SILENCE_SECONDS if "remote" in flags else None
+    patience = None
+    if "remote" in flags:
+        patience = PATIENT_SILENCE_SECONDS if page is None else SILENCE_SECONDS
     for thread in (*relays, threading.Thread(target=_obey, args=(rank, patience), daemon=True)):
         thread.start()
     if page is not None:
