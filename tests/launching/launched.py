@@ -93,7 +93,7 @@ class LaunchedRun:
         """Returns the recorded restarts."""
         return read(self.out / "launch")
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 90) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 240) -> None:
         """Waits until something has happened, while the launcher runs."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -114,7 +114,7 @@ class LaunchedRun:
         steps = [line.split('"step": ')[1].split(",")[0] for line in text.splitlines() if line]
         return int(steps[-1]) if steps else 0
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 400) -> int:
         """Waits for the launcher's end; returns its exit code."""
         return self.process.wait(seconds)
 
