@@ -102,7 +102,8 @@ def _unexplained(end: RankEnd) -> Failure:
         hint = " (kill -9, or the system was short of memory)" if name == "SIGKILL" else ""
         return Failure(end.rank, f"ended by {name}{hint}", repeatable=is_crash)
     if end.code == EXIT_STOPPED:
-        return Failure(end.rank, "its host asked the run to stop (preemption)", EXIT_STOPPED)
+        # All ranks save and end alike; which one got the signal is not known.
+        return Failure(None, "a worker was asked to stop (preemption)", EXIT_STOPPED)
     if end.code == _SSH_FAILED:
         return Failure(end.rank, f"the connection to its host was lost {end.cause}".strip())
     mendable = end.code != 2

@@ -61,10 +61,12 @@ def find_hanging(attempt: Attempt, limits: Limits, now: float) -> Failure | None
     limit = limits.stall if begun else limits.stall * START_FACTOR
     if now - moved <= limit:
         return None
-    # All wait for one; which one is not known, but the one with the fewest steps is behind.
-    rank = min(running, key=lambda each: running[each].step)
+    # All wait for one: the one with the fewest steps, if it is behind.
+    steps = sorted(state.step for state in running.values())
+    behind = [rank for rank, state in running.items() if state.step < steps[-1]]
+    late = behind[0] if len(behind) == 1 else None
     what = "made no step" if begun else "made no first step"
-    return Failure(rank, f"{what} for {limit:g} s (--stall)", since=moved)
+    return Failure(late, f"{what} for {limit:g} s (--stall)", since=moved)
 
 
 class Watch:

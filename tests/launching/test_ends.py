@@ -28,7 +28,7 @@ def find(*ends: tuple[int, FailureKind], made_steps: bool = True, is_first: bool
         ([(137, UNKNOWN), (1, LOST)], 0, True),
         ([(1, LOST), (137, UNKNOWN)], 1, True),  # the loss was noticed first
         ([(255, UNKNOWN), (143, UNKNOWN)], 0, True),
-        ([(75, UNKNOWN), (75, UNKNOWN)], 0, True),
+        ([(75, UNKNOWN), (75, UNKNOWN)], None, True),
         ([(2, UNMENDABLE), (2, UNMENDABLE)], 0, False),
         ([(1, UNMENDABLE), (143, UNKNOWN)], 0, False),
         ([(1, EXCEPTION), (1, EXCEPTION)], 0, False),  # in every rank
