@@ -30,6 +30,13 @@ def tiny(
     return keras.Model(inputs, outputs, name="tiny")
 
 
+def scaled(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """A model that begins with constants that Keras counts among its weights."""
+    inputs = keras.Input(input_shape)
+    outputs = tiny(input_shape, num_classes)(layers.Normalization()(inputs))
+    return keras.Model(inputs, outputs, name="scaled")
+
+
 def fixed_input() -> keras.Model:
     """A model that says for itself what it takes: 8x8 grey images, 10 classes, logits."""
     return keras.Sequential(

@@ -12,6 +12,7 @@ from typing_extensions import override
 from distcnn.fast.compiled import compiled_activation, layer_normalise
 from distcnn.fast.operations import (
     Replicas,
+    convolve_depthwise,
     keep_mask,
     masked_relu,
     normalise_across,
@@ -57,6 +58,12 @@ def stages_of(layer: keras.layers.Layer) -> list[Stage] | None:
 
 def _split(layer: keras.layers.Layer) -> list[Stage] | None:
     kind = type(layer)
+    if kind is keras.layers.DepthwiseConv2D:
+        same_strides = len(set(layer.strides)) == 1 and 1 in (*layer.strides, *layer.dilation_rate)
+        if layer.data_format != "channels_last" or not same_strides:
+            return None
+        bias = [Stage(Kind.BIAS, layer)] if layer.use_bias else []
+        return [Stage(Kind.LINEAR, layer), *bias, *_activation(layer)]
     if kind in (keras.layers.Conv2D, keras.layers.Dense):
         supported = not layer.lora_enabled and layer.quantization_mode is None
         if kind is keras.layers.Conv2D:
@@ -167,7 +174,13 @@ class Chain(keras.layers.Layer):
         if stage.kind is Kind.LINEAR:
             if isinstance(layer, keras.layers.Dense):
                 return _product(inputs, tf.convert_to_tensor(layer.kernel))
-            return layer.convolution_op(inputs, layer.kernel)
+            if isinstance(layer, keras.layers.Conv2D) and not _is_depthwise(layer):
+                return layer.convolution_op(inputs, layer.kernel)
+            kernel = tf.convert_to_tensor(layer.kernel)
+            if isinstance(layer, keras.layers.Conv2D):
+                kernel = tf.transpose(kernel, [0, 1, 3, 2])
+            padding = layer.padding.upper()
+            return convolve_depthwise(inputs, kernel, layer.strides, padding, layer.dilation_rate)
         if stage.kind is Kind.BIAS:
             return tf.nn.bias_add(inputs, tf.convert_to_tensor(layer.bias))
         if stage.kind is Kind.RELU:
@@ -223,6 +236,18 @@ def _product(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     outputs = tf.matmul(tf.reshape(inputs, [-1, inputs.shape[-1]]), kernel)
     shape = tf.concat([tf.shape(inputs)[:-1], kernel.shape[-1:]], 0)
     return tf.ensure_shape(tf.reshape(outputs, shape), [*inputs.shape[:-1], kernel.shape[-1]])
+
+
+def _is_depthwise(layer: keras.layers.Conv2D) -> bool:
+    """Returns whether a grouped convolution has one filter for each channel.
+
+    On a CPU, Keras lets XLA compute grouped convolutions, backwards very slowly; TensorFlow's
+    depthwise convolution computes this kind of them fast. It needs equal strides, and has either
+    strides or a dilation.
+    """
+    strides, dilation = set(layer.strides), set(layer.dilation_rate)
+    alone = layer.groups > 1 and layer.groups == layer.filters and layer.kernel.shape[2] == 1
+    return alone and len(strides) == 1 and (strides == {1} or dilation == {1})
 
 
 def _affine(layer: keras.layers.Layer, channels: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -4,6 +4,7 @@ They make as few passes over large tensors as possible; on a CPU, those passes c
 the convolutions.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
@@ -64,6 +65,103 @@ def _spread(words: tf.Tensor) -> tf.Tensor:
 
 def _shifted(words: tf.Tensor, bits: int) -> tf.Tensor:
     return tf.bitwise.right_shift(words, tf.constant(bits, tf.uint32))
+
+
+def convolve_depthwise(
+    inputs: tf.Tensor,
+    kernel: tf.Tensor,
+    strides: Sequence[int],
+    padding: str,
+    dilation: Sequence[int],
+) -> tf.Tensor:
+    """Convolves each channel with filters of its own.
+
+    The gradient of the inputs is a convolution by the mirrored kernel, of the upstream gradient with
+    zeros between and around its pixels. That is faster than TensorFlow's gradient, several times so
+    for strides above 1.
+
+    Args:
+        inputs: Tensor of shape `(batch, height, width, channels)`.
+        kernel: Tensor of shape `(rows, columns, channels, multiplier)`.
+        strides: Equal steps down and to the right.
+        padding: "SAME" or "VALID".
+        dilation: Distance of the kernel's rows and columns; 1 if the strides are not.
+
+    Returns:
+        Tensor of shape `(batch, new_height, new_width, channels * multiplier)`.
+    """
+    steps = [1, *strides, 1]
+    sizes = inputs.shape[1:3]
+    if set(dilation) != {1} or kernel.shape[3] != 1 or None in sizes:
+        return tf.nn.depthwise_conv2d(inputs, kernel, steps, padding, dilations=dilation)
+    pairs = list(zip(sizes, kernel.shape[:2], strict=True))
+    first = [k - 1 - _padded_before(size, k, strides[0], padding) for size, k in pairs]
+    full = [size + k - 1 for size, k in pairs]
+    symmetric = strides[0] == 1 and all(
+        2 * at == k - 1 for at, (_, k) in zip(first, pairs, strict=True)
+    )
+
+    @tf.custom_gradient
+    def convolved(x: tf.Tensor, weights: tf.Tensor) -> Any:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            mirrored = tf.reverse(weights, [0, 1])
+            if symmetric:
+                to_inputs = tf.nn.depthwise_conv2d(upstream, mirrored, steps, "SAME")
+            else:
+                spread = _between_zeros(upstream, first, full, strides[0])
+                to_inputs = tf.nn.depthwise_conv2d(spread, mirrored, [1, 1, 1, 1], "VALID")
+            to_weights = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+                input=x,
+                filter_sizes=weights.shape,
+                out_backprop=upstream,
+                strides=steps,
+                padding=padding,
+            )
+            return tf.ensure_shape(to_inputs, x.shape), to_weights
+
+        return tf.nn.depthwise_conv2d(x, weights, steps, padding), gradient
+
+    return convolved(inputs, kernel)
+
+
+def _between_zeros(
+    images: tf.Tensor, first: Sequence[int], size: Sequence[int], stride: int
+) -> tf.Tensor:
+    """Returns images with zeros between their pixels and around them.
+
+    Padding with rank 2 is fast, so zeros are added behind each pixel, around each row, behind each
+    row, and around each image.
+
+    Args:
+        images: Tensor of shape `(batch, height, width, channels)`.
+        first: Row and column of the first pixel among the zeros.
+        size: Rows and columns of the result.
+        stride: Distance between two pixels.
+    """
+    height, width, channels = images.shape[1:]
+    row = size[1] * channels
+    x = _padded(tf.reshape(images, [-1, channels]), 0, stride * channels)
+    x = _padded(tf.reshape(x, [-1, width * stride * channels]), first[1] * channels, row)
+    x = _padded(x, 0, stride * row)
+    x = _padded(tf.reshape(x, [-1, height * stride * row]), first[0] * row, size[0] * row)
+    return tf.reshape(x, [-1, *size, channels])
+
+
+def _padded(rows: tf.Tensor, before: int, size: int) -> tf.Tensor:
+    """Pads or cuts each row of a matrix to a size, with zeros before it."""
+    behind = size - before - rows.shape[1]
+    if not before and not behind:
+        return rows
+    return tf.pad(
+        rows[:, : size - before] if behind < 0 else rows, [[0, 0], [before, max(0, behind)]]
+    )
+
+
+def _padded_before(pixels: int, size: int, stride: int, padding: str) -> int:
+    """Returns how many zeros a convolution adds above, or on the left."""
+    if padding == "VALID":
+        return 0
+    return max((-(-pixels // stride) - 1) * stride + size - pixels, 0) // 2
 
 
 @tf.custom_gradient

@@ -141,11 +141,14 @@ def test_a_side_trains_what_it_is_asked_for():
     assert all(answer["loss"] == 0.5 and answer["waited"] >= 0 for answer in answers)
 
 
+SCALED = ("--model.factory", "tests.tiny:scaled")
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """Distcnn twice and plain Keras, each in its process."""
     folder = tmp_path_factory.mktemp("peers")
-    config = parse_config("benchmark", "", [*NET, "--data.image_size", "16"])
+    config = parse_config("benchmark", "", [*NET, *SCALED, "--data.image_size", "16"])
     assert config is not None
     (folder / "config.yaml").write_text(config.to_yaml())
     lines: list[str] = []
@@ -172,7 +175,7 @@ def test_sides_are_timed_in_turn(compared):
     assert comparison.noise == max(again.ratio_high - 1, 1 - again.ratio_low)
     assert comparison.missing == ()
     assert any(line.startswith("plain: building, ") for line in lines)
-    assert json.loads((folder / "spec.json").read_text())["model"] == "tiny"
+    assert json.loads((folder / "spec.json").read_text())["model"] == "scaled"
 
 
 def test_a_peer_that_is_not_ready_in_time_is_left_out(compared, tmp_path):

@@ -53,6 +53,24 @@ def modern() -> keras.Model:
     return keras.Model(inputs, layers.Dense(4, activation="softmax", dtype="float32")(x))
 
 
+def depthwise() -> keras.Model:
+    """Convolutions with filters of their own for each channel."""
+    inputs = keras.Input((13, 12, 3))
+    x = layers.DepthwiseConv2D((3, 5), padding="same", activation="tanh")(inputs)
+    x = layers.DepthwiseConv2D(3, strides=2, padding="same", use_bias=False)(x)
+    x = layers.Conv2D(8, 1, activation="tanh")(layers.UpSampling2D()(x))
+    x = layers.Conv2D(8, (4, 3), padding="same", groups=8)(x)
+    x = layers.Conv2D(8, 2, padding="same", dilation_rate=(2, 1), groups=8)(x)
+    y = layers.DepthwiseConv2D((2, 4), strides=2, padding="same")(x)
+    x = layers.Conv2D(8, 2, strides=(1, 2), padding="same", groups=8)(x)
+    x = layers.DepthwiseConv2D(2, padding="same", depth_multiplier=2, use_bias=False)(x)
+    x = layers.UpSampling2D()(layers.BatchNormalization()(x))
+    x = layers.DepthwiseConv2D(3, strides=3, padding="valid", activation="tanh")(x)
+    x = layers.DepthwiseConv2D(2, strides=3, padding="same")(x)
+    x = layers.Concatenate()([layers.Flatten()(x), layers.Flatten()(y)])
+    return keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
+
+
 def known() -> keras.Model:
     """A well-known network with many branches."""
     net = keras.applications.MobileNetV3Small

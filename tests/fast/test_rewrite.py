@@ -11,10 +11,20 @@ from keras import layers
 from distcnn.fast import fast_model
 from distcnn.fast.chain import Chain
 from distcnn.models.article import article
-from tests.fast.samples import IMAGES, Outcome, branched, difference, known, modern, nested, smooth
+from tests.fast.samples import (
+    IMAGES,
+    Outcome,
+    branched,
+    depthwise,
+    difference,
+    known,
+    modern,
+    nested,
+    smooth,
+)
 
 
-@pytest.mark.parametrize("build", [smooth, branched, nested, modern])
+@pytest.mark.parametrize("build", [smooth, branched, nested, modern, depthwise])
 def test_outputs_gradients_and_statistics_equal_the_plain_models(
     build: Callable[[], keras.Model],
 ) -> None:

@@ -18,6 +18,7 @@ class PlainSide:
     def __init__(self, setup: Any, say: Say) -> None:
         import keras
 
+        from distcnn.benchmarking.peers.keras_graph import parameters_of
         from distcnn.benchmarking.plain_keras import PlainScript
 
         say("tracing the step")
@@ -27,7 +28,7 @@ class PlainSide:
         )
         self._batches = self._script.resident_batches()
         self.title = f"plain Keras {keras.__version__}"
-        self.parameters = self._script.model.count_params()
+        self.parameters = parameters_of(self._script.model)
         self.settings = ["compile and fit"]
         self.run(1)
 
