@@ -12,16 +12,19 @@ class DistcnnError(Exception):
         exit_code: Exit code of a command that ends with it.
         on_every_rank: Whether all processes of a run meet it at once; the chief then reports it
             first.
+        mendable: Whether the same command may succeed when it is run again.
     """
 
     exit_code = 1
     on_every_rank = False
+    mendable = True
 
 
 class UsageError(DistcnnError):
     """The command line or the configuration is wrong."""
 
     exit_code = 2
+    mendable = False
 
 
 class PeerLostError(DistcnnError):
@@ -30,3 +33,5 @@ class PeerLostError(DistcnnError):
 
 class DataError(DistcnnError):
     """The images or labels cannot be used as they are."""
+
+    mendable = False

@@ -14,19 +14,9 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/environment.sh
 source "$root/launch/environment.sh"
-dry_run=false counted=false
-arguments=()
-for argument in "$@"; do
-  case $argument in
-    --dry-run) dry_run=true ;;
-    --workers | --workers=*) counted=true && arguments+=("$argument") ;;
-    *) arguments+=("$argument") ;;
-  esac
-done
-
-gpus=0
-if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true; fi
-if ! $counted; then
+take_dry_run "$@"
+count_gpus
+if [[ " ${arguments[*]%%=*} " != *' --workers '* ]]; then
   most=$((gpus > 0 ? gpus : $(nproc)))
   counts=1
   for ((count = 2; count <= most; count *= 2)); do counts+=,$count; done
@@ -34,16 +24,6 @@ if ! $counted; then
 fi
 command=("$venv/bin/python" -m distcnn.benchmark "${arguments[@]}")
 
-if $dry_run; then
-  printf '%q ' "${command[@]}"
-  echo
-  exit 0
-fi
-if ((gpus > 0)); then
-  "$root/launch/install.sh" cuda
-  "$root/launch/install_horovod.sh" --cuda
-else
-  "$root/launch/install.sh"
-  "$root/launch/install_horovod.sh"
-fi
+stop_if_dry_run "${command[@]}"
+install_for_workers
 exec "${command[@]}"

@@ -14,11 +14,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/environment.sh
 source "$root/launch/environment.sh"
-dry_run=false
-arguments=()
-for argument in "$@"; do
-  if [[ $argument == --dry-run ]]; then dry_run=true; else arguments+=("$argument"); fi
-done
+take_dry_run "$@"
 if ((${#arguments[@]} == 0)); then arguments=(--recipe quickstart); fi
 module=$(module_for "${arguments[@]}")
 

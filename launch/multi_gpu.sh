@@ -16,14 +16,9 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/environment.sh
 source "$root/launch/environment.sh"
-dry_run=false
-arguments=()
-for argument in "$@"; do
-  if [[ $argument == --dry-run ]]; then dry_run=true; else arguments+=("$argument"); fi
-done
+take_dry_run "$@"
 
-gpus=0
-if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true; fi
+count_gpus
 if ((gpus > 0)) && [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
   gpus=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .) || true
 fi
@@ -54,13 +49,6 @@ case $strategy in
 esac
 command+=("${arguments[@]}")
 
-if $dry_run; then
-  printf '%q ' "${command[@]}"
-  echo
-  exit 0
-fi
-if ((gpus > 0)); then "$root/launch/install.sh" cuda; else "$root/launch/install.sh"; fi
-if [[ $strategy == horovod ]]; then
-  if ((gpus > 0)); then "$root/launch/install_horovod.sh" --cuda; else "$root/launch/install_horovod.sh"; fi
-fi
+stop_if_dry_run "${command[@]}"
+install_for_workers "$([[ $strategy == horovod ]] || echo no)"
 PATH=$venv/bin:$PATH exec "${command[@]}"

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from distcnn.errors import DistcnnError, PeerLostError, UsageError
 from distcnn.runtime.cluster import Cluster, ClusterError, find_cluster
+from distcnn.runtime.rank_page import own_page
 from distcnn.runtime.text import printable
 
 EXIT_STOPPED = 75
@@ -65,6 +66,7 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
         sys.stderr.write("interrupted\n")
         code = 130
     except Exception as error:
+        own_page().failed(error)
         everywhere = isinstance(error, DistcnnError) and error.on_every_rank
         if isinstance(error, PeerLostError) or (everywhere and not cluster.is_chief):
             time.sleep(GRACE_SECONDS)

@@ -24,6 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "distcnn.install_horovod:main",
         "Builds and installs Horovod in this environment.",
     ),
+    "launch": (
+        "distcnn.launch:main",
+        "Starts the workers of a run, and starts them again when some are lost.",
+    ),
     "horovodrun": ("distcnn.horovodrun:main", "Starts the processes of a run through Horovod."),
     "launchers": ("distcnn.launchers:main", "Prints the folder of the launch scripts."),
 }

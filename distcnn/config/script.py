@@ -45,6 +45,8 @@ class ScriptConfig:
     checkpoint_every_steps: int = 0
     """Steps between checkpoints inside an epoch, besides those at the end of each epoch and when a
     signal stops the run; 0: none."""
+    checkpoint_every_minutes: float = 0.0
+    """Minutes of training between checkpoints inside an epoch, about; 0: none."""
     distribute: DistributeConfig = field(default_factory=DistributeConfig)
     """Devices and processes of the run."""
     precision: ScriptPrecisionConfig = field(default_factory=ScriptPrecisionConfig)
@@ -65,7 +67,10 @@ class ScriptConfig:
             raise UsageError(
                 f"checkpoint_every_steps is {self.checkpoint_every_steps}; expected at least 0"
             )
-        if self.checkpoint_every_steps and self.resume is None:
+        if self.checkpoint_every_minutes < 0:
             raise UsageError(
-                "checkpoint_every_steps needs a directory for the checkpoints; add --resume DIR"
+                f"checkpoint_every_minutes is {self.checkpoint_every_minutes}; expected at least 0"
             )
+        for name in ("checkpoint_every_steps", "checkpoint_every_minutes"):
+            if getattr(self, name) and self.resume is None:
+                raise UsageError(f"{name} needs a directory for the checkpoints; add --resume DIR")

@@ -175,11 +175,16 @@ class Backend(abc.ABC):
             try:
                 outcome = {"result": function()}
             except DistcnnError as error:
-                outcome = {"error": str(error), "code": error.exit_code}
+                outcome = {
+                    "error": str(error),
+                    "code": error.exit_code,
+                    "mendable": error.mendable,
+                }
         outcome = self.broadcast_object(outcome)
         if "error" in outcome:
             failure = ChiefError(outcome["error"])
             failure.exit_code = outcome["code"]
+            failure.mendable = outcome["mendable"]
             raise failure
         return outcome["result"]
 

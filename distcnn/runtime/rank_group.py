@@ -1,6 +1,8 @@
 """The ranks that the launcher started: stops them on a signal, and keeps why they ended."""
 
 import contextlib
+import json
+import os
 import re
 import signal
 import subprocess
@@ -15,11 +17,24 @@ from typing import Any, Protocol
 
 from distcnn.runtime import rank_process
 from distcnn.runtime.signals import REPEAT_SECONDS, SIGNALS
+from distcnn.runtime.supervision import Supervision
 
 _CAUSE = re.compile(r"(?:error: |stopped by ).*\S")
+_REPORT = re.compile(rf"{rank_process.MARK}(\{{.*?\}})\n")
 _POLL_SECONDS = 0.1
+_SIGN_SECONDS = 1.0
+"""How often a rank on another host is told that the launcher lives."""
+_GRACE = {b"t": rank_process.GRACE_SECONDS, b"f": rank_process.FAILED_GRACE_SECONDS}
+_MARGIN_SECONDS = 3
+"""How long after the end of its grace a rank on another host counts as lost."""
 _NOT_FAILED = (0, 75)
 """Exit codes of a rank that is done, or that has saved because a signal asked it to."""
+
+
+class RemoteCommand(str):
+    """A command that starts `rank_process` on another host, and passes standard input on to it."""
+
+    __slots__ = ()
 
 
 class Stream(Protocol):
@@ -40,8 +55,18 @@ class _Ending:
     cause: str = ""
     code: int = 0
     time: float = field(default=float("inf"))
+    reported: Callable[[dict[str, Any]], None] | None = None
+    report: dict[str, Any] = field(default_factory=dict)
 
     def write(self, text: str) -> None:
+        report = _REPORT.search(text) if self.reported is not None else None
+        if report is not None and self.reported is not None:
+            self.report = json.loads(report[1])
+            self.reported(self.report)
+            text = text[: report.start()]
+            if text.endswith("<stderr>:"):
+                return
+            text += "\n"
         found = _CAUSE.search(text)
         if found:
             self.cause = found[0]
@@ -57,13 +82,18 @@ class RankGroup:
     Args:
         forward: Copies the lines of a pipe to a stream with a prefix; Horovod's
             `prefix_connection`.
+        supervision: Is told what the ranks report and how they end, and gives orders; None without
+            a supervisor.
 
     Attributes:
         signals: Names of the signals that the launcher received.
     """
 
-    def __init__(self, forward: Callable[..., None]) -> None:
+    def __init__(
+        self, forward: Callable[..., None], supervision: Supervision | None = None
+    ) -> None:
         self._forward = forward
+        self._supervision = supervision
         self._endings: dict[int, _Ending] = {}
         self.signals: list[str] = []
 
@@ -84,8 +114,14 @@ class RankGroup:
                 self.signals.append(signal.Signals(number).name)
             event.set()
 
+        def obey(order: bytes) -> None:
+            self.signals += ["the launcher"] * (2 if order == b"k" else 1)
+            event.set()
+
         for number in SIGNALS:
             signal.signal(number, record)
+        if self._supervision is not None:
+            self._supervision.listen(obey)
         return event
 
     def execute(
@@ -113,8 +149,11 @@ class RankGroup:
             Its exit code.
         """
         ending = self._endings[index] = _Ending(stderr or sys.stderr)
+        if self._supervision is not None:
+            tell = self._supervision.tell
+            ending.reported = lambda report: tell(event="report", rank=index, **report)
         process = subprocess.Popen(
-            [sys.executable, "-I", str(Path(rank_process.__file__)), command],
+            self._line(command),
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -131,28 +170,54 @@ class RankGroup:
         ]
         for thread in threads:
             thread.start()
-        ending.code = self._await(process, events)
+        ending.code = self._await(process, events, is_remote=isinstance(command, RemoteCommand))
         ending.time = time.monotonic()
         for thread in threads:
             thread.join()
+        if self._supervision is not None:
+            own = {"code": ending.code, "cause": ending.cause, "time": time.time()}
+            self._supervision.tell(event="end", rank=index, **ending.report | own)
         return ending.code
 
-    def _await(self, process: subprocess.Popen[Any], events: Sequence[threading.Event]) -> int:
+    def _line(self, command: str) -> list[str]:
+        """Returns the command line that starts a rank."""
+        report = ["report"] if self._supervision is not None else []
+        if isinstance(command, RemoteCommand):
+            return ["/bin/sh", "-c", f"exec {command} {' '.join(report)}"]
+        return [sys.executable, "-I", str(Path(rank_process.__file__)), command, *report]
+
+    def _await(
+        self, process: subprocess.Popen[Any], events: Sequence[threading.Event], *, is_remote: bool
+    ) -> int:
         """Passes orders on until the rank ends; returns its exit code."""
-        given = b""
-        assert process.stdin is not None
+        given, deadline, said = b"", float("inf"), time.monotonic()
         while process.poll() is None:
-            order = self._order(events)
+            order, now = self._order(events), time.monotonic()
             if order not in (b"", given):
                 given = order
-                with contextlib.suppress(OSError):
-                    process.stdin.write(order)
-                    process.stdin.flush()
+                self._say(process, order)
+                deadline = now + _GRACE.get(order, 0) + _MARGIN_SECONDS
+            elif is_remote and now > deadline:
+                process.kill()  # the link to the host is down
+            elif is_remote and now > said + _SIGN_SECONDS:
+                said = now
+                self._say(process, b".")
             else:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_SECONDS)
-        process.stdin.close()
-        return process.returncode
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        code: int = process.returncode
+        return code if code >= 0 else 128 - code
+
+    @staticmethod
+    def _say(process: subprocess.Popen[Any], order: bytes) -> None:
+        """Sends an order, if the pipe has room: a link that is down blocks nobody."""
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        with contextlib.suppress(OSError):
+            os.write(process.stdin.fileno(), order)
 
     def _order(self, events: Sequence[threading.Event]) -> bytes:
         """Returns what a rank is to be told; see `rank_process`."""

@@ -79,6 +79,8 @@ def _script_config(config: Config, checkpoints: Path | None) -> ScriptConfig:
         seed=config.train.seed,
         fast_path="off" if config.train.fast_path == "off" else "auto",
         resume=None if checkpoints is None else str(checkpoints),
+        checkpoint_every_steps=0 if checkpoints is None else config.checkpoint.every_steps,
+        checkpoint_every_minutes=0 if checkpoints is None else config.checkpoint.every_minutes,
         distribute=config.distribute,
         precision=ScriptPrecisionConfig(**asdict(config.precision)),
     )

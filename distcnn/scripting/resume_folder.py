@@ -19,6 +19,8 @@ from distcnn.storage.checkpoint import Checkpoints, Progress
 
 _DESCRIPTION = "script.json"
 _LOCK = ".lock"
+_LAUNCH = "launch"
+"""The folder of `distcnn.launch`, which writes there before the run does."""
 _KEPT = 2
 """Checkpoints kept of a fit in progress, in case the newest is damaged."""
 
@@ -152,7 +154,7 @@ class ResumeFolder:
         file = self.path / _DESCRIPTION
         now = asdict(self._identity)
         if not file.exists():
-            if {path.name for path in self.path.iterdir()} - {_LOCK}:
+            if {path.name for path in self.path.iterdir()} - {_LOCK, _LAUNCH}:
                 raise UsageError(
                     f"resume is {self.path}, which holds other files; expected a directory that "
                     "resume has created, an empty one or a new name"

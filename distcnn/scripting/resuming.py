@@ -29,6 +29,7 @@ from distcnn.runtime.keras_hooks import (
     TRAIN_END,
     Hooks,
 )
+from distcnn.runtime.rank_page import own_page
 from distcnn.runtime.signals import StopRequest
 from distcnn.scripting.callback_state import (
     digests,
@@ -42,6 +43,7 @@ from distcnn.scripting.resume_folder import ResumeFolder
 from distcnn.scripting.skipping import Skipping
 from distcnn.scripting.stop_vote import StopVote
 from distcnn.training.callbacks.checkpointing import StoppedBySignal
+from distcnn.training.callbacks.save_intervals import SaveIntervals
 from distcnn.training.saving import BackgroundSaving, Write
 
 log = logging.getLogger("distcnn")
@@ -56,6 +58,7 @@ class Resuming:
         synchronise: Makes a model the same on all replicas.
         metric_variables: Returns the variables of a model's metrics.
         every_steps: Steps between checkpoints inside an epoch; 0 for none.
+        every_minutes: Minutes between them; 0 for none.
     """
 
     def __init__(
@@ -65,12 +68,14 @@ class Resuming:
         synchronise: Callable[[keras.Model], None],
         metric_variables: Variables,
         every_steps: int,
+        every_minutes: float = 0.0,
     ) -> None:
         self._folder = folder
         self._backend = backend
         self._synchronise = synchronise
         self._metric_variables = metric_variables
         self._every_steps = every_steps
+        self._intervals = SaveIntervals(backend, 0, 60 * every_minutes, 0)
         self._stop = StopRequest()
         self._vote = StopVote(backend, self._stop)
         self._saving = BackgroundSaving(backend)
@@ -78,6 +83,8 @@ class Resuming:
         self._skipping = Skipping(self._restore)
         self._call: FitCall | None = None
         self._count = 0
+        self._steps_before = 0
+        self._epochs_before = 0
         self._in_step = False
         self._drawing: weakref.WeakSet[keras.Model] = weakref.WeakSet()
         self._warned: weakref.WeakSet[keras.Model] = weakref.WeakSet()
@@ -148,6 +155,7 @@ class Resuming:
         """Restores the state at the end of a call that was skipped, or saves that of another."""
         if call.is_skipped:
             self._restore(call)
+            self._count_steps(call)
             return
         if call.target is not None:
             raise DistcnnError(
@@ -156,8 +164,14 @@ class Resuming:
             )
         call.position.finished = True
         self._save(call)
+        self._count_steps(call)
         if self._vote.now():
             self._leave(call)
+
+    def _count_steps(self, call: FitCall) -> None:
+        """Adds a call that has ended to the steps of the script, which a launcher is told."""
+        self._steps_before += call.steps
+        self._epochs_before += call.position.epoch + 1
 
     def _current(self, callbacks: Any) -> FitCall | None:
         """Returns the call that a list of callbacks belongs to, if it is one to save."""
@@ -231,12 +245,16 @@ class Resuming:
                 self._skipping.after_batch(call, call.target)
                 return
             original(callbacks, batch, logs)
+            own_page().stepped(
+                self._steps_before + call.steps, self._epochs_before + call.position.epoch
+            )
             call.logs = logs
             call.position.cut = bool(call.model.stop_training)
             if call.position.cut:
                 return
             every = self._every_steps
-            is_due = every and call.steps // every > (call.steps - steps) // every
+            is_due = bool(every) and call.steps // every > (call.steps - steps) // every
+            is_due = self._intervals.is_due(self._steps_before + call.steps) or is_due
             stop = self._vote.after_execution()
             if is_due or stop:
                 self._save(call)
@@ -306,6 +324,7 @@ class Resuming:
             return self._folder.prepare(call.number, packed, call.serial, finished=finished)
 
         self._saving.save(copy)
+        self._intervals.saved(self._steps_before + call.steps)
 
     def _restore(self, call: FitCall) -> None:
         stored, description = call.stored, call.description
@@ -314,6 +333,9 @@ class Resuming:
         restore_callbacks(call.of_the_script, description["callbacks"], stored)
         call.model.stop_training = description["stop_training"]
         call.steps = description["steps"]
+        own_page().restored(
+            self._steps_before + call.steps, self._epochs_before + call.position.epoch
+        )
         RandomState.restore(description["random"])
         call.stored = {}
         if call.model in self._drawing and call.model not in self._warned:

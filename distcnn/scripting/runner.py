@@ -14,6 +14,7 @@ from distcnn.cli.command import GRACE_SECONDS
 from distcnn.config import ScriptConfig
 from distcnn.distribute.base import Backend
 from distcnn.errors import DistcnnError, UsageError
+from distcnn.runtime.rank_page import own_page
 from distcnn.scripting.session import session
 
 QUIET_LOGGERS = {
@@ -88,10 +89,13 @@ def _execute(script: Path, backend: Backend) -> None:
     except SystemExit as ended:
         code = _exit_code(ended.code)
         if code:
-            raise ScriptFailedError(code) from ended
+            failure = ScriptFailedError(code)
+            own_page().failed(failure)
+            raise failure from ended
     except DistcnnError:
         raise
     except Exception as error:
+        own_page().failed(error)
         if not backend.is_chief:
             time.sleep(GRACE_SECONDS)  # a launcher ends the others as soon as one has ended
         _print_traceback(error, script, backend)

@@ -31,6 +31,7 @@ from distcnn.runtime.keras_fit import element_spec, insert_callback
 from distcnn.runtime.keras_hooks import EPOCH_ITERATOR, EVALUATE, FIT, MAYBE_BUILD, PREDICT, Hooks
 from distcnn.runtime.keras_internals import forget_dtype_policy
 from distcnn.runtime.keras_steps import build_symbolically, forget_functions, has_own_train_step
+from distcnn.runtime.rank_page import own_page
 from distcnn.scripting.batch_size import BatchPerWorker
 from distcnn.scripting.batches import BatchComparison, as_mismatch
 from distcnn.scripting.callbacks import install_callback_hooks
@@ -180,6 +181,7 @@ class Session:
             self.synchronise,
             self._engine.metrics.variables,
             config.checkpoint_every_steps,
+            config.checkpoint_every_minutes,
         )
         return resuming.active(self._hooks)
 
@@ -350,6 +352,7 @@ def joined(config: ScriptConfig, cluster: Cluster | None = None) -> Iterator[Dis
     if tf.distribute.has_strategy():
         raise UsageError("distcnn.session is inside a strategy's scope(); remove the scope")
     context = join_run(config, cluster)
+    own_page().joined()
     backend = context.backend
     with reporting_lost_peers(backend):
         require_identical_settings(backend, {"the version of TensorFlow": tf.__version__})

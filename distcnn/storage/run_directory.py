@@ -201,10 +201,11 @@ def _is_begun(path: Path) -> bool:
 
 
 _BEGINNING = {
-    *(".lock", "environment.json"),
+    *(".lock", "environment.json", "launch"),
     *(".partial-environment.json", ".partial-config.yaml"),
 }
-"""Entries of a run that was killed before it wrote `config.yaml`, the last file of its start."""
+"""Entries of a run that was killed before it wrote `config.yaml`, the last file of its start;
+`launch` is the folder of `distcnn.launch`."""
 
 
 def _admit(path: Path, config: Config) -> bool:

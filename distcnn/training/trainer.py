@@ -15,8 +15,10 @@ from distcnn.config.lookup import import_object
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.context import join_run
 from distcnn.errors import UsageError
+from distcnn.launching.command import FOLDER
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.keras_internals import follows_schedule
+from distcnn.runtime.rank_page import own_page
 from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import CALLBACKS, Checkpoints, Progress
 from distcnn.storage.environment import describe_environment
@@ -29,7 +31,11 @@ from distcnn.training.callbacks.metrics import MetricsRecorder, MetricsWriter, R
 from distcnn.training.callbacks.non_finite import NonFiniteLossGuard
 from distcnn.training.callbacks.progress import ProgressDisplay
 from distcnn.training.callbacks.saved_state import load_callbacks
-from distcnn.training.callbacks.tensorboard import TensorBoardScalars, tensorboard_callbacks
+from distcnn.training.callbacks.tensorboard import (
+    TensorBoardRestarts,
+    TensorBoardScalars,
+    tensorboard_callbacks,
+)
 from distcnn.training.finish import RunFinish, TrainedRun
 from distcnn.training.loop import run_epochs
 from distcnn.training.resuming import start_from
@@ -76,6 +82,7 @@ class Trainer:
             )
         self.config = config
         context = join_run(config, cluster)
+        own_page().joined()
         backend = context.backend
         with reporting_lost_peers(backend):
             self.directory = _choose_directory(config, backend)
@@ -138,7 +145,7 @@ class Trainer:
             if backend.is_chief and not is_finished:
                 file = self.directory.path / "metrics.jsonl"
                 sinks.insert(0, stack.enter_context(MetricsWriter(file)))
-            recorder = MetricsRecorder(setup, sinks, display.advance)
+            recorder = MetricsRecorder(setup, sinks, _reporting(display.advance, setup))
             saving = BackgroundSaving(backend)
             saver = CheckpointSaver(
                 setup,
@@ -220,6 +227,7 @@ class Trainer:
         progress = Progress(**found["progress"])
         setup.state.broadcast()
         setup.training.step = progress.step
+        own_page().restored(progress.step, progress.step // setup.sampler.steps_per_epoch)
         return progress, saved if found["own"] else None
 
     def _begin(self) -> Progress:
@@ -264,7 +272,20 @@ class Trainer:
             return []
         folder = self.directory.path / "tensorboard"
         sinks.append(TensorBoardScalars(folder, lambda: saving.stall_seconds))
+        if (self.directory.path / FOLDER).is_dir():
+            sinks.append(TensorBoardRestarts(self.directory.path))
         return tensorboard_callbacks(folder, self.setup, first_step)
+
+
+def _reporting(advance: Callable[[int], None], setup: TrainingSetup) -> Callable[[int], None]:
+    """Returns a function that also tells a launcher how many steps are done."""
+    page, steps_per_epoch = own_page(), setup.sampler.steps_per_epoch
+
+    def advance_and_report(step: int) -> None:
+        page.stepped(step, step // steps_per_epoch)
+        advance(step)
+
+    return advance_and_report
 
 
 def _choose_directory(config: Config, backend: Backend) -> RunDirectory:

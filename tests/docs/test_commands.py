@@ -17,10 +17,14 @@ import pytest
 
 from distcnn.cli.parser import Parser, parse_config
 from distcnn.errors import UsageError
+from distcnn.launch import split_launched
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, SITE, anchors, blocks, commands, inline_code, links, name_of
 
-COMMANDS = ("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe")
+COMMANDS = (
+    *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
+    "launch",
+)
 
 NEEDED = {
     "run": ["script.py"],
@@ -81,6 +85,10 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
             patch.setattr(target, name, then_stop)
             with pytest.raises(AcceptedError):
                 module.main(list(arguments))
+        if command == "launch":
+            words = split_launched(arguments)[1]
+            if words:
+                run(words[0], words[1:])
 
     return run
 

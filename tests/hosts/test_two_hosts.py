@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,58 +10,17 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.hosts.conftest import SEARCH, require
+from tests.hosts.machines import ADDRESSES, PORT, two_hosts
 from tests.lockstep.test_equality import TOLERANCE, difference
 from tests.lockstep.test_failures import weights_of
-
-ADDRESSES = {"distcnn-a": "10.77.0.1", "distcnn-b": "10.77.0.2"}
-PORT = "2222"
-
-
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, env={**os.environ, "PATH": SEARCH})
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Makes the hosts, joined by a cable; returns the key that lets into both."""
     require("ip", "sshd", "ssh", "ssh-keygen")
-    folder = tmp_path_factory.mktemp("ssh")
-    for key in ("host", "user"):
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
-    (folder / "authorized").write_bytes((folder / "user.pub").read_bytes())
-    (folder / "authorized").chmod(0o600)
-    Path("/run/sshd").mkdir(exist_ok=True)
-    servers: list[subprocess.Popen[bytes]] = []
-    names = list(ADDRESSES)
-    try:
-        for name in names:
-            run("ip", "netns", "add", name)
-        first, second = names
-        cable = ("link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0")
-        run("ip", *cable, "netns", second)
-        for name, address in ADDRESSES.items():
-            run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
-            for device in ("eth0", "lo"):
-                run("ip", "-n", name, "link", "set", device, "up")
-            config = folder / f"{name}.conf"
-            config.write_text(
-                f"Port {PORT}\nListenAddress {address}\nHostKey {folder}/host\nPidFile none\n"
-                f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\n"
-                "PasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-            )
-            sshd = "/usr/sbin/sshd"
-            command = ["ip", "netns", "exec", name, sshd, "-D", "-f", str(config)]
-            servers.append(subprocess.Popen(command, env={**os.environ, "PATH": SEARCH}))
-        time.sleep(1)
-        yield folder / "user"
-    finally:
-        for server in servers:
-            server.terminate()
-            server.wait()
-        for name, address in ADDRESSES.items():
-            subprocess.run(["ip", "netns", "del", name], check=False, env={"PATH": SEARCH})
-            known = ["ssh-keygen", "-R", f"[{address}]:{PORT}"]
-            subprocess.run(known, check=False, capture_output=True)
+    with two_hosts(tmp_path_factory.mktemp("ssh")) as machines:
+        yield machines.key
 
 
 def train(key: Path, strategy: str, out: Path) -> subprocess.CompletedProcess[str]:

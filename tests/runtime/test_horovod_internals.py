@@ -1,5 +1,6 @@
 """The contract with Horovod's private parts."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -8,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from distcnn.runtime.horovod_internals import LauncherStore
+from distcnn.runtime import rank_process
+from distcnn.runtime.horovod_internals import LauncherStore, guarded_remotely
+from distcnn.runtime.rank_group import RemoteCommand
 from tests.runtime.test_rendezvous_store import as_nobody, needs_root
 
 
@@ -63,3 +66,25 @@ def test_another_user_cannot_disturb_the_launcher(tmp_path):
     assert launcher.returncode == 0, output
     assert output.count("size 2") == 2
     assert output.count("the start-up store refused a connection") == 1
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+def test_a_rank_on_another_host_is_guarded_there(supervised):
+    remote = pytest.importorskip("horovod.runner.util.remote")
+    command = shlex.quote("cd /a > /dev/null 2>&1 ; env A='b c' HOROVOD_RANK=1 python x ; env y")
+    make = guarded_remotely(remote.get_remote_command, supervised=supervised)
+    line = make(command, host="b", port=22, identity_file=None)
+    assert isinstance(line, RemoteCommand)
+    *ssh, sent = shlex.split(line)
+    assert ssh[0] == "ssh"
+    assert ssh[-3:] == ["b", "-p", "22"]
+    assert f"ServerAliveInterval={1 if supervised else 10}" in ssh
+    guard = shlex.split(sent)
+    assert guard[:3] == [sys.executable, "-I", rank_process.__file__]
+    inner = "cd /a > /dev/null 2>&1 ; exec env A='b c' HOROVOD_RANK=1 python x ; env y"
+    assert guard[3:] == [inner, "remote"]
+
+
+def test_another_program_than_ssh_starts_its_command_as_it_is():
+    make = guarded_remotely(lambda command, *_, **__: f"kubexec {command}", supervised=True)
+    assert make("'cd /a ; env python x'", host="b") == "kubexec 'cd /a ; env python x'"

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -9,13 +10,17 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 
 from distcnn.runtime import rank_group, rank_process
 from distcnn.runtime.rank_group import RankGroup
+from distcnn.runtime.rank_page import FailureKind
+from distcnn.runtime.supervision import Supervision
+from tests.launching.launched import still_running
 
 SAVES = (
     "import signal, sys, time\n"
@@ -143,7 +148,7 @@ def test_a_rank_ends_with_its_launcher_even_if_that_is_killed(stubborn, tmp_path
     )
     program = tmp_path / "rank_process.py"
     text = Path(rank_process.__file__).read_text()
-    program.write_text(text.replace("GRACE_SECONDS = 20", "GRACE_SECONDS = 2"))
+    program.write_text(text.replace("ORPHAN_SECONDS = 7", "ORPHAN_SECONDS = 2"))
     launcher = subprocess.Popen(
         [
             *(sys.executable, "-c"),
@@ -154,14 +159,89 @@ def test_a_rank_ends_with_its_launcher_even_if_that_is_killed(stubborn, tmp_path
         ],
         cwd=tmp_path,
     )
-    deadline = time.monotonic() + 20
-    pid = tmp_path / "pid"
-    while not (pid.exists() and pid.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    rank = psutil.Process(int(pid.read_text()))
+    rank = started(tmp_path / "pid")
     launcher.kill()
     launcher.wait()
     psutil.wait_procs([rank], timeout=10)
     assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE
     assert (tmp_path / "saved").exists() != stubborn
+
+
+def test_a_rank_dies_with_what_guards_it(tmp_path):
+    program = str(Path(rank_process.__file__))
+    waits = f"import os, time; open('{tmp_path}/pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    guard = subprocess.Popen(
+        [sys.executable, "-I", program, shell(waits)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    rank = started(tmp_path / "pid")
+    guard.kill()
+    guard.communicate()
+    assert not still_running([rank], 5)
+
+
+def test_a_rank_on_another_host_ends_when_its_launcher_is_silent(tmp_path):
+    program = tmp_path / "rank_process.py"
+    text = (
+        Path(rank_process.__file__)
+        .read_text()
+        .replace("SILENCE_SECONDS = 30", "SILENCE_SECONDS = 2")
+    )
+    program.write_text(text)
+    waits = f"import os, time; open('{tmp_path}/pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    command = f"cd {tmp_path} ; exec {shell(waits)}"
+    guard = subprocess.Popen(
+        [sys.executable, "-I", str(program), command, "remote"], stdin=subprocess.PIPE
+    )
+    assert guard.stdin is not None
+    rank = started(tmp_path / "pid")
+    for _ in range(6):  # it speaks for longer than it may be silent
+        guard.stdin.write(b".")
+        guard.stdin.flush()
+        time.sleep(0.5)
+    assert rank.is_running()
+    assert guard.wait(6) == 128 + signal.SIGTERM
+    guard.stdin.close()
+    assert not rank.is_running()
+
+
+def test_a_supervised_rank_reports_its_page_and_whether_it_is_suspended():
+    told: list[dict[str, Any]] = []
+    supervision = cast(Supervision, SimpleNamespace(tell=lambda **event: told.append(event)))
+    group, out, err = RankGroup(forward, supervision), io.StringIO(), io.StringIO()
+    code = (
+        "import os, signal, sys, time\n"
+        "from distcnn.runtime.rank_page import own_page\n"
+        "page = own_page()\n"
+        "page.joined(); page.restored(7, 1); page.stepped(8, 1)\n"
+        "sys.stderr.write('half'); sys.stderr.flush()\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "page.failed(ValueError()); sys.exit('a line')"
+    )
+    threading.Timer(4, wake).start()
+    assert group.execute(shell(code), stdout=out, stderr=err, index=3) == 1
+    *reports, end = told
+    assert any(report["suspended"] for report in reports if "suspended" in report)
+    assert {report["rank"] for report in told} == {3}
+    assert (end["event"], end["code"], end["kind"]) == ("end", 1, FailureKind.EXCEPTION)
+    assert (end["step"], end["first"], end["epoch"]) == (8, 7, 1)
+    assert 0 < end["joined"] <= end["restored"] <= end["stepped"] <= end["time"]
+    said = re.sub(r"\[3\]<stderr>:|\n", "", err.getvalue())
+    assert said == "halfa line"
+
+
+def wake() -> None:
+    """Lets the suspended ranks of this process go on."""
+    for process in psutil.Process().children(recursive=True):
+        if process.status() == psutil.STATUS_STOPPED:
+            process.resume()
+
+
+def started(file: Path) -> psutil.Process:
+    """Returns the process that writes its number into a file."""
+    deadline = time.monotonic() + 20
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return psutil.Process(int(file.read_text()))

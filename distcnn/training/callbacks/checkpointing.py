@@ -12,6 +12,7 @@ from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import Checkpoints, Progress, reserve, snapshot
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.training.callbacks.non_finite import require_finite_loss
+from distcnn.training.callbacks.save_intervals import SaveIntervals
 from distcnn.training.callbacks.saved_state import Indexed, save_callbacks
 from distcnn.training.saving import BackgroundSaving, Write
 from distcnn.training.setup import TrainingSetup
@@ -22,7 +23,7 @@ class StoppedBySignal(BaseException):
 
 
 class CheckpointSaver(keras.callbacks.Callback):
-    """Saves a checkpoint at the end of epochs, and when a signal asks to stop.
+    """Saves a checkpoint at the end of epochs and at intervals, and when a signal asks to stop.
 
     It runs after the user's callbacks, so that an epoch's checkpoint includes what they changed. It
     runs in every process, so that all stop at the same step; only the chief writes.
@@ -65,6 +66,12 @@ class CheckpointSaver(keras.callbacks.Callback):
         self._users = users
         self._measured = measured
         self._every_epochs = setup.config.checkpoint.every_epochs
+        self._intervals = SaveIntervals(
+            setup.backend,
+            setup.config.checkpoint.every_steps,
+            60 * setup.config.checkpoint.every_minutes,
+            setup.training.step,
+        )
         self._patience = setup.config.train.early_stopping
         self._stop = stop
         self._buffers: dict[str, np.ndarray] | None = None
@@ -80,13 +87,15 @@ class CheckpointSaver(keras.callbacks.Callback):
         self._buffers = reserve(variables)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves and stops if a signal has asked for it, except at the end of an epoch."""
+        """Saves if it is due or a signal has asked to stop, except at the end of an epoch."""
         if not self._training.step_in_epoch:
             return
         is_alone = self._backend.size == 1
-        if self._stop.name is not None if is_alone else self._training.voted_to_stop():
+        stop = self._stop.name is not None if is_alone else self._training.voted_to_stop()
+        if self._intervals.is_due(self._training.step) or stop:
             self._setup.state.synchronise()
             self._save()
+        if stop:
             self._saving.wait()
             raise StoppedBySignal
 
@@ -121,6 +130,7 @@ class CheckpointSaver(keras.callbacks.Callback):
             images=self._initial_progress.images + images,
         )
         self._saving.save(self._copy)
+        self._intervals.saved(self._training.step)
 
     def _copy(self) -> Write:
         self._directory.require_present()

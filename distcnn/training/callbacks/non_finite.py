@@ -13,6 +13,7 @@ class NotFiniteError(DistcnnError):
     """The loss of a step is NaN or infinite; every rank detects it."""
 
     on_every_rank = True
+    mendable = False
 
 
 class NonFiniteLossGuard(keras.callbacks.Callback):

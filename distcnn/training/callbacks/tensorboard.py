@@ -18,6 +18,8 @@ from distcnn.inference.plots import (
     tile,
     to_pixels,
 )
+from distcnn.launching.command import FOLDER
+from distcnn.launching.record import read
 from distcnn.storage.summary import MEASUREMENTS
 from distcnn.training.callbacks.metrics import Row
 from distcnn.training.setup import TrainingSetup
@@ -82,6 +84,33 @@ class TensorBoardScalars:
         if stall > self._stall_written:
             tf.summary.scalar("speed/save_stall", stall - self._stall_written)
             self._stall_written = stall
+
+
+class TensorBoardRestarts:
+    """Writes the restarts of a launched run as `restarts`, when the row after one is written.
+
+    Args:
+        run: The run directory.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._record = run / FOLDER
+        self._folder = run / "tensorboard" / "restarts"
+        self._written = len(read(self._record))
+
+    def __call__(self, row: Row) -> None:
+        """Writes the restarts since the last row."""
+        restarts = read(self._record)
+        new, self._written = restarts[self._written :], len(restarts)
+        reached = [restart for restart in new if "seconds" in restart]
+        if not reached:
+            return
+        with event_writer(self._folder).as_default():
+            for restart in reached:
+                step = restart["resumed_at"]
+                tf.summary.scalar("seconds", restart["seconds"]["total"], step)
+                for name in ("steps_lost", "workers"):
+                    tf.summary.scalar(name, restart[name], step)
 
 
 def tensorboard_callbacks(

@@ -1,0 +1,42 @@
+"""The processes of a launched run, on whichever host they are."""
+
+import os
+from pathlib import Path
+
+import psutil
+
+
+def everything_of(out: Path) -> list[psutil.Process]:
+    """Returns all processes of a run but the launcher: ranks, what guards them, and ssh."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            is_own = process.pid == os.getpid() or "distcnn.launch" in words
+            if str(out) in " ".join(words) and not is_own:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def ranks_of(out: Path) -> dict[int, psutil.Process]:
+    """Returns the ranks of a run, by rank."""
+    found = {}
+    for process in everything_of(out):
+        try:
+            environment, name = process.environ(), process.name()
+        except psutil.Error:
+            continue
+        if "DISTCNN_RANK_PAGE" in environment and name.startswith("python"):
+            found[int(environment["HOROVOD_RANK"])] = process
+    return found
+
+
+def is_on(process: psutil.Process, host: str) -> bool:
+    """Returns whether a process runs on a host, a network namespace."""
+    try:
+        own = Path(f"/proc/{process.pid}/ns/net").stat().st_ino
+    except OSError:
+        return False
+    return own == Path(f"/run/netns/{host}").stat().st_ino
