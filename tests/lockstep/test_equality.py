@@ -127,6 +127,8 @@ def test_any_number_of_workers_reaches_the_weights_of_one(outcome, alone):
     for result in several.results:
         assert result["bucket_bytes"] == (1000 if overlaps else 0)
         assert result["spare_thread"] or not overlaps
+        # Only gradients may be rounded on the way.
+        assert result["sum_of_upcast"] == 1 + (summary["world_size"] - 1) * 2.0**-9
     bound = HALF_TOLERANCE.get(case, TOLERANCE)
     assert difference(several.weights, alone[case].weights) <= bound
     for key in ("val_loss", "test_loss", "loss"):

@@ -103,6 +103,21 @@ def forbidden(*arguments: Any) -> int:
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
+def sum_of_upcast(backend: Any) -> float:
+    """Sums 1 and, of every other replica, 2**-9, which were bfloat16 before; no gradients."""
+
+    @tf.function
+    def add_up() -> Any:
+        def in_replica() -> Any:
+            own = tf.where(tf.equal(backend.replica_id(), 0), tf.ones([3]), tf.fill([3], 2.0**-9))
+            upcast = tf.cast(tf.cast(own, tf.bfloat16), tf.float32)
+            return backend.reduce_sum([upcast])[0]
+
+        return backend.run(in_replica)[0]
+
+    return float(add_up().numpy()[0])
+
+
 def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
     """Trains one case and returns its results."""
     overrides = entry.get("overrides", {}) | (entry.get("rank_1", {}) if rank == 1 else {})
@@ -146,6 +161,7 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
         "bucket_bytes": trainer.setup.backend.bucket_bytes,
         "spare_thread": tf.config.threading.get_inter_op_parallelism_threads() > 0,
         "moved": moved,
+        "sum_of_upcast": sum_of_upcast(trainer.setup.backend),
         "iterations": int(keras.ops.convert_to_numpy(trainer.setup.optimizer.iterations)),
         "scale": None if scale is None else float(keras.ops.convert_to_numpy(scale)),
     }
