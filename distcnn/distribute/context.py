@@ -1,5 +1,6 @@
 """Joins a run: finds this process's place in the cluster and its devices, builds the backend."""
 
+import dataclasses
 import logging
 import os
 import socket
@@ -48,6 +49,7 @@ def join_run(
     cluster: Cluster | None = None,
     *,
     cores_are_bound: bool = False,
+    exact: bool = False,
 ) -> DistributedContext:
     """Claims this process's devices and joins the other processes of the run.
 
@@ -58,6 +60,9 @@ def join_run(
         config: The configuration of the run.
         cluster: The processes of the run; read from the environment by default.
         cores_are_bound: Whether this process is already bound to its cores.
+        exact: Whether results must be the same to the last bit for any number of processes: with
+            one thread per operation, unless the configuration says otherwise, and on GPUs with
+            deterministic kernels only.
 
     Raises:
         DistcnnError: If the devices cannot be used as configured, or do not reduce.
@@ -72,7 +77,12 @@ def join_run(
         tf.config.set_visible_devices([gpus[index] for index in own_gpus], "GPU")
     hardware = find_hardware()
     precision = resolve_precision(config.precision, hardware)
-    apply_precision(config.precision, precision, threads)
+    numerics = config.precision
+    if exact:
+        deterministic = numerics.deterministic or hardware.gpu is not None
+        threads = numerics.threads or 1
+        numerics = dataclasses.replace(numerics, threads=threads, deterministic=deterministic)
+    apply_precision(numerics, precision, threads)
     backend = strategy.build(config.distribute, cluster)
     if not backend.is_chief:
         log.setLevel(logging.ERROR)

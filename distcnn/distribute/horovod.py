@@ -9,7 +9,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -232,6 +232,37 @@ class Horovod(Backend):
             for index, total in zip(indices, group, strict=True):
                 sums[index] = total
         return [tf.cast(total, tensor.dtype) for total, tensor in zip(sums, tensors, strict=True)]
+
+    @override
+    def combine(
+        self,
+        tensors: Sequence[tf.Tensor],
+        add: Callable[[Sequence[tf.Tensor]], tf.Tensor],
+    ) -> list[tf.Tensor]:
+        if self.size == 1:
+            return [add([tensor]) for tensor in tensors]
+        small = SMALL_ELEMENTS if self._shared_memory else math.inf
+        packed, unpack = pack(tensors, small=small, rows=tensors[0].shape[0])
+        if self._shared_memory:
+            gathered = self._shared_memory.gather(packed)
+        elif self._on_cpu and self.size == 2:
+            gathered = self._exchange(packed)
+        else:
+            return unpack([self._combine_in_two_rounds(tensor, add) for tensor in packed])
+        return unpack([add(parts) for parts in zip(*gathered, strict=True)])
+
+    def _combine_in_two_rounds(
+        self, tensor: tf.Tensor, add: Callable[[Sequence[tf.Tensor]], tf.Tensor]
+    ) -> tf.Tensor:
+        """Lets every process add a part of the columns, then gathers the results."""
+        rows, count = tensor.shape
+        part = -(-count // self.size)
+        padded = tf.pad(tensor, [[0, 0], [0, part * self.size - count]])
+        by_process = tf.transpose(tf.reshape(padded, [rows, self.size, part]), [1, 0, 2])
+        splits = [rows * part] * self.size
+        parts, _ = self._hvd.alltoall(tf.reshape(by_process, [-1]), splits=splits)
+        total = add(tf.unstack(tf.reshape(parts, [self.size, rows, part])))
+        return tf.reshape(self._hvd.allgather(total), [part * self.size])[:count]
 
     @override
     def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

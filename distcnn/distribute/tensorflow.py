@@ -85,6 +85,19 @@ class _Strategy(Backend):
         return tensor if tensor.dtype == dtype else undo_upcast(tensor)
 
     @override
+    def combine(
+        self,
+        tensors: Sequence[tf.Tensor],
+        add: Callable[[Sequence[tf.Tensor]], tf.Tensor],
+    ) -> list[tf.Tensor]:
+        gathered = self.gather_rows([tensor[None] for tensor in tensors])
+        shapes = [(self.replicas, *tensor.shape) for tensor in tensors]
+        return [
+            add(tf.unstack(tf.reshape(parts, shape)))
+            for parts, shape in zip(gathered, shapes, strict=True)
+        ]
+
+    @override
     def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         context = tf.distribute.get_replica_context()
         return [context.all_gather(tf.identity(tensor), 0) for tensor in tensors]

@@ -21,12 +21,14 @@ from distcnn.distribute.layers import layers_to_synchronise
 from distcnn.engine.fast import fuse_optimizer
 from distcnn.engine.optimizers import optimizers_of, require_supported
 from distcnn.engine.step import StepEngine
+from distcnn.engine.virtual_workers import VirtualWorkers
 from distcnn.errors import DataError, UsageError
 from distcnn.models.building import build_model
 from distcnn.models.compiled import is_compiled_by_owner
 from distcnn.models.interface import ModelInterface, inspect_model
 from distcnn.optim.ema import WeightEMA
 from distcnn.optim.optimizers import build_optimizer, learning_rate, scaled_learning_rate
+from distcnn.runtime.keras_internals import all_layers
 from distcnn.runtime.keras_steps import build_symbolically, has_own_train_step
 from distcnn.runtime.precision import Precision, resolve_fast_path
 from distcnn.training.evaluation_step import EvaluationStep
@@ -96,7 +98,13 @@ def _shard_batches(
     config: Config, backend: Backend, images: int
 ) -> tuple[BatchSharding, EpochSampler]:
     train = config.train
-    sharding = BatchSharding(backend.local_replica_ids, backend.replicas, train.accumulation_steps)
+    virtual = VirtualWorkers(train.virtual_workers, backend) if train.virtual_workers else None
+    sharding = BatchSharding(
+        backend.local_replica_ids,
+        backend.replicas,
+        virtual.per_replica if virtual else train.accumulation_steps,
+        adjoining=virtual is not None,
+    )
     batch = train.global_batch_size or train.batch_size * sharding.count
     if batch > images:
         raise DataError(
@@ -131,7 +139,13 @@ def _build_steps(
     backend = context.backend
     precision = _precision_of_step(config, context, model)
     fast_path, fast_path_reason = resolve_fast_path(config.train, xla=precision.xla)
-    engine = StepEngine(backend, fast=fast_path, sync_batchnorm=config.distribute.sync_batchnorm)
+    _require_own_statistics(config, model)
+    engine = StepEngine(
+        backend,
+        fast=fast_path,
+        sync_batchnorm=config.distribute.sync_batchnorm,
+        virtual_workers=config.train.virtual_workers,
+    )
     with backend.scope():
         if is_compiled_by_owner(model):
             objective = own_objective(model, config, interface)
@@ -176,6 +190,19 @@ def _build_steps(
         ),
         state=TrainState(backend, model, optimizers, training),
     )
+
+
+def _require_own_statistics(config: Config, model: keras.Model) -> None:
+    """Checks that no layer normalises over all shards, which virtual workers compute in turn."""
+    if config.train.virtual_workers is None:
+        return
+    for layer in all_layers(model):
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
+            raise UsageError(
+                f"train.virtual_workers is {config.train.virtual_workers}, but {layer.name} is "
+                "built with synchronized=True, and would normalise over all shards at once; build "
+                "it without, or drop --train.virtual_workers"
+            )
 
 
 def _build_optimizer(
