@@ -63,9 +63,9 @@ class BatchSharding:
     """The shards of every batch that this process computes.
 
     A batch is divided into `replicas * accumulation_steps` shards of whole images, as evenly as
-    possible; shard `a * replicas + r` is the a-th that replica r computes, or, if a replica's shards
-    adjoin, `r * accumulation_steps + a`. The content of a shard depends only on its number and the
-    batch, so any number of workers sees the same batch.
+    possible; shard `a * replicas + r` is the a-th that replica r computes, or if its shards adjoin,
+    `r * accumulation_steps + a`. The content of a shard depends only on its number and the batch,
+    so any number of workers sees the same batch.
 
     Attributes:
         local_replica_ids: Numbers of the replicas in this process.

@@ -236,32 +236,38 @@ class Horovod(Backend):
     @override
     def combine(
         self,
-        tensors: Sequence[tf.Tensor],
-        add: Callable[[Sequence[tf.Tensor]], tf.Tensor],
+        tensors: Sequence[Sequence[tf.Tensor]],
+        add: Callable[[Sequence[Sequence[tf.Tensor]]], tf.Tensor],
     ) -> list[tf.Tensor]:
         if self.size == 1:
-            return [add([tensor]) for tensor in tensors]
+            return [add([group]) for group in tensors]
         small = SMALL_ELEMENTS if self._shared_memory else math.inf
-        packed, unpack = pack(tensors, small=small, rows=tensors[0].shape[0])
-        if self._shared_memory:
-            gathered = self._shared_memory.gather(packed)
-        elif self._on_cpu and self.size == 2:
-            gathered = self._exchange(packed)
-        else:
-            return unpack([self._combine_in_two_rounds(tensor, add) for tensor in packed])
-        return unpack([add(parts) for parts in zip(*gathered, strict=True)])
+        by_turn = [pack(turn, small=small) for turn in zip(*tensors, strict=True)]
+        groups = list(zip(*(packed for packed, _ in by_turn), strict=True))
+        unpack = by_turn[0][1]
+        if not self._shared_memory and not (self._on_cpu and self.size == 2):
+            return unpack([self._add_in_two_rounds(group, add) for group in groups])
+        flat = [tensor for group in groups for tensor in group]
+        gathered = self._shared_memory.gather(flat) if self._shared_memory else self._exchange(flat)
+        # What is in shared memory must not be sliced: TensorFlow might write to a slice.
+        turns = len(by_turn)
+        starts = range(0, len(flat), turns)
+        return unpack([add([own[k : k + turns] for own in gathered]) for k in starts])
 
-    def _combine_in_two_rounds(
-        self, tensor: tf.Tensor, add: Callable[[Sequence[tf.Tensor]], tf.Tensor]
+    def _add_in_two_rounds(
+        self,
+        group: Sequence[tf.Tensor],
+        add: Callable[[Sequence[Sequence[tf.Tensor]]], tf.Tensor],
     ) -> tf.Tensor:
-        """Lets every process add a part of the columns, then gathers the results."""
-        rows, count = tensor.shape
+        """Lets every process add a part of the vectors, then gathers the parts."""
+        turns, count = len(group), group[0].shape[0]
         part = -(-count // self.size)
-        padded = tf.pad(tensor, [[0, 0], [0, part * self.size - count]])
-        by_process = tf.transpose(tf.reshape(padded, [rows, self.size, part]), [1, 0, 2])
-        splits = [rows * part] * self.size
+        padded = tf.pad(tf.stack(group), [[0, 0], [0, part * self.size - count]])
+        by_process = tf.transpose(tf.reshape(padded, [turns, self.size, part]), [1, 0, 2])
+        splits = [turns * part] * self.size
         parts, _ = self._hvd.alltoall(tf.reshape(by_process, [-1]), splits=splits)
-        total = add(tf.unstack(tf.reshape(parts, [self.size, rows, part])))
+        own = tf.reshape(parts, [self.size, turns, part])
+        total = add([tf.unstack(of_process) for of_process in tf.unstack(own)])
         return tf.reshape(self._hvd.allgather(total), [part * self.size])[:count]
 
     @override

@@ -9,27 +9,23 @@ SMALL_ELEMENTS = 4096
 
 
 def pack(
-    tensors: Sequence[tf.Tensor], *, small: float = SMALL_ELEMENTS, rows: int | None = None
+    tensors: Sequence[tf.Tensor], *, small: float = SMALL_ELEMENTS
 ) -> tuple[list[tf.Tensor], Callable[[list[tf.Tensor]], list[tf.Tensor]]]:
     """Concatenates small tensors of the same type, to save the operations that each one costs.
 
     Args:
         tensors: Tensors of static shapes.
         small: Largest number of elements of a tensor that is concatenated with others.
-        rows: If given, the tensors have this many rows, which are concatenated row by row.
 
     Returns:
-        The large tensors and the concatenated ones, and a function that unpacks such a list, or a
-        list with one of the rows of each.
+        The large tensors and the concatenated ones, and a function that unpacks such a list.
     """
-    first = [] if rows is None else [rows]
-    shapes = [tensor.shape[len(first) :] for tensor in tensors]
     groups: dict[tuple[str, int | None], list[int]] = {}
     for index, tensor in enumerate(tensors):
         alone = None if tensor.shape.num_elements() <= small else index
         groups.setdefault((tensor.dtype.name, alone), []).append(index)
     packed = [
-        tf.concat([tf.reshape(tensors[index], [*first, -1]) for index in group], -1)
+        tf.concat([tf.reshape(tensors[index], [-1]) for index in group], 0)
         if len(group) > 1
         else tensors[group[0]]
         for group in groups.values()
@@ -38,10 +34,10 @@ def pack(
     def unpack(totals: list[tf.Tensor]) -> list[tf.Tensor]:
         unpacked = dict.fromkeys(range(len(tensors)))
         for group, total in zip(groups.values(), totals, strict=True):
-            sizes = [shapes[index].num_elements() for index in group]
+            sizes = [tensors[index].shape.num_elements() for index in group]
             parts = tf.split(total, sizes) if len(group) > 1 else [total]
             for index, part in zip(group, parts, strict=True):
-                unpacked[index] = tf.reshape(part, shapes[index])
+                unpacked[index] = tf.reshape(part, tensors[index].shape)
         return list(unpacked.values())
 
     return packed, unpack

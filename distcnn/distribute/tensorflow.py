@@ -87,14 +87,14 @@ class _Strategy(Backend):
     @override
     def combine(
         self,
-        tensors: Sequence[tf.Tensor],
-        add: Callable[[Sequence[tf.Tensor]], tf.Tensor],
+        tensors: Sequence[Sequence[tf.Tensor]],
+        add: Callable[[Sequence[Sequence[tf.Tensor]]], tf.Tensor],
     ) -> list[tf.Tensor]:
-        gathered = self.gather_rows([tensor[None] for tensor in tensors])
-        shapes = [(self.replicas, *tensor.shape) for tensor in tensors]
+        gathered = self.gather_rows([tf.stack(group)[None] for group in tensors])
+        shapes = [(self.replicas, len(group), *group[0].shape) for group in tensors]
         return [
-            add(tf.unstack(tf.reshape(parts, shape)))
-            for parts, shape in zip(gathered, shapes, strict=True)
+            add([tf.unstack(own) for own in tf.unstack(tf.reshape(joined, shape))])
+            for joined, shape in zip(gathered, shapes, strict=True)
         ]
 
     @override

@@ -100,22 +100,22 @@ class VirtualWorkers:
         """
         replica, first = self._replica(), self.index(0)
         most = max(map(len, self._nodes))
-        rows = []
+        groups = []
         for tensors in zip(*values, strict=True):
             own: dict[Node, tf.Tensor]
             own = {(first + k, first + k + 1): tensor for k, tensor in enumerate(tensors)}
             partial = [self._tree.add(own, node) for node in self._nodes[replica]]
             partial += [tf.zeros_like(partial[0])] * (most - len(partial))
-            rows.append(tf.stack([tf.reshape(tensor, [-1]) for tensor in partial]))
-        sums = self._backend.combine(rows, self._add_replicas)
+            groups.append([tf.reshape(tensor, [-1]) for tensor in partial])
+        sums = self._backend.combine(groups, self._add_replicas)
         shapes = [tensor.shape for tensor in values[0]]
         return [tf.reshape(total, shape) for total, shape in zip(sums, shapes, strict=True)]
 
-    def _add_replicas(self, rows: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Adds the sums of subtrees of each replica, one in each row; in the order of the tree."""
+    def _add_replicas(self, sums: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
+        """Adds the sums of each replica's subtrees, and maybe others that fill up their number."""
         values: dict[Node, tf.Tensor] = {}
-        for nodes, of_replica in zip(self._nodes, rows, strict=True):
-            values |= {node: of_replica[i] for i, node in enumerate(nodes)}
+        for nodes, of_replica in zip(self._nodes, sums, strict=True):
+            values |= dict(zip(nodes, of_replica, strict=False))
         return self._tree.add(values)
 
     def _joined(self, gradients: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
