@@ -70,6 +70,11 @@ class Config:
             "logging.profile needs TensorBoard; drop --logging.tensorboard false",
         )
 
+    @property
+    def virtual_workers(self) -> int | None:
+        """Number of virtual workers, if there are any, as in `ScriptConfig`."""
+        return self.train.virtual_workers
+
     def _require_fit_for_virtual_workers(self) -> None:
         """Checks that nothing depends on which worker computes a shard."""
         virtual = f"train.virtual_workers is {self.train.virtual_workers}"

@@ -49,20 +49,17 @@ def join_run(
     cluster: Cluster | None = None,
     *,
     cores_are_bound: bool = False,
-    exact: bool = False,
 ) -> DistributedContext:
     """Claims this process's devices and joins the other processes of the run.
 
     Every process of a run calls this before anything else initialises TensorFlow's devices.
-    Afterwards ranks other than 0 log nothing but errors.
+    Afterwards ranks other than 0 log nothing but errors. With virtual workers, operations have one
+    thread unless the configuration says otherwise, and GPUs use deterministic kernels.
 
     Args:
         config: The configuration of the run.
         cluster: The processes of the run; read from the environment by default.
         cores_are_bound: Whether this process is already bound to its cores.
-        exact: Whether results must be the same to the last bit for any number of processes: with
-            one thread per operation, unless the configuration says otherwise, and on GPUs with
-            deterministic kernels only.
 
     Raises:
         DistcnnError: If the devices cannot be used as configured, or do not reduce.
@@ -78,7 +75,7 @@ def join_run(
     hardware = find_hardware()
     precision = resolve_precision(config.precision, hardware)
     numerics = config.precision
-    if exact:
+    if config.virtual_workers is not None:  # the number of threads may change the order of sums
         deterministic = numerics.deterministic or hardware.gpu is not None
         threads = numerics.threads or 1
         numerics = dataclasses.replace(numerics, threads=threads, deterministic=deterministic)

@@ -54,8 +54,8 @@ def _factor(
         return None
     if shard.index is not None:
         raise UsageError(
-            "train.virtual_workers is set, but the loss counts by sample weights or a mask, whose "
-            "sum over the batch is not known to a shard; drop --train.virtual_workers"
+            "virtual_workers is set, but the loss counts by sample weights or a mask, whose "
+            "sum over the batch is not known to a shard; drop virtual_workers"
         )
     own = _sum_of_weights(mask, sample_weight if weighted else None, y_pred)
     own = tf.where(tf.equal(shard.rows, 0), tf.zeros_like(own), own)

@@ -80,10 +80,10 @@ class ShardState:
         for key, variable in shard.changed.items():
             if key not in known:
                 raise UsageError(
-                    f"train.virtual_workers: the step changes the variable "
+                    f"virtual_workers is set, but the step changes the variable "
                     f"{getattr(variable, 'path', variable)}, which is no variable of the model; "
                     "give layers that draw random numbers a keras.random.SeedGenerator of their "
-                    "own, or drop --train.virtual_workers"
+                    "own, or drop virtual_workers"
                 )
         return [variable for key, variable in self._others.items() if key in shard.changed]
 

@@ -19,7 +19,7 @@ from distcnn.engine.randomness import different_on_each_replica
 from distcnn.engine.reduction import GradientReduction
 from distcnn.engine.shard import Shard, computing, current_shard
 from distcnn.engine.shard_state import ShardState
-from distcnn.engine.virtual_workers import VirtualWorkers
+from distcnn.engine.virtual_workers import VirtualWorkers, require_divisible
 from distcnn.runtime.keras_hooks import ASSIGN, NEXT_SEED, Hooks
 from distcnn.runtime.keras_steps import (
     evaluated_loss,
@@ -81,6 +81,15 @@ class StepEngine:
             hooks.replace(NEXT_SEED, different_on_each_replica(self.backend))
         if self.virtual:
             hooks.replace(ASSIGN, _noting_changes)
+
+    def require_virtual(self, model: keras.Model) -> None:
+        """Checks that virtual workers, if there are any, can compute a model's steps.
+
+        Raises:
+            UsageError: If a step or a layer of the model uses several shards at once.
+        """
+        if self.virtual is not None:
+            require_divisible(model, self.virtual.count)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:

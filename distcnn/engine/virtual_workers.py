@@ -5,15 +5,20 @@ them one after the other. What they compute is added in the order of `ShardTree`
 subtrees of its own shards, and the rest of the tree is added from what all replicas have sent.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.engine.buckets import in_buckets
+from distcnn.engine.shard import Shard, cut_batch
 from distcnn.engine.shard_tree import Node, ShardTree
 from distcnn.errors import UsageError
+from distcnn.runtime.keras_internals import all_layers
+from distcnn.runtime.keras_steps import has_own_test_step, has_own_train_step
 
 
 class VirtualWorkers:
@@ -34,7 +39,7 @@ class VirtualWorkers:
     def __init__(self, count: int, backend: Backend) -> None:
         if count % backend.replicas:
             raise UsageError(
-                f"train.virtual_workers is {count}, but there are {backend.replicas} workers; "
+                f"virtual_workers is {count}, but there are {backend.replicas} workers; "
                 f"expected a multiple of {backend.replicas}, and of every other number of workers "
                 "with which the run goes on"
             )
@@ -55,6 +60,18 @@ class VirtualWorkers:
     def index(self, position: int) -> int:
         """Returns the number of a replica's shard by its position among its own, inside `run`."""
         return self._replica() * self.per_replica + position
+
+    def cut(self, batch: Any) -> list[tuple[Any, Shard]]:
+        """Returns the rows of a batch that belong to each shard of this replica, inside `run`.
+
+        Args:
+            batch: As for `cut_batch`.
+        """
+        parts = []
+        for index in range(self.index(0), self.index(self.per_replica)):
+            rows, shard = cut_batch(batch, index, self.count)
+            parts.append((rows, dataclasses.replace(shard, index=index)))
+        return parts
 
     def reduce(
         self, gradients: Sequence[Sequence[Any]], also: Sequence[Sequence[tf.Tensor]]
@@ -133,3 +150,32 @@ class VirtualWorkers:
             return self._backend.rank
         number = self._backend.replica_id()
         return int(tf.get_static_value(number) if tf.is_tensor(number) else number)
+
+
+def require_divisible(model: keras.Model, count: int) -> None:
+    """Checks that the steps of a model can be computed shard by shard.
+
+    Args:
+        model: The model.
+        count: Number of shards of a batch.
+
+    Raises:
+        UsageError: If a step of the model's own computes a whole batch, or a layer normalises over
+            all shards.
+    """
+    for name, is_own in (
+        ("train_step", has_own_train_step(model)),
+        ("test_step", has_own_test_step(model)),
+    ):
+        if is_own:
+            raise UsageError(
+                f"virtual_workers is {count}, but the model overrides {name}, which computes a "
+                "whole batch; drop virtual_workers"
+            )
+    for layer in all_layers(model):
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
+            raise UsageError(
+                f"virtual_workers is {count}, but {layer.name} is built with synchronized=True, "
+                "and would normalise over all shards at once; build it without, or drop "
+                "virtual_workers"
+            )

@@ -92,7 +92,7 @@ def _proven(config: Config, workers: int) -> Config:
             "a data set; prove a script that fits the same model on the same data"
         )
     train = config.train
-    shards = workers * train.accumulation_steps
+    shards = train.virtual_workers or workers * train.accumulation_steps
     batch = train.global_batch_size or train.batch_size * shards
     if batch < shards:
         raise UsageError(

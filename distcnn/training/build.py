@@ -28,7 +28,6 @@ from distcnn.models.compiled import is_compiled_by_owner
 from distcnn.models.interface import ModelInterface, inspect_model
 from distcnn.optim.ema import WeightEMA
 from distcnn.optim.optimizers import build_optimizer, learning_rate, scaled_learning_rate
-from distcnn.runtime.keras_internals import all_layers
 from distcnn.runtime.keras_steps import build_symbolically, has_own_train_step
 from distcnn.runtime.precision import Precision, resolve_fast_path
 from distcnn.training.evaluation_step import EvaluationStep
@@ -139,13 +138,13 @@ def _build_steps(
     backend = context.backend
     precision = _precision_of_step(config, context, model)
     fast_path, fast_path_reason = resolve_fast_path(config.train, xla=precision.xla)
-    _require_own_statistics(config, model)
     engine = StepEngine(
         backend,
         fast=fast_path,
         sync_batchnorm=config.distribute.sync_batchnorm,
         virtual_workers=config.train.virtual_workers,
     )
+    engine.require_virtual(model)
     with backend.scope():
         if is_compiled_by_owner(model):
             objective = own_objective(model, config, interface)
@@ -190,19 +189,6 @@ def _build_steps(
         ),
         state=TrainState(backend, model, optimizers, training),
     )
-
-
-def _require_own_statistics(config: Config, model: keras.Model) -> None:
-    """Checks that no layer normalises over all shards, which virtual workers compute in turn."""
-    if config.train.virtual_workers is None:
-        return
-    for layer in all_layers(model):
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
-            raise UsageError(
-                f"train.virtual_workers is {config.train.virtual_workers}, but {layer.name} is "
-                "built with synchronized=True, and would normalise over all shards at once; build "
-                "it without, or drop --train.virtual_workers"
-            )
 
 
 def _build_optimizer(

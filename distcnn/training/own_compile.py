@@ -40,11 +40,6 @@ def own_objective(model: keras.Model, config: Config, interface: ModelInterface)
             "overrides train_step, which computes a whole batch; drop --train.accumulation_steps, "
             "or let its optimizer have gradient_accumulation_steps"
         )
-    if has_own_train_step(model) and config.train.virtual_workers is not None:
-        raise UsageError(
-            f"train.virtual_workers is {config.train.virtual_workers}, but the model overrides "
-            "train_step, which computes a whole batch; drop --train.virtual_workers"
-        )
     if has_own_test_step(model) and config.train.test_flip:
         raise UsageError(
             "train.test_flip is true, but the model overrides test_step, which computes its own "

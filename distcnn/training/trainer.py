@@ -75,7 +75,7 @@ class Trainer:
                 "set; use the command distcnn train, or distcnn.session and the model's own fit"
             )
         self.config = config
-        context = join_run(config, cluster, exact=config.train.virtual_workers is not None)
+        context = join_run(config, cluster)
         backend = context.backend
         with reporting_lost_peers(backend):
             self.directory = _choose_directory(config, backend)

@@ -26,6 +26,7 @@ from distcnn.training import state
 from distcnn.training.step import TrainingStep
 from distcnn.training.trainer import Trainer
 from tests.lockstep.cases import case_config
+from tests.runs import SignalAt
 
 OVERFLOW_AT = 7
 
@@ -106,9 +107,11 @@ def forbidden(*arguments: Any) -> int:
 def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
     """Trains one case and returns its results."""
     overrides = entry.get("overrides", {}) | (entry.get("rank_1", {}) if rank == 1 else {})
-    config = case_config(entry["case"], out / "run", **overrides)
+    config = case_config(entry["case"], Path(entry.get("run", out / "run")), **overrides)
     callbacks: list[keras.callbacks.Callback] = [Drift()] if entry.get("drift") else []
     callbacks += [ReadsEachStep()] if entry["case"] == "sgd" else []
+    if entry.get("stop_at") and rank == 0:
+        callbacks.append(SignalAt(entry["stop_at"]))
     if entry.get("taken") and rank == 0:
         (out / "run").mkdir()
         (out / "run" / "thesis.txt").touch()
