@@ -33,6 +33,7 @@ def compiled(*body: layers.Layer, inputs: Any = None, optimizer: Any = None) -> 
 
 def step(model: keras.Model, x: np.ndarray, y: np.ndarray, shards: int) -> StepEngine:
     engine = StepEngine(OneDevice(), fast=False, sync_batchnorm=False, virtual_workers=shards)
+    assert engine.virtual is not None
     with engine.installed():
         engine.train(model, engine.virtual.cut((tf.constant(x), tf.constant(y))))
     return engine
@@ -58,11 +59,13 @@ def test_state_changes_by_the_mean_over_the_shards_and_once_a_step():
 
 def test_shards_draw_different_dropout():
     model = compiled(layers.Dropout(0.5))
-    masks = []
-    original = model.layers[0].call
-    model.layers[0].call = lambda x, training=False: (
-        masks.append(original(x, training)) or masks[-1]
-    )
+    masks, original = [], model.layers[0].call
+
+    def call(x: Any, training: bool = False) -> Any:
+        masks.append(original(x, training))
+        return masks[-1]
+
+    model.layers[0].call = call
     step(model, np.ones((8, 3), np.float32), np.zeros((8, 1), np.float32), 2)
     assert len(masks) == 2
     assert not np.array_equal(*masks)
