@@ -24,7 +24,8 @@ class Noise(layers.Layer):
 
 def compiled(*body: layers.Layer, inputs: Any = None, optimizer: Any = None) -> keras.Model:
     keras.utils.set_random_seed(3)
-    model = keras.Sequential([inputs or keras.Input((3,)), *body, layers.Dense(1)])
+    inputs = keras.Input((3,)) if inputs is None else inputs
+    model = keras.Sequential([inputs, *body, layers.Dense(1)])
     model.compile(optimizer or keras.optimizers.SGD(0.1), "mse", metrics=["mae"])
     model._compile_metrics.build(tf.zeros((1, 1)), tf.zeros((1, 1)))
     model.optimizer.build(model.trainable_weights)
