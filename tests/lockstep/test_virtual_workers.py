@@ -10,6 +10,9 @@ from tests.lockstep.groups import Outcome, run_plan
 ELASTIC = "elastic"
 """A run that 4 workers begin, one continues and 2 finish."""
 
+SCRIPT = "script"
+"""A model that a script fits in a session."""
+
 BY_WORKERS = {4: ("horovod", "off"), 1: ("one_device", "auto"), 2: ("horovod", "auto")}
 """Strategy, and whether memory is shared, by number of workers, in the order of the elastic run."""
 
@@ -19,6 +22,7 @@ def plan(workers: int, run: str) -> list[dict[str, Any]]:
     every = {"distribute__strategy": strategy}
     own = every | {"distribute__shared_memory": memory}
     cases = [{"name": n, "case": n, "overrides": own} for n in (*VIRTUAL, "not_virtual")]
+    cases.append({"name": SCRIPT, "distribute": {"strategy": strategy, "shared_memory": memory}})
     if workers == 2:
         by_sockets = every | {"distribute__shared_memory": "off"}
         cases.append({"name": "by sockets", "case": "virtual_uneven", "overrides": by_sockets})
@@ -38,15 +42,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Outcom
     return outcomes
 
 
-def numbers(outcome: Outcome) -> list[Any]:
+KEYS = ("weights_sha256", "loss", "accuracy", "val_loss", "val_accuracy", "test_loss")
+
+
+def numbers(outcome: Outcome) -> dict[str, Any]:
     """What must be the same to the last bit, in every rank."""
-    keys = ("weights_sha256", "loss", "accuracy", "val_loss", "val_accuracy", "test_loss")
-    found = [[result["summary"][key] for key in keys] for result in outcome.results]
+    summaries = [result.get("summary", result) for result in outcome.results]
+    found = [{key: s[key] for key in KEYS if key in s} | {"sha": s.get("sha")} for s in summaries]
     assert all(each == found[0] for each in found)
+    assert len(found[0]) >= 5, summaries
     return found[0]
 
 
-@pytest.mark.parametrize("case", VIRTUAL)
+@pytest.mark.parametrize("case", [*VIRTUAL, SCRIPT])
 def test_any_number_of_workers_reaches_the_bits_of_one(case, made):
     """Batch normalisation, dropout, mixup, Adam and averages; three transports."""
     alone = numbers(made[1][case])
@@ -63,5 +71,5 @@ def test_the_number_of_workers_may_change_during_the_run(made):
 
 def test_without_them_the_weights_depend_on_the_number_of_workers(made):
     """The negative control: batch normalisation and dropout are each worker's own."""
-    hashes = {numbers(made[workers]["not_virtual"])[0] for workers in BY_WORKERS}
+    hashes = {numbers(made[workers]["not_virtual"])["weights_sha256"] for workers in BY_WORKERS}
     assert len(hashes) == len(BY_WORKERS)
