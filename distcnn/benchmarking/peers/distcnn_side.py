@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from distcnn.benchmarking.peers.graph import Node
 from distcnn.benchmarking.peers.side import Task
 from distcnn.benchmarking.peers.spec import PeerSpec
 from distcnn.benchmarking.progress import Say
@@ -24,6 +25,7 @@ class DistcnnSide:
     """
 
     def __init__(self, setup: Any, say: Say) -> None:
+        from distcnn.benchmarking.peers.keras_graph import parameters_of
         from distcnn.benchmarking.step_timing import TimedSteps, resident_batch
 
         say("tracing the step")
@@ -31,7 +33,7 @@ class DistcnnSide:
         self._timed = TimedSteps(setup.training, resident_batch(setup))
         self.title = f"distcnn {__version__}"
         self.precision = setup.precision.policy
-        self.parameters = setup.model.count_params()
+        self.parameters = parameters_of(setup.model)
         self.settings = [
             f"fast form {'on' if setup.fast_path else 'off'}",
             f"XLA {'on' if setup.precision.xla else 'off'}",
@@ -81,6 +83,7 @@ def describe(setup: Any) -> PeerSpec:
     Raises:
         UsageError: If its owner has compiled the model, so that the loss is not known.
     """
+    from distcnn.benchmarking.peers.keras_graph import graph_of, parameters_of
     from distcnn.data.pixels import PIXEL_RANGES
 
     config = setup.config
@@ -89,10 +92,16 @@ def describe(setup: Any) -> PeerSpec:
             "the model is compiled by its owner; other frameworks are compared with a model that "
             "is not compiled"
         )
+    nodes: tuple[Node, ...] = ()
+    without_equivalent = ""
+    try:
+        nodes = tuple(graph_of(setup.model))
+    except UsageError as error:
+        without_equivalent = str(error)
     scale, offset = PIXEL_RANGES[setup.interface.pixels]
     return PeerSpec(
         model=setup.model.name,
-        parameters=setup.model.count_params(),
+        parameters=parameters_of(setup.model),
         image_shape=tuple(setup.model.input_shape[1:]),
         classes=len(setup.dataset.classes),
         batch=setup.sampler.global_batch_size,
@@ -100,7 +109,8 @@ def describe(setup: Any) -> PeerSpec:
         optimizer=config.optimizer.name,
         learning_rate=float(np.float32(setup.peak_rate)),
         momentum=float(config.optimizer.momentum),
-        dropout=float(config.model.args.get("dropout", 0.2)),
         pixel_scale=scale,
         pixel_offset=offset,
+        nodes=nodes,
+        without_equivalent=without_equivalent,
     )

@@ -1,7 +1,7 @@
-"""The models that have an equivalent in JAX, in plain JAX."""
+"""A model rebuilt in plain JAX from the operations of a Keras model."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,9 +9,13 @@ from jax import lax
 from jax import numpy as jnp
 from typing_extensions import override
 
+from distcnn.benchmarking.peers.graph import Node
+
 _WINDOW = ("NHWC", "HWIO", "NHWC")
 
 Weights = dict[str, Any]
+
+Settings = dict[str, Any]
 
 
 class Layers:
@@ -39,71 +43,80 @@ class Layers:
         self._calls = 0
         self.moved: Weights = {}
 
-    def conv(
-        self,
-        x: Any,
-        filters: int,
-        size: int,
-        *,
-        stride: int = 1,
-        padding: Any = "SAME",
-        bias: bool = True,
-    ) -> Any:
+    def conv(self, x: Any, name: str, s: Settings) -> Any:
         """Returns a convolution of NHWC images."""
-        name = self._name("conv")
-        kernel = self._kernel(f"{name}/kernel", (size, size, x.shape[-1], filters))
-        y = self._convolve(x, kernel, stride, padding)
-        return y + self._vector(f"{name}/bias", filters, 0.0).astype(y.dtype) if bias else y
+        shape = (*s["kernel"], s["channels"] // s["groups"], s["filters"])
+        y = self._convolve(x, self._kernel(f"{name}/kernel", shape), s)
+        return self._biased(y, name, s["filters"]) if s["bias"] else y
 
-    def dense(self, x: Any, units: int, *, limited: bool = False) -> Any:
-        """Returns a dense layer; the kernel of a limited one has a maximum norm for each unit."""
-        name = self._name("limited" if limited else "dense")
-        y = x @ self._kernel(f"{name}/kernel", (x.shape[-1], units))
-        return y + self._vector(f"{name}/bias", units, 0.0).astype(y.dtype)
+    def dense(self, x: Any, name: str, s: Settings) -> Any:
+        """Returns a dense layer, applied to the last axis."""
+        if s["float32"]:
+            x = x.astype(jnp.float32)
+        y = x @ self._kernel(f"{name}/kernel", (s["features"], s["units"]), x.dtype)
+        return self._biased(y, name, s["units"]) if s["bias"] else y
 
-    def norm(self, x: Any, *, epsilon: float = 1e-3, momentum: float = 0.99) -> Any:
+    def batch_norm(self, x: Any, name: str, s: Settings) -> Any:
         """Returns batch normalisation, with the statistics of the batch in float32."""
-        name = self._name("norm")
         axes = tuple(range(x.ndim - 1))
         wide = x.astype(jnp.float32)
         mean = wide.mean(axes)
         variance = jnp.maximum((wide * wide).mean(axes) - mean * mean, 0.0)
         for part, value, start in (("mean", mean, 0.0), ("variance", variance, 1.0)):
-            before = self._statistic(f"{name}/{part}", x.shape[-1], start)
-            self.moved[f"{name}/{part}"] = momentum * before + (1 - momentum) * value
-        scale = self._vector(f"{name}/scale", x.shape[-1], 1.0) * lax.rsqrt(variance + epsilon)
-        offset = self._vector(f"{name}/offset", x.shape[-1], 0.0) - mean * scale
+            before = self._statistic(f"{name}/{part}", s["channels"], start)
+            self.moved[f"{name}/{part}"] = s["momentum"] * before + (1 - s["momentum"]) * value
+        scale = lax.rsqrt(variance + s["epsilon"])
+        if s["scale"]:
+            scale = scale * self._vector(f"{name}/scale", s["channels"], 1.0)
+        offset = -mean * scale
+        if s["center"]:
+            offset = offset + self._vector(f"{name}/offset", s["channels"], 0.0)
         return (wide * scale + offset).astype(x.dtype)
 
-    def drop(self, x: Any, rate: float) -> Any:
-        """Returns dropout."""
-        if not rate:
-            return x
+    def layer_norm(self, x: Any, name: str, s: Settings) -> Any:
+        """Returns layer normalisation over the last axis, computed in float32."""
+        wide = x.astype(jnp.float32)
+        mean = wide.mean(-1, keepdims=True)
+        scale = lax.rsqrt(wide.var(-1, keepdims=True) + s["epsilon"])
+        scale = scale * self._vector(f"{name}/scale", s["channels"], 1.0)
+        offset = self._vector(f"{name}/offset", s["channels"], 0.0)
+        return ((wide - mean) * scale + offset).astype(x.dtype)
+
+    def layer_scale(self, x: Any, name: str, s: Settings) -> Any:
+        """Returns the inputs times a trained factor for each channel."""
+        return x * self._vector(f"{name}/gamma", s["channels"], s["start"]).astype(x.dtype)
+
+    def drop(self, x: Any, s: Settings) -> Any:
+        """Returns dropout, of each value or of whole images."""
+        shape = (len(x), 1, 1, 1) if s["whole"] else x.shape
+        kept = jax.random.bits(self._next_key(), shape, jnp.uint8) >= round(256 * s["rate"])
+        return jnp.where(kept, x / (1 - s["rate"]), 0).astype(x.dtype)
+
+    def _convolve(self, x: Any, kernel: Any, s: Settings) -> Any:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            s["strides"],
+            "SAME" if s["same"] else "VALID",
+            rhs_dilation=s["dilation"],
+            feature_group_count=s["groups"],
+            dimension_numbers=_WINDOW,
+        )
+
+    def _biased(self, y: Any, name: str, size: int) -> Any:
+        return y + self._vector(f"{name}/bias", size, 0.0).astype(y.dtype)
+
+    def _next_key(self) -> Any:
         self._calls += 1
-        key = jax.random.fold_in(self._key, self._calls)
-        kept = jax.random.bits(key, x.shape, jnp.uint8) >= round(256 * rate)
-        return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+        return jax.random.fold_in(self._key, self._calls)
 
-    def max_pool(self, x: Any, size: int = 2, stride: int = 2, padding: Any = "VALID") -> Any:
-        """Returns max pooling."""
-        window, strides = (1, size, size, 1), (1, stride, stride, 1)
-        return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
-
-    def _convolve(self, x: Any, kernel: Any, stride: int, padding: Any) -> Any:
-        strides = (stride, stride)
-        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_WINDOW)
-
-    def _name(self, kind: str) -> str:
-        self._calls += 1
-        return f"{kind}{self._calls}"
-
-    def _kernel(self, name: str, shape: tuple[int, ...]) -> Any:
+    def _kernel(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Any:
         if self._creating:
             receptive = math.prod(shape[:-2])
             limit = math.sqrt(6 / (receptive * (shape[-2] + shape[-1])))  # Glorot, as in Keras
-            key = jax.random.fold_in(self._key, self._calls)
-            self._weights[name] = jax.random.uniform(key, shape, jnp.float32, -limit, limit)
-        return self._weights[name].astype(self._dtype)
+            drawn = jax.random.uniform(self._next_key(), shape, jnp.float32, -limit, limit)
+            self._weights[name] = drawn
+        return self._weights[name].astype(dtype or self._dtype)
 
     def _vector(self, name: str, size: int, start: float) -> Any:
         if self._creating:
@@ -120,72 +133,104 @@ class ShiftedLayers(Layers):
     """Computes a convolution as a sum of matrix products, one for each position of the kernel."""
 
     @override
-    def _convolve(self, x: Any, kernel: Any, stride: int, padding: Any) -> Any:
-        height, width = kernel.shape[:2]
-        if padding == "SAME":
-            padding = lax.padtype_to_pads(x.shape[1:3], (height, width), (stride, stride), "SAME")
-        padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-        rows = (padded.shape[1] - height) // stride * stride + 1
-        columns = (padded.shape[2] - width) // stride * stride + 1
-        return sum(
-            padded[:, i : i + rows : stride, j : j + columns : stride] @ kernel[i, j]
+    def _convolve(self, x: Any, kernel: Any, s: Settings) -> Any:
+        depthwise = s["groups"] == s["channels"] == s["filters"]
+        if s["dilation"] != [1, 1] or not (s["groups"] == 1 or depthwise):
+            return super()._convolve(x, kernel, s)
+        height, width = s["kernel"]
+        down, right = s["strides"]
+        if s["same"]:
+            padding = lax.padtype_to_pads(x.shape[1:3], (height, width), (down, right), "SAME")
+            x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        rows = (x.shape[1] - height) // down * down + 1
+        columns = (x.shape[2] - width) // right * right + 1
+        shifted = (
+            (x[:, i : i + rows : down, j : j + columns : right], kernel[i, j])
             for i in range(height)
             for j in range(width)
         )
+        return sum(part * factor[0] if depthwise else part @ factor for part, factor in shifted)
 
 
-def article(layers: Layers, x: Any, classes: int, dropout: float) -> Any:
-    """The article's network; see `distcnn.models.article`."""
-    for filters, pool in ((32, False), (64, True), (64, True), (128, False)):
-        x = jax.nn.relu(layers.conv(x, filters, 3))
-        x = layers.max_pool(x) if pool else x
-        x = layers.norm(layers.drop(x, dropout))
-    x = layers.drop(x.reshape(len(x), -1), dropout)
-    for units in (256, 128):
-        x = jax.nn.relu(layers.dense(x, units, limited=True))
-        x = layers.norm(layers.drop(x, dropout))
-    return layers.dense(x.astype(jnp.float32), classes)
+def logits_of(layers: Layers, nodes: Sequence[Node], images: Any) -> Any:
+    """Computes the operations of a Keras model.
+
+    Args:
+        layers: Holds the weights; those of a Keras layer are named after it.
+        nodes: The operations; see `distcnn.benchmarking.peers.graph`.
+        images: Scaled images in NHWC.
+
+    Returns:
+        float32 logits of shape `(batch, classes)`.
+    """
+    values = [images]
+    for node in nodes:
+        inputs = [values[number] for number in node.inputs]
+        if node.layer:
+            outputs = _LAYERS[node.kind](layers, inputs[0], node.layer, node.settings)
+        elif node.kind == "dropout":
+            outputs = layers.drop(inputs[0], node.settings)
+        else:
+            outputs = _FUNCTIONS[node.kind](node.settings, *inputs)
+        values.append(outputs)
+    return values[-1].astype(jnp.float32)
 
 
-def compact(layers: Layers, x: Any, classes: int, dropout: float) -> Any:
-    """The small residual network; see `distcnn.models.compact`."""
-
-    def normalised(x: Any) -> Any:
-        return jax.nn.relu(layers.norm(x, momentum=0.9))
-
-    widths = (32, 64, 128, 256)
-    x = normalised(layers.max_pool(layers.conv(x, widths[0], 3, bias=False)))
-    for stage, width in enumerate(widths[1:]):
-        x = layers.max_pool(x) if stage else x
-        x = normalised(layers.conv(x, width, 3, bias=False))
-    x = x + normalised(layers.conv(x, widths[-1], 3, bias=False))
-    return layers.dense(x.max((1, 2)).astype(jnp.float32), classes)
+def _pooling(s: Settings, x: Any, start: Any, combine: Any) -> Any:
+    window, strides = (1, *s["size"], 1), (1, *s["strides"], 1)
+    padding = "SAME" if s["same"] else "VALID"
+    return lax.reduce_window(x, start, combine, window, strides, padding)
 
 
-def resnet50(layers: Layers, x: Any, classes: int, dropout: float) -> Any:
-    """The ResNet-50 of `keras.applications`."""
-
-    def convolved(x: Any, width: int, size: int, stride: int = 1) -> Any:
-        padding = [(size // 2, size // 2)] * 2
-        x = layers.conv(x, width, size, stride=stride, padding=padding)
-        return layers.norm(x, epsilon=1.001e-5)
-
-    x = jax.nn.relu(convolved(x, 64, 7, 2))
-    x = layers.max_pool(x, 3, 2, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    for width, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-        for block in range(blocks):
-            step = 1 if block else stride
-            shortcut = x if block else convolved(x, 4 * width, 1, step)
-            y = jax.nn.relu(convolved(x, width, 1, step))
-            y = jax.nn.relu(convolved(y, width, 3))
-            x = jax.nn.relu(shortcut + convolved(y, 4 * width, 1))
-    return layers.dense(x.mean((1, 2)), classes).astype(jnp.float32)
+def _average_pooling(s: Settings, x: Any) -> Any:
+    return _pooling(s, x, 0.0, lax.add) / math.prod(s["size"])
 
 
-MODELS: dict[str, Callable[[Layers, Any, int, float], Any]] = {
-    "article": article,
-    "compact": compact,
-    "resnet50": resnet50,
+def _global(s: Settings, x: Any, reduce: Callable[..., Any]) -> Any:
+    return reduce(x.astype(jnp.float32) if s["float32"] else x, (1, 2), keepdims=s["keep"])
+
+
+def _affine(s: Settings, x: Any) -> Any:
+    scale, offset = (jnp.asarray(s[key], x.dtype) for key in ("scale", "offset"))
+    return x * scale + offset
+
+
+def _product(s: Settings, first: Any, *others: Any) -> Any:
+    for other in others:
+        first = first * other
+    return first
+
+
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+    "hard_silu": jax.nn.hard_silu,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "tanh": jnp.tanh,
 }
-"""The models by the name of their Keras equivalent: from layers, NHWC images, number of classes and
-rate of dropout to float32 logits."""
+
+_LAYERS: dict[str, Callable[[Layers, Any, str, Settings], Any]] = {
+    "convolution": lambda layers, *call: layers.conv(*call),
+    "dense": lambda layers, *call: layers.dense(*call),
+    "batch_normalisation": lambda layers, *call: layers.batch_norm(*call),
+    "layer_normalisation": lambda layers, *call: layers.layer_norm(*call),
+    "layer_scale": lambda layers, *call: layers.layer_scale(*call),
+}
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "activation": lambda s, x: _ACTIVATIONS[s["name"]](x),
+    "max_pooling": lambda s, x: _pooling(s, x, -jnp.inf, lax.max),
+    "average_pooling": _average_pooling,
+    "global_average": lambda s, x: _global(s, x, jnp.mean),
+    "global_maximum": lambda s, x: _global(s, x, jnp.max),
+    "padding": lambda s, x: jnp.pad(x, ((0, 0), *s["sides"], (0, 0))),
+    "flatten": lambda s, x: x.reshape(len(x), -1),
+    "reshape": lambda s, x: x.reshape(len(x), *s["shape"]),
+    "affine": _affine,
+    "add": lambda s, *x: sum(x[1:], x[0]),
+    "multiply": _product,
+    "concatenate": lambda s, *x: jnp.concatenate(x, -1),
+}

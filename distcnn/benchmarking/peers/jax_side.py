@@ -1,20 +1,19 @@
 """The step in plain JAX, compiled as a whole."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 from jax import numpy as jnp
 
-from distcnn.benchmarking.peers.jax_models import MODELS, Layers, ShiftedLayers, Weights
+from distcnn.benchmarking.peers.jax_models import Layers, ShiftedLayers, Weights, logits_of
 from distcnn.benchmarking.peers.side import Task, fastest
 from distcnn.benchmarking.peers.spec import PeerSpec
 from distcnn.benchmarking.progress import Say
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
-_MAXIMUM_NORM = 3.0
 
 _FORMS: dict[str, type[Layers]] = {"lax convolutions": Layers, "shifted products": ShiftedLayers}
 """XLA's convolutions on a CPU are slow backwards, so products are tried as well."""
@@ -79,7 +78,7 @@ def initial_weights(spec: PeerSpec) -> tuple[Weights, Weights]:
         weights: Weights = {}
         statistics: Weights = {}
         layers = Layers(weights, statistics, jax.random.key(0), jnp.float32, creating=True)
-        MODELS[spec.model](layers, jnp.zeros((1, *spec.image_shape)), spec.classes, spec.dropout)
+        logits_of(layers, spec.nodes, jnp.zeros((1, *spec.image_shape)))
         return weights, statistics
 
     created: tuple[Weights, Weights] = jax.jit(create)()  # one program, without the pass itself
@@ -99,8 +98,14 @@ def compiled_step(spec: PeerSpec, form: type[Layers]) -> Callable[..., Any]:
     def mean_loss(weights: Any, statistics: Any, images: Any, labels: Any, key: Any) -> Any:
         layers = form(weights, statistics, key, dtype)
         scaled = images.astype(jnp.float32) * spec.pixel_scale + spec.pixel_offset
-        logits = MODELS[spec.model](layers, scaled.astype(dtype), spec.classes, spec.dropout)
+        logits = logits_of(layers, spec.nodes, scaled.astype(dtype))
         return -(labels * jax.nn.log_softmax(logits)).sum(-1).mean(), layers.moved
+
+    limits = {
+        f"{node.layer}/kernel": node.settings["maximum_norm"]
+        for node in spec.nodes
+        if node.settings.get("maximum_norm") is not None
+    }
 
     def step(state: Any, images: Any, labels: Any) -> Any:
         weights, statistics, moments, count = state
@@ -110,7 +115,7 @@ def compiled_step(spec: PeerSpec, form: type[Layers]) -> Callable[..., Any]:
         )
         update = _adam if spec.optimizer == "adam" else _sgd
         weights, moments = update(spec, weights, gradients, moments, count + 1)
-        return (_limited(weights), statistics, moments, count + 1), loss
+        return (_limited(weights, limits), statistics, moments, count + 1), loss
 
     return jax.jit(step, donate_argnums=0)
 
@@ -138,15 +143,15 @@ def _sgd(spec: PeerSpec, weights: Any, gradients: Any, moments: Any, count: Any)
     )
 
 
-def _limited(weights: Weights) -> Weights:
-    """Limits the norms of the columns of the kernels whose name says so."""
+def _limited(weights: Weights, limits: Mapping[str, float]) -> Weights:
+    """Limits the norms of the columns of some kernels, given by name."""
 
-    def limit(kernel: Any) -> Any:
+    def limit(kernel: Any, most: float) -> Any:
         norms = jnp.sqrt((kernel * kernel).sum(0, keepdims=True))
-        return kernel * jnp.clip(norms, 0, _MAXIMUM_NORM) / (norms + _EPSILON)
+        return kernel * jnp.clip(norms, 0, most) / (norms + _EPSILON)
 
     return {
-        name: limit(value) if name.startswith("limited") and name.endswith("kernel") else value
+        name: limit(value, limits[name]) if name in limits else value
         for name, value in weights.items()
     }
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from distcnn.benchmarking.peers.results import PeerComparison, PeerRow
-from distcnn.benchmarking.peers.spec import FRAMEWORKS, PeerSpec, require_known_model
+from distcnn.benchmarking.peers.spec import FRAMEWORKS, PeerSpec
 from distcnn.benchmarking.process_groups import environment_of_children, quote_failure, terminate
 from distcnn.benchmarking.progress import Budget, Heartbeat, Say, rounds
 from distcnn.benchmarking.statistics import ratio_of_quartiles
-from distcnn.errors import DistcnnError
+from distcnn.errors import DistcnnError, UsageError
 from distcnn.storage.environment import describe_environment
 
 _REST = 0.05
@@ -258,8 +258,8 @@ def _running(
                 heartbeat.line(missing[-1])
                 continue
             spec = PeerSpec.read(folder / "spec.json")
-            if set(peers) & set(FRAMEWORKS):
-                require_known_model(spec.model)
+            if set(peers) & set(FRAMEWORKS) and spec.without_equivalent:
+                raise UsageError(spec.without_equivalent)
             require_same_model(name, described[name], spec)
             side.warm_up()
         yield sides, described

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from distcnn.benchmarking.peers.graph import Node
 from distcnn.config import Config
 from distcnn.errors import UsageError
 
@@ -16,9 +17,6 @@ PACKAGES = {PLAIN: "keras", "torch": "torch", "jax": "jax"}
 """The peers, and the package that each needs."""
 
 FRAMEWORKS = tuple(name for name in PACKAGES if name != PLAIN)
-
-MODELS = ("article", "compact", "resnet50")
-"""Names of the Keras models that have an equivalent in every framework."""
 
 _OPTIMIZERS = ("adam", "sgd")
 _PRECISIONS = ("float32", "mixed_bfloat16")
@@ -38,9 +36,10 @@ class PeerSpec:
         optimizer: Name of the optimizer.
         learning_rate: Learning rate.
         momentum: Momentum of SGD.
-        dropout: Rate of the article's dropout.
         pixel_scale: What stored pixels are multiplied by.
         pixel_offset: What is added after that.
+        nodes: The operations of the model.
+        without_equivalent: Why other frameworks cannot compute the model; empty if they can.
     """
 
     model: str
@@ -52,9 +51,10 @@ class PeerSpec:
     optimizer: str
     learning_rate: float
     momentum: float
-    dropout: float
     pixel_scale: float
     pixel_offset: float
+    nodes: tuple[Node, ...] = ()
+    without_equivalent: str = ""
 
     def write(self, file: Path) -> None:
         """Writes the step as JSON."""
@@ -64,7 +64,11 @@ class PeerSpec:
     def read(cls, file: Path) -> Self:
         """Reads what `write` wrote."""
         values = json.loads(file.read_text())
-        return cls(**{**values, "image_shape": tuple(values["image_shape"])})
+        values["image_shape"] = tuple(values["image_shape"])
+        values["nodes"] = tuple(
+            Node(**{**node, "inputs": tuple(node["inputs"])}) for node in values["nodes"]
+        )
+        return cls(**values)
 
 
 def parse_peers(text: str | None) -> tuple[list[str], list[str]]:
@@ -116,7 +120,6 @@ def require_equivalent(config: Config, peers: Sequence[str], gpus: int) -> None:
             "compare with other frameworks runs on CPUs only; set CUDA_VISIBLE_DEVICES= to compare "
             "there"
         )
-    require_known_model(None if config.model.factory else config.model.name)
     train, optimizer = config.train, config.optimizer
     if optimizer.name not in _OPTIMIZERS:
         raise UsageError(
@@ -140,22 +143,3 @@ def require_equivalent(config: Config, peers: Sequence[str], gpus: int) -> None:
                 f"{key} is {value}; other frameworks are compared without it; pass "
                 f"--{key} {expected}"
             )
-    unknown = set(config.model.args) - {"dropout"} if not config.model.factory else set()
-    if unknown:
-        raise UsageError(
-            f"model.args has {', '.join(sorted(unknown))}; the models of other frameworks have "
-            "dropout only"
-        )
-
-
-def require_known_model(name: str | None) -> None:
-    """Checks that a model has an equivalent in other frameworks; None is not known yet.
-
-    Raises:
-        UsageError: If it has none.
-    """
-    if name is not None and name not in MODELS:
-        raise UsageError(
-            f"the model {name} has no equivalent in other frameworks; expected {', '.join(MODELS)}"
-            " (keras.applications:ResNet50); compare it with plain"
-        )

@@ -9,11 +9,10 @@ from torch.nn import functional
 
 from distcnn.benchmarking.peers.side import Task, fastest
 from distcnn.benchmarking.peers.spec import PeerSpec
-from distcnn.benchmarking.peers.torch_models import MODELS
+from distcnn.benchmarking.peers.torch_models import GraphModel
 from distcnn.benchmarking.progress import Say
 
 _KERAS_ADAM_EPSILON = 1e-7
-_MAXIMUM_NORM = 3.0
 
 
 class TorchSide:
@@ -37,8 +36,7 @@ class TorchSide:
         self._spec = spec
         images, labels = task.batch()
         self._images, self._labels = torch.from_numpy(images), torch.from_numpy(labels)
-        model = MODELS[spec.model](spec.image_shape, spec.classes, spec.dropout)
-        self.model = model.to(memory_format=torch.channels_last)
+        self.model = GraphModel(spec.nodes).to(memory_format=torch.channels_last)
         self.optimizer, fused = _optimizer(spec, self.model)
         self._loss = float("nan")
         candidates = {"eager": self._mean_loss}
@@ -61,8 +59,10 @@ class TorchSide:
     @property
     def parameters(self) -> int:
         """Number of parameters, moving statistics included."""
+        frozen = [weight for weight in self.model.parameters() if not weight.requires_grad]
         state = self.model.state_dict()
-        return sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked"))
+        held = sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked"))
+        return held - sum(weight.numel() for weight in frozen)  # scales and offsets of none
 
     def run(self, steps: int) -> list[float]:
         """Trains; returns the seconds of each step."""
@@ -94,9 +94,9 @@ class TorchSide:
 
     @torch.no_grad()
     def _limit_norms(self) -> None:
-        for layer in self.model.limited:
+        for layer, limit in self.model.limited:
             norms = layer.weight.norm(dim=1, keepdim=True)
-            layer.weight.mul_(norms.clamp(max=_MAXIMUM_NORM) / (norms + _KERAS_ADAM_EPSILON))
+            layer.weight.mul_(norms.clamp(max=limit) / (norms + _KERAS_ADAM_EPSILON))
 
 
 def _stepper(side: TorchSide, mean_loss: Callable[[Any, Any], Any]) -> Callable[[], float]:
@@ -107,7 +107,7 @@ def _optimizer(spec: PeerSpec, model: Any) -> tuple[Any, bool]:
     """Returns the optimizer, and whether it updates the weights in one fused operation."""
 
     def build(**options: Any) -> Any:
-        weights = list(model.parameters())
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
         if spec.optimizer == "adam":
             eps = _KERAS_ADAM_EPSILON
             return torch.optim.Adam(weights, lr=spec.learning_rate, eps=eps, **options)
