@@ -7,8 +7,8 @@ import pytest
 from tests.lockstep.cases import VIRTUAL
 from tests.lockstep.groups import Outcome, run_plan
 
-ELASTIC = "elastic"
-"""A run that 4 workers begin, one continues and 2 finish."""
+ELASTIC = " by 4, 1 and 2 workers"
+"""Suffix of a case that 4 workers begin, one continues and 2 finish."""
 
 SCRIPT = "script"
 """A model that a script fits in a session."""
@@ -27,8 +27,10 @@ def plan(workers: int, run: str) -> list[dict[str, Any]]:
         by_sockets = every | {"distribute__shared_memory": "off"}
         cases.append({"name": "by sockets", "case": "virtual_uneven", "overrides": by_sockets})
     stop = {"stop_at": 3} if workers != 2 else {}
-    # A run that is stopped disconnects from Horovod.
-    return [*cases, {"name": ELASTIC, "case": "virtual", "overrides": every, "run": run, **stop}]
+    for case in ("virtual", "virtual_bfloat16"):
+        entry = {"name": case + ELASTIC, "case": case, "overrides": every, "run": run + case}
+        cases.append(entry | stop)
+    return cases
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +65,11 @@ def test_any_number_of_workers_reaches_the_bits_of_one(case, made):
         assert numbers(made[2]["by sockets"]) == alone
 
 
-def test_the_number_of_workers_may_change_during_the_run(made):
-    stopped = [r["summary"] for workers in (4, 1) for r in made[workers][ELASTIC].results]
+@pytest.mark.parametrize("case", ["virtual", "virtual_bfloat16"])
+def test_the_number_of_workers_may_change_during_the_run(case, made):
+    stopped = [r["summary"] for workers in (4, 1) for r in made[workers][case + ELASTIC].results]
     assert stopped == [None] * 5
-    assert numbers(made[2][ELASTIC]) == numbers(made[1]["virtual"])
+    assert numbers(made[2][case + ELASTIC]) == numbers(made[1][case])
 
 
 def test_without_them_the_weights_depend_on_the_number_of_workers(made):

@@ -129,6 +129,8 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
             stack.enter_context(
                 replacing(engine_step, "different_on_each_replica", lambda _: lambda o: o)
             )
+        if entry.get("stop_at"):  # stays connected for the next entries
+            stack.enter_context(replacing(Trainer, "_finish_stopped", lambda *_: None))
         if entry.get("without_memory") and rank == 1:
             stack.enter_context(replacing(os, "memfd_create", forbidden))
         try:
