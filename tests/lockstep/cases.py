@@ -83,7 +83,7 @@ CASES |= {
         "data__synthetic_examples": 110,
         "train__global_batch_size": 32,
         "optimizer__lr": 0.001,
-        "train__epochs": 2,
+        "train__epochs": 5,  # of 4 steps
     },
     "not_virtual": _VIRTUAL | {"train__virtual_workers": None},
 }
