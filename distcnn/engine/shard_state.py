@@ -65,9 +65,11 @@ class ShardState:
                 they are added up over the replicas where they are read.
         """
         rest = iter(sums)
-        for variable in self._metrics:
-            total = self._start[id(variable)] + next(rest)
-            variable.assign(total if is_first else tf.zeros_like(total))
+        # Replicas that ignore the sums must take part in adding them, or the first one waits.
+        with tf.control_dependencies(list(sums)):
+            for variable in self._metrics:
+                total = self._start[id(variable)] + next(rest)
+                variable.assign(total if is_first else tf.zeros_like(total))
         for variable, after_first in zip(self._changed, self._after_first, strict=True):
             if _is_float(variable):
                 start = self._start[id(variable)]
