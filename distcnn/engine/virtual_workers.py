@@ -113,20 +113,21 @@ class VirtualWorkers:
                 static shapes and types.
 
         Returns:
-            The sums, the same on every replica and for any number of them.
+            The sums, the same on every replica and for any number of them; those of 16-bit types
+            are added in float32.
         """
         replica, first = self._replica(), self.index(0)
         most = max(map(len, self._nodes))
         groups = []
         for tensors in zip(*values, strict=True):
             own: dict[Node, tf.Tensor]
-            own = {(first + k, first + k + 1): tensor for k, tensor in enumerate(tensors)}
+            own = {(first + k, first + k + 1): _wide(tensor) for k, tensor in enumerate(tensors)}
             partial = [self._tree.add(own, node) for node in self._nodes[replica]]
             partial += [tf.zeros_like(partial[0])] * (most - len(partial))
             groups.append([tf.reshape(tensor, [-1]) for tensor in partial])
         sums = self._backend.combine(groups, self._add_replicas)
-        shapes = [tensor.shape for tensor in values[0]]
-        return [tf.reshape(total, shape) for total, shape in zip(sums, shapes, strict=True)]
+        pairs = zip(sums, values[0], strict=True)
+        return [tf.cast(tf.reshape(total, one.shape), one.dtype) for total, one in pairs]
 
     def _add_replicas(self, sums: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
         """Adds the sums of each replica's subtrees, and maybe others that fill up their number."""
@@ -150,6 +151,11 @@ class VirtualWorkers:
             return self._backend.rank
         number = self._backend.replica_id()
         return int(tf.get_static_value(number) if tf.is_tensor(number) else number)
+
+
+def _wide(tensor: tf.Tensor) -> tf.Tensor:
+    is_half = tensor.dtype in (tf.float16, tf.bfloat16)
+    return tf.cast(tensor, tf.float32) if is_half else tensor
 
 
 def require_divisible(model: keras.Model, count: int) -> None:
