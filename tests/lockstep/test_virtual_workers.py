@@ -21,6 +21,7 @@ def plan(workers: int, run: str) -> list[dict[str, Any]]:
     strategy, memory = BY_WORKERS[workers]
     every = {"distribute__strategy": strategy}
     own = every | {"distribute__shared_memory": memory}
+    cases: list[dict[str, Any]]
     cases = [{"name": n, "case": n, "overrides": own} for n in (*VIRTUAL, "not_virtual")]
     cases.append({"name": SCRIPT, "distribute": {"strategy": strategy, "shared_memory": memory}})
     if workers == 2:
@@ -28,8 +29,8 @@ def plan(workers: int, run: str) -> list[dict[str, Any]]:
         cases.append({"name": "by sockets", "case": "virtual_uneven", "overrides": by_sockets})
     stop = {"stop_at": 3} if workers != 2 else {}
     for case in ("virtual", "virtual_bfloat16"):
-        entry = {"name": case + ELASTIC, "case": case, "overrides": every, "run": run + case}
-        cases.append(entry | stop)
+        name = case + ELASTIC
+        cases.append({"name": name, "case": case, "overrides": every, "run": run + case, **stop})
     return cases
 
 
