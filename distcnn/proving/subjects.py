@@ -75,7 +75,8 @@ class RunSubject:
         config = self._config
         if sync_batchnorm:
             distribute = dataclasses.replace(config.distribute, sync_batchnorm=True)
-            config = dataclasses.replace(config, distribute=distribute)
+            train = dataclasses.replace(config.train, virtual_workers=None)  # each normalises alone
+            config = dataclasses.replace(config, train=train, distribute=distribute)
         recipe = out.with_suffix(".yaml")
         recipe.write_text(config.to_yaml(), encoding="utf-8")
         return ["-m", "distcnn.proving.run_worker", str(out), float_type, str(recipe)]
