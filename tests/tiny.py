@@ -132,7 +132,7 @@ def plain(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
     inputs = keras.Input(input_shape)
     x = layers.Conv2D(8, 3, strides=2, padding="same", activation="tanh")(inputs)
     x = layers.AveragePooling2D(4)(x)
-    x = layers.Dense(24, activation="tanh", kernel_regularizer="l2")(layers.Flatten()(x))
+    x = layers.Dense(24, activation="gelu", kernel_regularizer="l2")(layers.Flatten()(x))
     outputs = layers.Dense(num_classes, activation="softmax", dtype="float32")(x)
     return keras.Model(inputs, outputs, name="plain")
 

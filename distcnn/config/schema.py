@@ -104,6 +104,8 @@ class Config:
             "train.accumulation_steps": self.train.accumulation_steps > 1,
             "train.virtual_workers": self.train.virtual_workers is not None,
             "train.test_flip": self.train.test_flip,
+            "train.test_shift": self.train.test_shift > 0,
+            "model.whitening": self.model.whitening,
             "optimizer.ema": self.optimizer.ema > 0,
             "logging.profile": self.logging.profile is not None,
             "checkpoint.resume": self.checkpoint.resume not in ("auto", "never"),

@@ -53,12 +53,15 @@ class Randomness:
         offset: Integer scalar, position of the shard's first image in the global batch.
         count: Integer scalar, number of images in this shard.
         total: Integer scalar, number of images in the global batch.
+        mirrored: Which images the flip mirrors, bool tensor of shape `(count,)`; None if it decides
+            by chance.
     """
 
     seed: Any
     offset: Any
     count: Any
     total: Any
+    mirrored: Any = None
 
     def uniform(self, stream: int | str, width: int) -> tf.Tensor:
         """Draws from [0, 1): float32 tensor of shape `(count, width)`."""
@@ -164,15 +167,18 @@ def _strengths(config: AugmentConfig) -> dict[str, Any]:
 
 
 def flip(images: tf.Tensor, random: Randomness) -> tf.Tensor:
-    """Flips each image horizontally with probability 0.5."""
+    """Flips each image horizontally with probability 0.5, or those that are to be mirrored."""
     height, width, channels = images.shape[1:]
     positions = tf.range(tf.shape(images)[0])
-    chosen = tf.boolean_mask(positions, random.uniform(Stream.FLIP, 1)[:, 0] < 0.5)
+    mirrored = random.mirrored
+    if mirrored is None:
+        mirrored = random.uniform(Stream.FLIP, 1)[:, 0] < 0.5
+    chosen = tf.boolean_mask(positions, mirrored)
     # With rank 3, because TensorFlow reverses its rows fast.
     rows = tf.reshape(tf.gather(images, chosen), [-1, width, channels])
-    mirrored = tf.reshape(tf.reverse(rows, [1]), [-1, height, width, channels])
+    flipped = tf.reshape(tf.reverse(rows, [1]), [-1, height, width, channels])
     # Where two images have the same index, the stitch uses the later one.
-    return tf.dynamic_stitch([positions, chosen], [images, mirrored])
+    return tf.dynamic_stitch([positions, chosen], [images, flipped])
 
 
 def pad_and_crop(images: tf.Tensor, padding: int, random: Randomness) -> tf.Tensor:

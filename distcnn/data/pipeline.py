@@ -23,6 +23,9 @@ from distcnn.errors import DataError
 
 _PREFETCHED_BYTES = 64 * 2**20
 
+_MIRRORED = 2**64 - 1
+"""In place of an epoch, for the random numbers of alternating flips."""
+
 _MAX_CROP_BYTES = 2**31 - 2**16
 """The most that cropping takes, as it serialises the images with TensorFlow."""
 
@@ -56,6 +59,11 @@ class EpochSampler:
         """Returns the image order of an epoch, int64 indices of shape `(examples,)`."""
         random = np.random.Generator(np.random.Philox([self.seed, epoch]))
         return random.permutation(self.examples)
+
+    def mirrored_at_first(self) -> np.ndarray:
+        """Returns which images alternating flips mirror in even epochs, bool of `(examples,)`."""
+        random = np.random.Generator(np.random.Philox([self.seed, _MIRRORED]))
+        return random.integers(0, 2, self.examples, np.uint8).astype(bool)
 
 
 @dataclass(frozen=True)
@@ -164,6 +172,7 @@ def training_dataset(
     group_size = image_group(augmentation)
     crop = random_crop(augmentation, reduced=reduced_decoding)
     per_step = len(sharding.local_replica_ids) * sharding.accumulation_steps
+    at_first = _to_cpu(sampler.mirrored_at_first()) if augmentation.alternate_flip else None
 
     @tf.autograph.experimental.do_not_convert
     def steps_of(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -191,6 +200,7 @@ def training_dataset(
             offset=begin,
             count=count,
             total=total,
+            mirrored=_mirrored(at_first, indices, step // sampler.steps_per_epoch),
         )
         if crop is None:
             images, indices = split.fetch(indices)
@@ -207,6 +217,14 @@ def training_dataset(
     shard_bytes = shard_images * math.prod(split.image_shape)
     # Deep enough to ride out a stall; TensorFlow's own choice is too few for small batches.
     return batches.prefetch(max(2, min(8, int(_PREFETCHED_BYTES / shard_bytes))))
+
+
+@tf.autograph.experimental.do_not_convert
+def _mirrored(at_first: tf.Tensor | None, indices: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor | None:
+    """Returns which images of a shard are mirrored, or None if flips do not alternate."""
+    if at_first is None:
+        return None
+    return (tf.gather(at_first, indices) + epoch) % 2 == 1
 
 
 def _require_croppable(shape: tuple[int, ...], images: int, padding: int) -> None:

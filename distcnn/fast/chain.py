@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from typing_extensions import override
 
+from distcnn.fast.compiled import compiled_activation, layer_normalise
 from distcnn.fast.operations import (
     Replicas,
     keep_mask,
@@ -29,6 +30,7 @@ class Kind(enum.Enum):
     MAX_POOL = enum.auto()
     DROPOUT = enum.auto()
     NORM = enum.auto()
+    LAYER_NORM = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def _split(layer: keras.layers.Layer) -> list[Stage] | None:
         (axis,) = layer.input_spec.axes
         if layer.input_spec.ndim in (2, 4) and axis in (-1, layer.input_spec.ndim - 1):
             return [Stage(Kind.NORM, layer)]
+    if kind is keras.layers.LayerNormalization and not layer.rms_scaling:
+        return [Stage(Kind.LAYER_NORM, layer)] if layer.axis in (-1, [-1]) else None
     return None
 
 
@@ -162,14 +166,18 @@ class Chain(keras.layers.Layer):
         layer = stage.layer
         if stage.kind is Kind.LINEAR:
             if isinstance(layer, keras.layers.Dense):
-                return keras.ops.matmul(inputs, layer.kernel)
+                return _product(inputs, tf.convert_to_tensor(layer.kernel))
             return layer.convolution_op(inputs, layer.kernel)
         if stage.kind is Kind.BIAS:
             return tf.nn.bias_add(inputs, tf.convert_to_tensor(layer.bias))
         if stage.kind is Kind.RELU:
             return tf.nn.relu(inputs)
         if stage.kind is Kind.ACTIVATION:
-            return tf.cast(layer.activation(inputs), self.compute_dtype)
+            compiled = compiled_activation(layer.activation) if training else None
+            return tf.cast((compiled or layer.activation)(inputs), self.compute_dtype)
+        if stage.kind is Kind.LAYER_NORM:
+            gamma, beta = _affine(layer, inputs.shape[-1])
+            return layer_normalise(inputs, gamma, beta, layer.epsilon)
         if stage.kind is Kind.MAX_POOL:
             return layer.call(inputs)
         if training and layer.trainable:
@@ -206,6 +214,15 @@ class Chain(keras.layers.Layer):
         for layer in self.chained:
             shape = layer.compute_output_shape(shape)
         return shape
+
+
+def _product(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Multiplies the last axis by a matrix, as one product instead of one for each image."""
+    if inputs.shape.rank == 2:
+        return tf.matmul(inputs, kernel)
+    outputs = tf.matmul(tf.reshape(inputs, [-1, inputs.shape[-1]]), kernel)
+    shape = tf.concat([tf.shape(inputs)[:-1], kernel.shape[-1:]], 0)
+    return tf.ensure_shape(tf.reshape(outputs, shape), [*inputs.shape[:-1], kernel.shape[-1]])
 
 
 def _affine(layer: keras.layers.Layer, channels: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -14,7 +14,7 @@ from distcnn.data.pixels import made_up_images, scale_pixels
 from distcnn.data.split import Shape
 from distcnn.errors import DistcnnError
 from distcnn.fast import fast_model
-from distcnn.inference.flip import mean_over_flip
+from distcnn.inference.views import Views
 from distcnn.models.building import takes_images
 from distcnn.models.outputs import resolve_output
 from distcnn.models.own_objects import needs_own_code, own_objects, strings_in
@@ -56,7 +56,8 @@ class Classifier:
     def _classify(self, images: tf.Tensor) -> tf.Tensor:
         network = functools.partial(self._network, training=False)
         scaled = scale_pixels(images, self.metadata.pixels)
-        return mean_over_flip(network, scaled) if self.metadata.test_flip else network(scaled)
+        views = Views(self.metadata.test_flip, self.metadata.test_shift)
+        return views.mean(network, scaled)
 
     @functools.cached_property
     def _network(self) -> keras.Model:

@@ -3,6 +3,7 @@
 from typing import Any
 
 MODELS: dict[str, Any] = {
+    "airbench": "distcnn.models.airbench:airbench",
     "article": "distcnn.models.article:article",
     "compact": "distcnn.models.compact:compact",
 }

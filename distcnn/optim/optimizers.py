@@ -79,10 +79,23 @@ def build_optimizer(
         optimizer.exclude_from_weight_decay(var_list=vectors)
     if fused:
         fuse_updates(optimizer)
+    if config.bias_lr_factor != 1:
+        _scale_rate_of_vectors(optimizer, config.bias_lr_factor)
     if dtype_policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(model.trainable_variables)
     return optimizer
+
+
+def _scale_rate_of_vectors(optimizer: keras.optimizers.Optimizer, factor: float) -> None:
+    """Makes an optimizer update biases and normalisation weights at another learning rate."""
+    plain = optimizer.update_step
+
+    def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
+        is_vector = len(variable.shape) < 2
+        plain(gradient, variable, learning_rate * factor if is_vector else learning_rate)
+
+    optimizer.update_step = update_step
 
 
 def adam(config: OptimizerConfig, common: dict[str, Any]) -> keras.optimizers.Optimizer:

@@ -24,6 +24,8 @@ class ModelMetadata:
         pixels: Range of the pixels that the model expects.
         logits: Whether the model returns logits rather than probabilities.
         test_flip: Whether outputs are averaged over an image and its mirror image.
+        test_shift: Pixels by which images are moved for further views that outputs are averaged
+            over, or 0.
         preprocessing: Keys of the data section that say how images become the model's input; see
             `distcnn.config.recipe.preprocessing_of_run`.
     """
@@ -32,6 +34,7 @@ class ModelMetadata:
     pixels: Literal["unit", "signed", "byte"] = "unit"
     logits: bool = False
     test_flip: bool = False
+    test_shift: int = 0
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
     def write(self, archive: zipfile.ZipFile) -> None:

@@ -12,6 +12,7 @@ from distcnn.config import Config
 from distcnn.config.recipe import flatten
 from distcnn.data.dataset import Dataset, default_image_shape, load_dataset
 from distcnn.data.pipeline import BatchSharding, EpochSampler
+from distcnn.data.pixels import scale_pixels
 from distcnn.data.sources import open_source
 from distcnn.data.split import Source
 from distcnn.distribute.base import Backend, reporting_lost_peers
@@ -23,9 +24,11 @@ from distcnn.engine.optimizers import optimizers_of, require_supported
 from distcnn.engine.step import StepEngine
 from distcnn.engine.virtual_workers import VirtualWorkers
 from distcnn.errors import DataError, UsageError
+from distcnn.inference.views import Views
 from distcnn.models.building import build_model
 from distcnn.models.compiled import is_compiled_by_owner
 from distcnn.models.interface import ModelInterface, inspect_model
+from distcnn.models.whitening import WHITENED_IMAGES, whiten_first_convolution
 from distcnn.optim.ema import WeightEMA
 from distcnn.optim.optimizers import build_optimizer, learning_rate, scaled_learning_rate
 from distcnn.runtime.keras_steps import build_symbolically, has_own_train_step
@@ -67,6 +70,8 @@ def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
         sharding, sampler = _shard_batches(config, backend, len(dataset.train))
         _require_profiled_steps(config, sampler)
         interface = _inspect(config, backend, dataset, model)
+        if config.model.whitening:
+            _whiten(backend, dataset, model, interface)
         setup = _build_steps(config, context, dataset, sharding, sampler, model, interface)
         _require_same_run(setup)
     return setup
@@ -91,6 +96,16 @@ def _inspect(
         return dataclasses.asdict(inspect_model(config, model, images))
 
     return ModelInterface(**backend.run_on_chief(inspect))
+
+
+def _whiten(
+    backend: Backend, dataset: Dataset, model: keras.Model, interface: ModelInterface
+) -> None:
+    count = min(WHITENED_IMAGES, len(dataset.train))
+    places = np.linspace(0, len(dataset.train) - 1, count).astype(np.int64)
+    images = scale_pixels(dataset.train.gather(tf.constant(places)), interface.pixels).numpy()
+    with backend.scope():
+        whiten_first_convolution(model, images)
 
 
 def _shard_batches(
@@ -185,7 +200,11 @@ def _build_steps(
         ema=ema,
         training=training,
         evaluation=EvaluationStep(
-            model, engine, objective, interface.pixels, test_flip=config.train.test_flip
+            model,
+            engine,
+            objective,
+            interface.pixels,
+            Views(config.train.test_flip, config.train.test_shift),
         ),
         state=TrainState(backend, model, optimizers, training),
     )

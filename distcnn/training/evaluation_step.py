@@ -10,7 +10,7 @@ import tensorflow as tf
 from distcnn.data.pixels import PixelRange, scale_pixels
 from distcnn.engine.shard import Shard
 from distcnn.engine.step import StepEngine
-from distcnn.inference.flip import mean_over_flip
+from distcnn.inference.views import Views
 from distcnn.runtime.keras_steps import has_own_test_step
 from distcnn.training.objective import Objective
 from distcnn.training.step import Batch
@@ -24,7 +24,7 @@ class EvaluationStep:
         engine: Computes the step on each replica.
         objective: What the classifier is compiled with.
         pixels: Range of the pixels that the classifier expects.
-        test_flip: Whether to average the outputs for each image and its mirror image.
+        views: What the outputs for an image are averaged over.
     """
 
     def __init__(
@@ -33,15 +33,14 @@ class EvaluationStep:
         engine: StepEngine,
         objective: Objective,
         pixels: PixelRange,
-        *,
-        test_flip: bool = False,
+        views: Views,
     ) -> None:
         self._model = model
         self._engine = engine
         self._backend = engine.backend
         self._objective = objective
         self._pixels = pixels
-        self._test_flip = test_flip
+        self._views = views
         # As in the training step: Keras keeps AutoGraph out of the layers of the classifier.
         self._add = tf.function(self._add_batch, autograph=False, reduce_retracing=True)
         self._outputs = tf.function(self._outputs_of, autograph=False, reduce_retracing=True)
@@ -79,8 +78,7 @@ class EvaluationStep:
             return self._classify(scaled)
 
     def _classify(self, images: tf.Tensor) -> tf.Tensor:
-        compute = self._compute
-        return mean_over_flip(compute, images) if self._test_flip else compute(images)
+        return self._views.mean(self._compute, images)
 
     def _compute(self, images: tf.Tensor) -> tf.Tensor:
         return tf.cast(self._model(images, training=False), tf.float32)

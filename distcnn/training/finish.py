@@ -165,11 +165,12 @@ class RunFinish:
         config, setup = self._setup.config, self._setup
         self._directory.require_present()
         metadata = ModelMetadata(
-            setup.dataset.classes,
-            setup.interface.pixels,
-            setup.objective.logits,
-            config.train.test_flip,
-            preprocessing_of_run(flatten(dataclasses.asdict(config))),
+            classes=setup.dataset.classes,
+            pixels=setup.interface.pixels,
+            logits=setup.objective.logits,
+            test_flip=config.train.test_flip,
+            test_shift=config.train.test_shift,
+            preprocessing=preprocessing_of_run(flatten(dataclasses.asdict(config))),
         )
         save_model(self._directory.path / "model.keras", setup.model, metadata)
         write_json(self._directory.path / "summary.json", summary)

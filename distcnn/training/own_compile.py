@@ -40,11 +40,13 @@ def own_objective(model: keras.Model, config: Config, interface: ModelInterface)
             "overrides train_step, which computes a whole batch; drop --train.accumulation_steps, "
             "or let its optimizer have gradient_accumulation_steps"
         )
-    if has_own_test_step(model) and config.train.test_flip:
-        raise UsageError(
-            "train.test_flip is true, but the model overrides test_step, which computes its own "
-            "outputs; drop --train.test_flip"
-        )
+    views = {"test_flip": config.train.test_flip, "test_shift": config.train.test_shift}
+    for key, value in views.items():
+        if has_own_test_step(model) and value:
+            raise UsageError(
+                f"train.{key} is {value}, but the model overrides test_step, which computes its "
+                f"own outputs; drop --train.{key}"
+            )
     log.warning(
         "warning: the model is compiled, so its %s is used, and of the section optimizer only ema",
         type(getattr(model.optimizer, "inner_optimizer", model.optimizer)).__name__,

@@ -65,6 +65,26 @@ def test_images_keep_their_labels_and_their_type(split):
         assert labels.sum() == len(labels)
 
 
+def test_alternating_flips_show_each_image_both_ways_in_turn(split):
+    """Whatever the shard and the first step are; by chance only in the first epoch."""
+    alternating = AugmentConfig(flip=True, alternate_flip=True)
+    whole = batches(split, 0, 20, alternating)
+    seen = []
+    for epoch in range(4):
+        images = np.concatenate([x for x, _ in whole[5 * epoch : 5 * epoch + 5]])
+        order = EpochSampler(23, 5, 3).permutation(epoch)
+        stored = split.gather(order).numpy()
+        mirrored = (images == stored[:, :, ::-1]).all((1, 2, 3))
+        assert ((images == stored).all((1, 2, 3)) ^ mirrored).all()
+        seen.append(mirrored[np.argsort(order)])
+    assert 4 < seen[0].sum() < 19
+    for epoch in range(1, 4):
+        np.testing.assert_array_equal(seen[epoch], ~seen[epoch - 1])
+    for part in (sharding(split, 7, 8, alternating, part=BatchSharding(range(1, 2), 2)),):
+        images = part[0][0]
+        np.testing.assert_array_equal(images, whole[7][0][-len(images) :])
+
+
 @pytest.mark.parametrize("first_step", [1, 4, 5, 7, 14])
 def test_any_step_can_be_the_first(split, first_step):
     everything = AugmentConfig(

@@ -40,6 +40,19 @@ def branched() -> keras.Model:
     return keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
 
 
+def modern() -> keras.Model:
+    """What newer networks have: smooth activations, layer normalisation, dense layers on images."""
+    inputs = keras.Input((12, 12, 3))
+    x = layers.LayerNormalization(epsilon=1e-6)(layers.Conv2D(8, 3, strides=2)(inputs))
+    x = layers.Dense(8, use_bias=False)(layers.Activation("gelu")(layers.Dense(16)(x)))
+    x = layers.Activation("silu")(layers.BatchNormalization()(x))
+    x = layers.LayerNormalization(scale=False)(layers.Conv2D(8, 1, activation="hard_silu")(x))
+    x = layers.LayerNormalization(center=False)(layers.Dense(8, activation="mish")(x))
+    x = layers.LayerNormalization(axis=[1, 2])(x)
+    x = layers.Dense(8, activation="gelu")(layers.Flatten()(x))
+    return keras.Model(inputs, layers.Dense(4, activation="softmax", dtype="float32")(x))
+
+
 def known() -> keras.Model:
     """A well-known network with many branches."""
     net = keras.applications.MobileNetV3Small

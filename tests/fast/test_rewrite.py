@@ -11,10 +11,10 @@ from keras import layers
 from distcnn.fast import fast_model
 from distcnn.fast.chain import Chain
 from distcnn.models.article import article
-from tests.fast.samples import IMAGES, Outcome, branched, difference, known, nested, smooth
+from tests.fast.samples import IMAGES, Outcome, branched, difference, known, modern, nested, smooth
 
 
-@pytest.mark.parametrize("build", [smooth, branched, nested])
+@pytest.mark.parametrize("build", [smooth, branched, nested, modern])
 def test_outputs_gradients_and_statistics_equal_the_plain_models(
     build: Callable[[], keras.Model],
 ) -> None:
@@ -23,7 +23,8 @@ def test_outputs_gradients_and_statistics_equal_the_plain_models(
     assert {id(v) for v in fast.variables} == {id(v) for v in model.variables}
     assert {id(v) for v in fast.trainable_variables} == {id(v) for v in model.trainable_variables}
     found = Outcome(model, fast).distance(Outcome(model, model))
-    assert max(found.values()) < 2e-5, found
+    # A chain of normalisations amplifies rounding.
+    assert max(found.values()) < (1e-4 if build is modern else 2e-5), found
 
 
 @pytest.mark.parametrize("build", [lambda: article((12, 12, 3), 4, dropout=0.0), known])

@@ -137,3 +137,22 @@ def test_float16_skips_a_step_that_overflows_and_lowers_the_scale():
     assert float(optimizer.dynamic_scale) == scale / 2
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["sgd", "adam", "lars"])
+def test_biases_have_a_learning_rate_of_their_own(name, fused):
+    """Weight decay aside, a factor on the rate is the same as another rate for the vectors."""
+    moved = {}
+    for factor, rate in ((1.0, 0.01), (8.0, 0.01), (1.0, 0.08)):
+        model = keras.Sequential(
+            [keras.Input((3,)), keras.layers.Dense(2, bias_initializer="ones")]
+        )
+        model.layers[0].kernel.assign(np.full((3, 2), 0.5))
+        config = OptimizerConfig(name=name, bias_lr_factor=factor)
+        optimizer = build_optimizer(config, rate, model, "float32", fused=fused)
+        for _ in range(3):
+            optimizer.apply([np.full((3, 2), 0.3, np.float32), np.full(2, 0.2, np.float32)])
+        moved[factor, rate] = [variable.numpy() for variable in model.trainable_variables]
+    np.testing.assert_allclose(moved[8.0, 0.01][0], moved[1.0, 0.01][0], rtol=1e-6)
+    np.testing.assert_allclose(moved[8.0, 0.01][1], moved[1.0, 0.08][1], rtol=1e-6)

@@ -23,6 +23,9 @@ class AugmentConfig:
 
     flip: bool = False
     """Flip each image horizontally with probability 0.5."""
+    alternate_flip: bool = False
+    """With flip: decide by chance in the first epoch only, then mirror each image in every other
+    epoch (Jordan 2024)."""
     crop: int = 0
     """Pad each side with this many zero pixels, then crop at random to the original size."""
     random_resized_crop: bool = False
@@ -56,6 +59,10 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         """Validates the strengths."""
         require_finite("data.augment", self)
+        require(
+            self.flip or not self.alternate_flip,
+            "data.augment.alternate_flip is true without flip; add --data.augment.flip true",
+        )
         require_at_most("data.augment", self, 100, "randaugment")
         require_at_most("data.augment", self, 4096, "crop", "cutout")
         names = ("crop", "color", "randaugment", "cutout", "mixup", "cutmix")

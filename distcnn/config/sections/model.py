@@ -12,13 +12,17 @@ class ModelConfig:
 
     name: str = "article"
     """Built-in model. article: the CIFAR-10 CNN with 2,264,458 parameters. compact: a residual CNN
-    with about a million, for short runs."""
+    with about a million, for short runs. airbench: the wide CNN of CIFAR-10 speed records, with two
+    million."""
     factory: str | None = None
     """Your own model, as package.module:function; replaces model.name. The function is called with
     model.args, and with `input_shape` and `num_classes` if it accepts them; it returns a
     keras.Model."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model function, as a mapping."""
+    whitening: bool = False
+    """Set the first convolution to filters that whiten the patches of the training images, and
+    freeze it (Jordan 2024); it must have no bias."""
     output: Literal["auto", "probabilities", "logits"] = "auto"
     """What the model outputs. auto: probabilities if the rows of its output for a few images sum to
     1, else logits."""

@@ -43,6 +43,9 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Weight decay of adamw, sgd (both decoupled), lars and lamb; biases and normalisation weights
     are excluded."""
+    bias_lr_factor: float = 1.0
+    """Factor on the learning rate of biases and normalisation weights (Jordan 2024 uses 64 with
+    sgd)."""
     clip_norm: float = 0.0
     """Clip the gradients to this global norm; 0 disables clipping."""
     ema: float = 0.0
@@ -54,6 +57,10 @@ class OptimizerConfig:
         require_finite("optimizer", self)
         require(self.lr > 0, f"optimizer.lr is {self.lr}; expected a value above 0")
         names = ("warmup_epochs", "final_lr_factor", "weight_decay", "clip_norm", "step_factor")
+        require(
+            self.bias_lr_factor > 0,
+            f"optimizer.bias_lr_factor is {self.bias_lr_factor}; expected a value above 0",
+        )
         require_at_least("optimizer", self, 0, *names)
         require_at_least("optimizer", self, 1, "base_batch_size")
         require_fraction("optimizer", self, "momentum", "ema")

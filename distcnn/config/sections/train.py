@@ -31,6 +31,9 @@ class TrainConfig:
     test_flip: bool = False
     """Average the outputs for each image and its mirror image in validation, test, evaluate and
     predict; takes twice as long."""
+    test_shift: int = 0
+    """Average the outputs also for each image moved by this many pixels towards the upper left and
+    the lower right; takes three times as long."""
     fast_path: Literal["auto", "on", "off"] = "auto"
     """Compute the model in fewer passes over memory: fused normalisation, cheap random bits for
     dropout, fused optimizer updates. auto: off if XLA compiles the step, since XLA fuses by
@@ -57,7 +60,8 @@ class TrainConfig:
             "eval_batch_size",
         )
         require_at_least("train", self, 1, *sizes, "steps_per_execution")
-        require_at_least("train", self, 0, "seed", "early_stopping")
+        require_at_least("train", self, 0, "seed", "early_stopping", "test_shift")
+        require_at_most("train", self, 16, "test_shift")
         require_at_most("train", self, 1024, "virtual_workers")
         require(
             self.virtual_workers is None or self.accumulation_steps == 1,

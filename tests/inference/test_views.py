@@ -1,15 +1,17 @@
-"""Outputs averaged over an image and its mirror image."""
+"""Outputs averaged over several views of an image."""
 
 import json
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from distcnn.config import DataConfig
 from distcnn.data.dataset import load_split
 from distcnn.data.sources import open_source
 from distcnn.evaluate import main
+from distcnn.inference.views import Views
 from tests.runs import small_run
 
 
@@ -29,3 +31,21 @@ def test_test_flip_averages_over_mirror_images_now_and_later(tmp_path):
     main([str(tmp_path / "run"), "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_shifted_views_count_half_and_repeat_the_edge():
+    images = np.random.default_rng(0).normal(size=(4, 6, 8, 3)).astype(np.float32)
+    weights = np.random.default_rng(1).normal(size=(144, 2)).astype(np.float32)
+
+    def classify(batch):
+        return tf.nn.softmax(tf.reshape(batch, [-1, 144]) @ weights)
+
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    up, down = padded[:, 4:, 4:], padded[:, :-4, :-4]
+    shifted = 0.5 * classify(images) + 0.25 * classify(up) + 0.25 * classify(down)
+    np.testing.assert_allclose(Views(shift=2).mean(classify, images), shifted, rtol=1e-5)
+    mirrored = [part[:, :, ::-1] for part in (images, up, down)]
+    both = 0.5 * classify(mirrored[0]) + 0.25 * classify(mirrored[1]) + 0.25 * classify(mirrored[2])
+    found = Views(flip=True, shift=2).mean(classify, images)
+    np.testing.assert_allclose(found, (shifted + both) / 2, rtol=1e-5)
+    assert Views().mean(classify, images).shape == (4, 2)
