@@ -64,12 +64,12 @@ class ShardState:
             is_first: Whether this is the first replica, which alone counts in the metrics, since
                 they are added up over the replicas where they are read.
         """
-        rest = iter(sums)
+        rest, counts = iter(sums), tf.constant(is_first)  # the same operations on every replica
         # Replicas that ignore the sums must take part in adding them, or the first one waits.
         with tf.control_dependencies(list(sums)):
             for variable in self._metrics:
                 total = self._start[id(variable)] + next(rest)
-                variable.assign(total if is_first else tf.zeros_like(total))
+                variable.assign(tf.where(counts, total, tf.zeros_like(total)))
         for variable, after_first in zip(self._changed, self._after_first, strict=True):
             if _is_float(variable):
                 start = self._start[id(variable)]
