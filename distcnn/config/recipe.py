@@ -75,7 +75,7 @@ def load_recipe(name: str) -> dict[str, Any]:
 
 FOR_IMAGES = (
     *("data.dir", "data.augment", "data.resize", "data.crop_fraction", "optimizer.ema"),
-    *("train.accumulation_steps", "train.test_flip"),
+    *("train.accumulation_steps", "train.virtual_workers", "train.test_flip"),
     *("train.test_shift", "model.whitening"),
 )
 """Keys and sections that only apply to the images of a data set."""

@@ -63,9 +63,30 @@ class Config:
         )
         if self.data.factory is not None:
             self._require_fit_for_own_data()
+        if self.train.virtual_workers is not None:
+            self._require_fit_for_virtual_workers()
         require(
             self.logging.profile is None or self.logging.tensorboard,
             "logging.profile needs TensorBoard; drop --logging.tensorboard false",
+        )
+
+    @property
+    def virtual_workers(self) -> int | None:
+        """Number of virtual workers, if there are any, as in `ScriptConfig`."""
+        return self.train.virtual_workers
+
+    def _require_fit_for_virtual_workers(self) -> None:
+        """Checks that nothing depends on which worker computes a shard."""
+        virtual = f"train.virtual_workers is {self.train.virtual_workers}"
+        require(
+            not self.distribute.sync_batchnorm,
+            f"{virtual}, but distribute.sync_batchnorm normalises over all shards at once; add "
+            "--distribute.sync_batchnorm false, and each shard uses its own images",
+        )
+        require(
+            self.distribute.compression == "none",
+            f"{virtual}, but distribute.compression {self.distribute.compression} rounds what "
+            "travels between workers; drop --distribute.compression",
         )
 
     def _require_fit_for_own_data(self) -> None:
@@ -81,6 +102,7 @@ class Config:
             "data.resize": self.data.resize != "stretch",
             "data.crop_fraction": self.data.crop_fraction != 1,
             "train.accumulation_steps": self.train.accumulation_steps > 1,
+            "train.virtual_workers": self.train.virtual_workers is not None,
             "train.test_flip": self.train.test_flip,
             "train.test_shift": self.train.test_shift > 0,
             "model.whitening": self.model.whitening,

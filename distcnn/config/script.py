@@ -39,6 +39,10 @@ class ScriptConfig:
     input: Literal["whole", "shard"] = "whole"
     """whole: every worker reads whole batches and takes its rows. shard: where a `tf.data` pipeline
     allows it, each worker computes `Dataset.map` only for its own rows."""
+    virtual_workers: int | None = None
+    """Divide every batch into this many shards, each with its own batch normalisation and dropout,
+    and add what they compute in a fixed order, so that the weights are the same to the last bit for
+    any number of workers that divides it. Default: one shard per worker."""
     resume: str | None = None
     """Directory for checkpoints of what `fit` trains. If it is missing or empty, a new run saves
     there; otherwise the same script with the same arguments goes on where it was stopped."""
@@ -59,6 +63,7 @@ class ScriptConfig:
                 f"lr_scaling is {self.lr_scaling}, but batch is global, which does not grow with "
                 "the workers; add --batch per_worker, or drop --lr_scaling"
             )
+        self._require_fit_for_virtual_workers()
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed is {self.seed}; expected 0 <= seed < 2**32")
         if self.resume == "":
@@ -74,3 +79,24 @@ class ScriptConfig:
         for name in ("checkpoint_every_steps", "checkpoint_every_minutes"):
             if getattr(self, name) and self.resume is None:
                 raise UsageError(f"{name} needs a directory for the checkpoints; add --resume DIR")
+
+    def _require_fit_for_virtual_workers(self) -> None:
+        if self.virtual_workers is None:
+            return
+        virtual, distribute = f"virtual_workers is {self.virtual_workers}", self.distribute
+        if not 1 <= self.virtual_workers <= 1024:
+            raise UsageError(f"{virtual}; expected 1 to 1024")
+        if self.batch == "per_worker":
+            raise UsageError(
+                f"{virtual}, but batch is per_worker, which grows with the workers; drop --batch"
+            )
+        if distribute.sync_batchnorm:
+            raise UsageError(
+                f"{virtual}, but distribute.sync_batchnorm normalises over all shards at once; "
+                "drop --distribute.sync_batchnorm"
+            )
+        if distribute.compression != "none":
+            raise UsageError(
+                f"{virtual}, but distribute.compression {distribute.compression} rounds what "
+                "travels between workers; drop --distribute.compression"
+            )

@@ -71,18 +71,21 @@ class BatchSharding:
     """The shards of every batch that this process computes.
 
     A batch is divided into `replicas * accumulation_steps` shards of whole images, as evenly as
-    possible; shard `a * replicas + r` is the a-th that replica r computes. The content of a shard
-    depends only on its number and the batch, so any number of workers sees the same batch.
+    possible; shard `a * replicas + r` is the a-th that replica r computes, or if its shards adjoin,
+    `r * accumulation_steps + a`. The content of a shard depends only on its number and the batch,
+    so any number of workers sees the same batch.
 
     Attributes:
         local_replica_ids: Numbers of the replicas in this process.
         replicas: Replicas in the whole run.
         accumulation_steps: Shards that each replica computes one after the other.
+        adjoining: Whether these adjoin, as those of virtual workers do.
     """
 
     local_replica_ids: range = range(1)
     replicas: int = 1
     accumulation_steps: int = 1
+    adjoining: bool = False
 
     @property
     def count(self) -> int:
@@ -95,7 +98,10 @@ class BatchSharding:
         per_step = len(self.local_replica_ids) * self.accumulation_steps
         within = index % per_step
         replica = self.local_replica_ids.start + within % len(self.local_replica_ids)
-        return index // per_step, within // len(self.local_replica_ids) * self.replicas + replica
+        turn = within // len(self.local_replica_ids)
+        if self.adjoining:
+            return index // per_step, replica * self.accumulation_steps + turn
+        return index // per_step, turn * self.replicas + replica
 
     @tf.autograph.experimental.do_not_convert
     def bounds(self, images: tf.Tensor, shard: tf.Tensor, group_size: int) -> tuple[tf.Tensor, ...]:
@@ -240,8 +246,8 @@ def sharded_evaluation_dataset(
     Args:
         split: Images to evaluate.
         num_classes: Width of the one-hot labels.
-        batch_size: Images per replica and step.
-        sharding: Replicas of this process; accumulation does not apply.
+        batch_size: Images per shard and step.
+        sharding: Shards of this process; without virtual workers, one for each replica.
 
     Returns:
         A data set of `(images, labels, weights)` as from `training_dataset`, but with weights 1, or
@@ -249,12 +255,13 @@ def sharded_evaluation_dataset(
         process.
     """
     labels = _to_cpu(split.labels)
-    steps = math.ceil(math.ceil(len(split) / sharding.replicas) / batch_size)
-    by_replica = BatchSharding(sharding.local_replica_ids, sharding.replicas)
+    if not sharding.adjoining:
+        sharding = BatchSharding(sharding.local_replica_ids, sharding.replicas)
+    steps = math.ceil(math.ceil(len(split) / sharding.count) / batch_size)
 
     def load(element: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        step, replica = by_replica.shard_at(element)
-        first, end, weight = by_replica.bounds(tf.constant(len(split), tf.int64), replica, 1)
+        step, shard = sharding.shard_at(element)
+        first, end, weight = sharding.bounds(tf.constant(len(split), tf.int64), shard, 1)
         begin = first + step * batch_size
         stop = tf.minimum(begin + batch_size, end)
         empty = begin >= stop
@@ -265,7 +272,8 @@ def sharded_evaluation_dataset(
         weights *= tf.cast(read == indices, tf.float32)  # others replace bad ones
         return images, tf.one_hot(tf.gather(labels, indices), num_classes), weights
 
-    elements = tf.data.Dataset.range(steps * len(sharding.local_replica_ids))
+    per_step = len(sharding.local_replica_ids) * sharding.accumulation_steps
+    elements = tf.data.Dataset.range(steps * per_step)
     calls = split.parallel_batches(batch_size)
     batches = elements.map(load, num_parallel_calls=calls, deterministic=True)
     return batches.prefetch(tf.data.AUTOTUNE), steps

@@ -114,6 +114,27 @@ class Backend(abc.ABC):
         """
         return list(tensors)
 
+    def combine(
+        self,
+        tensors: Sequence[Sequence[tf.Tensor]],
+        add: Callable[[Sequence[Sequence[tf.Tensor]]], tf.Tensor],
+    ) -> list[tf.Tensor]:
+        """Adds tensors of all replicas in an order of the caller's, inside `run`.
+
+        They travel as they are, so that the result does not depend on the transport.
+
+        Args:
+            tensors: The same number of groups on every replica, each of the same number of vectors
+                of one type and static length.
+            add: Takes such a group of every replica, in order, and returns a vector of that length,
+                whose elements depend only on those at the same place. It may be given a part of
+                each vector.
+
+        Returns:
+            What `add` returns for each group, the same on every replica.
+        """
+        return [add([group]) for group in tensors]
+
     def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Joins tensors of all replicas along their first axis, inside `run`, by replica.
 

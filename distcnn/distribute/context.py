@@ -1,5 +1,6 @@
 """Joins a run: finds this process's place in the cluster and its devices, builds the backend."""
 
+import dataclasses
 import logging
 import os
 import socket
@@ -52,7 +53,8 @@ def join_run(
     """Claims this process's devices and joins the other processes of the run.
 
     Every process of a run calls this before anything else initialises TensorFlow's devices.
-    Afterwards ranks other than 0 log nothing but errors.
+    Afterwards ranks other than 0 log nothing but errors. With virtual workers, operations have one
+    thread unless the configuration says otherwise, and GPUs use deterministic kernels.
 
     Args:
         config: The configuration of the run.
@@ -72,7 +74,12 @@ def join_run(
         tf.config.set_visible_devices([gpus[index] for index in own_gpus], "GPU")
     hardware = find_hardware()
     precision = resolve_precision(config.precision, hardware)
-    apply_precision(config.precision, precision, threads)
+    numerics = config.precision
+    if config.virtual_workers is not None:  # the number of threads may change the order of sums
+        deterministic = numerics.deterministic or hardware.gpu is not None
+        threads = numerics.threads or 1
+        numerics = dataclasses.replace(numerics, threads=threads, deterministic=deterministic)
+    apply_precision(numerics, precision, threads)
     backend = strategy.build(config.distribute, cluster)
     if not backend.is_chief:
         log.setLevel(logging.ERROR)

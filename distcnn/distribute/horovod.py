@@ -9,7 +9,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -232,6 +232,43 @@ class Horovod(Backend):
             for index, total in zip(indices, group, strict=True):
                 sums[index] = total
         return [tf.cast(total, tensor.dtype) for total, tensor in zip(sums, tensors, strict=True)]
+
+    @override
+    def combine(
+        self,
+        tensors: Sequence[Sequence[tf.Tensor]],
+        add: Callable[[Sequence[Sequence[tf.Tensor]]], tf.Tensor],
+    ) -> list[tf.Tensor]:
+        if self.size == 1:
+            return [add([group]) for group in tensors]
+        small = SMALL_ELEMENTS if self._shared_memory else math.inf
+        by_turn = [pack(turn, small=small) for turn in zip(*tensors, strict=True)]
+        groups = list(zip(*(packed for packed, _ in by_turn), strict=True))
+        unpack = by_turn[0][1]
+        if not self._shared_memory and not (self._on_cpu and self.size == 2):
+            return unpack([self._add_in_two_rounds(group, add) for group in groups])
+        flat = [tensor for group in groups for tensor in group]
+        gathered = self._shared_memory.gather(flat) if self._shared_memory else self._exchange(flat)
+        # What is in shared memory must not be sliced: TensorFlow might write to a slice.
+        turns = len(by_turn)
+        starts = range(0, len(flat), turns)
+        return unpack([add([own[k : k + turns] for own in gathered]) for k in starts])
+
+    def _add_in_two_rounds(
+        self,
+        group: Sequence[tf.Tensor],
+        add: Callable[[Sequence[Sequence[tf.Tensor]]], tf.Tensor],
+    ) -> tf.Tensor:
+        """Lets every process add a part of the vectors, then gathers the parts."""
+        turns, count = len(group), group[0].shape[0]
+        part = -(-count // self.size)
+        padded = tf.pad(tf.stack(group), [[0, 0], [0, part * self.size - count]])
+        by_process = tf.transpose(tf.reshape(padded, [turns, self.size, part]), [1, 0, 2])
+        splits = [turns * part] * self.size
+        parts, _ = self._hvd.alltoall(tf.reshape(by_process, [-1]), splits=splits)
+        own = tf.reshape(parts, [self.size, turns, part])
+        total = add([tf.unstack(of_process) for of_process in tf.unstack(own)])
+        return tf.reshape(self._hvd.allgather(total), [part * self.size])[:count]
 
     @override
     def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

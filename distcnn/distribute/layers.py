@@ -21,16 +21,15 @@ _SPREAD = 0x9E3779B1
 """An odd number near 2**32 / the golden ratio, whose multiples are spread over all seeds."""
 
 
-def seed_of_replica(seed: Any, backend: Backend) -> tf.Tensor:
-    """Returns this replica's own seed, inside `backend.run`; replica 0 keeps the one it is given.
+def seed_of(seed: Any, number: Any) -> tf.Tensor:
+    """Returns the own seed of a replica, or of a shard; number 0 keeps the one it is given.
 
     Args:
         seed: Integer tensor of shape `(2,)`, the same on all replicas.
-        backend: Provides the replica's id.
+        number: Number of the replica or shard: an integer or an int32 scalar.
     """
     seed = tf.convert_to_tensor(seed)
-    replica_id = tf.cast(backend.replica_id(), seed.dtype)
-    return seed + replica_id * tf.constant([_SPREAD, 0], seed.dtype)
+    return seed + tf.cast(number, seed.dtype) * tf.constant([_SPREAD, 0], seed.dtype)
 
 
 def layers_to_synchronise(

@@ -85,6 +85,19 @@ class _Strategy(Backend):
         return tensor if tensor.dtype == dtype else undo_upcast(tensor)
 
     @override
+    def combine(
+        self,
+        tensors: Sequence[Sequence[tf.Tensor]],
+        add: Callable[[Sequence[Sequence[tf.Tensor]]], tf.Tensor],
+    ) -> list[tf.Tensor]:
+        gathered = self.gather_rows([tf.stack(group)[None] for group in tensors])
+        shapes = [(self.replicas, len(group), *group[0].shape) for group in tensors]
+        return [
+            add([tf.unstack(own) for own in tf.unstack(tf.reshape(joined, shape))])
+            for joined, shape in zip(gathered, shapes, strict=True)
+        ]
+
+    @override
     def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         context = tf.distribute.get_replica_context()
         return [context.all_gather(tf.identity(tensor), 0) for tensor in tensors]

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.engine.shard import Shard, current_shard
+from distcnn.errors import UsageError
 from distcnn.runtime.keras_hooks import LOSS_CALL, SCALE_LOSS, UNSCALE_LOSS, FunctionMaker, Hooks
 
 
@@ -51,6 +52,11 @@ def _factor(
     weighted = loss.reduction == "mean_with_sample_weight" and sample_weight is not None
     if not (weighted or (mask is not None and (is_mean or weighted))):
         return None
+    if shard.index is not None:
+        raise UsageError(
+            "virtual_workers is set, but the loss counts by sample weights or a mask, whose "
+            "sum over the batch is not known to a shard; drop virtual_workers"
+        )
     own = _sum_of_weights(mask, sample_weight if weighted else None, y_pred)
     own = tf.where(tf.equal(shard.rows, 0), tf.zeros_like(own), own)
     total = backend.reduce_sum([own])[0]

@@ -85,7 +85,10 @@ class GlobalMetrics:
         def get_metrics_result(model: keras.Model) -> Any:
             if model in self._models:
                 self.track(model)  # some metrics are only built by the first batch
-            if model not in self._models or in_stateless_scope():
+            shard = current_shard()
+            # A virtual worker's shard counts alone; its metrics are read after all shards.
+            alone = shard is not None and shard.index is not None
+            if model not in self._models or in_stateless_scope() or alone:
                 return original(model)
             with reading(self._added_up(self.variables(model))):
                 return _as_read(original(model))

@@ -46,6 +46,10 @@ class Shard:
         before: Values of variables before the step, by the variable's id; filled if the shard may
             be empty.
         riders: Small tensors that are summed over the replicas together with the metrics.
+        index: Number of the shard, if there are virtual workers. Otherwise None: a replica has one
+            shard at a time.
+        changed: The variables that were assigned while the shard was computed, by id, if there are
+            virtual workers.
     """
 
     rows: Any
@@ -53,6 +57,8 @@ class Shard:
     may_be_empty: bool
     before: dict[int, tuple[Any, tf.Tensor]] = field(default_factory=dict)
     riders: list[Rider] = field(default_factory=list)
+    index: int | None = None
+    changed: dict[int, Any] = field(default_factory=dict)
 
     @property
     def weight(self) -> tf.Tensor:

@@ -17,8 +17,10 @@ from distcnn.engine.losses import install_loss_hooks
 from distcnn.engine.metrics import GlobalMetrics
 from distcnn.engine.randomness import different_on_each_replica
 from distcnn.engine.reduction import GradientReduction
-from distcnn.engine.shard import Shard, computing
-from distcnn.runtime.keras_hooks import NEXT_SEED, Hooks
+from distcnn.engine.shard import Shard, computing, current_shard
+from distcnn.engine.shard_state import ShardState
+from distcnn.engine.virtual_workers import VirtualWorkers, require_divisible
+from distcnn.runtime.keras_hooks import ASSIGN, NEXT_SEED, Hooks
 from distcnn.runtime.keras_steps import (
     evaluated_loss,
     forward_backward,
@@ -43,17 +45,28 @@ class StepEngine:
         fast: Whether models compute in their fast form where they have one. None: unless XLA
             compiles them.
         sync_batchnorm: Whether every batch normalisation uses the rows of all replicas.
+        virtual_workers: Number of shards of every batch, whatever the number of replicas. Default:
+            one for each replica, or several if it accumulates gradients.
 
     Attributes:
         backend: Runs the replicas.
         reduction: Sums gradients over the replicas.
         metrics: Adds up metrics over the replicas.
+        virtual: Divides the shards among the replicas, or None without virtual workers.
     """
 
-    def __init__(self, backend: Backend, *, fast: bool | None, sync_batchnorm: bool) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        fast: bool | None,
+        sync_batchnorm: bool,
+        virtual_workers: int | None = None,
+    ) -> None:
         self.backend = backend
         self.reduction = GradientReduction(backend)
         self.metrics = GlobalMetrics(backend)
+        self.virtual = VirtualWorkers(virtual_workers, backend) if virtual_workers else None
         self._fast = fast
         self._every_batchnorm = sync_batchnorm
         self._synchronised: weakref.WeakKeyDictionary[keras.Model, SynchronisedBatchNorm]
@@ -64,8 +77,19 @@ class StepEngine:
         install_loss_hooks(hooks, self.backend)
         self.reduction.install(hooks)
         self.metrics.install(hooks)
-        if self.backend.replicas > 1:
+        if self.backend.replicas > 1 or self.virtual:
             hooks.replace(NEXT_SEED, different_on_each_replica(self.backend))
+        if self.virtual:
+            hooks.replace(ASSIGN, _noting_changes)
+
+    def require_virtual(self, model: keras.Model) -> None:
+        """Checks that virtual workers, if there are any, can compute a model's steps.
+
+        Raises:
+            UsageError: If a step or a layer of the model uses several shards at once.
+        """
+        if self.virtual is not None:
+            require_divisible(model, self.virtual.count)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -88,7 +112,7 @@ class StepEngine:
     @contextlib.contextmanager
     def computing(self, model: keras.Model, shard: Shard) -> Iterator[None]:
         """Makes the model compute a shard in the context, which is part of a step on a replica."""
-        if shard.may_be_empty:
+        if shard.may_be_empty and not self.virtual:
             self._remember(shard, self._changed_by(model))
         with computing(shard), self._synchronising(model, shard), self.fast_form(model):
             yield
@@ -115,27 +139,71 @@ class StepEngine:
         Returns:
             The metrics by name; and the loss of the batch, followed by the sums of `also`.
         """
-        compute = functools.partial(forward_backward, model)
-        if model.jit_compile and model.built:
-            compute = tf.function(compute, jit_compile=True, autograph=False)
-        losses, gradients = [], []
-        for data, shard in parts:
-            with self.computing(model, shard):
-                y_pred, loss, own = compute(data, shard.weight)
-                logs = update_metrics(model, data, y_pred, loss)
-                shard.restore()
-            weighted = tf.cast(loss, tf.float32) * tf.cast(shard.weight, tf.float32)
-            losses.append(shard.counted(weighted))
-            gradients.append([shard.counted(gradient) for gradient in own])
+        losses, gradients, state = [], [], self._shard_state(model)
+        self.synchronised_batchnorm(model)
+        compute = self._compute(model)
+        with self.fast_form(model):  # made once for all shards
+            for data, shard in parts:
+                if state is not None:  # seeds are constants of the shard
+                    compute = self._compute(model)
+                with self._updating(state, shard), self.computing(model, shard):
+                    y_pred, loss, own = compute(data, shard.weight)
+                    logs = update_metrics(model, data, y_pred, loss)
+                    shard.restore()
+                weighted = tf.cast(loss, tf.float32) * tf.cast(shard.weight, tf.float32)
+                losses.append(shard.counted(weighted))
+                gradients.append([shard.counted(gradient) for gradient in own])
         variables = model.trainable_weights  # some models are only built by their first call
-        summed = [_add_up(parts) for parts in zip(*gradients, strict=True)]
-        reduced, sums = self.reduction.reduce_weighted(summed, [tf.add_n(losses), *also])
+        if state is None:
+            summed = [_add_up(parts) for parts in zip(*gradients, strict=True)]
+            reduced, sums = self.reduction.reduce_weighted(summed, [tf.add_n(losses), *also])
+        else:
+            reduced, sums = self._reduce_shards(state, gradients, losses, also)
         if variables:
             with self.reduction.already_done():
                 model.optimizer.apply(reduced, variables)
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=1)
         return logs, sums
+
+    def _compute(self, model: keras.Model) -> Callable[..., Any]:
+        """Returns the forward and backward pass of a shard."""
+        compute = functools.partial(forward_backward, model)
+        if model.jit_compile and model.built:
+            return tf.function(compute, jit_compile=True, autograph=False)
+        return compute
+
+    def _reduce_shards(
+        self,
+        state: ShardState,
+        gradients: Sequence[Sequence[Any]],
+        losses: Sequence[tf.Tensor],
+        also: Sequence[tf.Tensor],
+    ) -> tuple[list[Any], list[tf.Tensor]]:
+        """Sums over all shards what the replica's own have computed; `also` counts once."""
+        assert self.virtual is not None
+        values = []
+        for k, (loss, part) in enumerate(zip(losses, state.parts, strict=True)):
+            more = [tensor if k == 0 else tf.zeros_like(tensor) for tensor in also]
+            values.append([loss, *more, *part])
+        reduced, sums = self.virtual.reduce(gradients, values)
+        count = 1 + len(also)
+        self._assign_state(state, sums[count:])
+        return reduced, sums[:count]
+
+    def _shard_state(self, model: keras.Model) -> ShardState | None:
+        if self.virtual is None:
+            return None
+        return ShardState(self.metrics.variables(model), model.non_trainable_variables)
+
+    def _updating(
+        self, state: ShardState | None, shard: Shard
+    ) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if state is None else state.updating(shard)
+
+    def _assign_state(self, state: ShardState, sums: Sequence[tf.Tensor]) -> None:
+        assert self.virtual is not None
+        state.assign(sums, self.virtual.count, is_first=self.virtual.is_first_replica)
 
     def train_by_own_step(
         self, model: keras.Model, part: Part, also: Sequence[tf.Tensor] = ()
@@ -163,27 +231,29 @@ class StepEngine:
         return self.backend.reduce_sum([weighted, *also])
 
     def evaluate(
-        self, model: keras.Model, part: Part, outputs: Callable[[Any], Any] | None = None
+        self,
+        model: keras.Model,
+        parts: Sequence[Part],
+        outputs: Callable[[Any], Any] | None = None,
     ) -> None:
-        """Adds a shard to the metrics of a model, as its `test_step` does.
+        """Adds shards to the metrics of a model, as its `test_step` does.
 
         Args:
             model: The compiled model.
-            part: The shard that this replica computes.
+            parts: The shards that this replica computes, one after the other.
             outputs: Computes the outputs for the inputs in place of the model; not for a model that
                 overrides `test_step`.
         """
-        data, shard = part
-        if shard.may_be_empty:
-            self._remember(shard, self.metrics.variables(model))
-        with computing(shard), self.fast_form(model):
-            if has_own_test_step(model):
-                model.test_step(data)
-            else:
-                x = unpacked(data)[0]
-                y_pred = outputs(x) if outputs else model(x, training=False)
-                update_metrics(model, data, y_pred, evaluated_loss(model, data, y_pred))
-            shard.restore()
+        state = self._shard_state(model)
+        with self.fast_form(model):
+            for data, shard in parts:
+                if shard.may_be_empty and state is None:
+                    self._remember(shard, self.metrics.variables(model))
+                with self._updating(state, shard), computing(shard):
+                    _test(model, data, outputs)
+                    shard.restore()
+        if self.virtual is not None and state is not None:
+            self._assign_state(state, self.virtual.sum(state.parts))
 
     @contextlib.contextmanager
     def _synchronising(self, model: keras.Model, shard: Shard) -> Iterator[None]:
@@ -209,6 +279,27 @@ class StepEngine:
             if variable.dtype in ("float16", "bfloat16", "float32", "float64"):
                 value = tf.identity(tf.convert_to_tensor(variable.value))
                 shard.before[id(variable)] = (variable, value)
+
+
+def _test(model: keras.Model, data: Any, outputs: Callable[[Any], Any] | None) -> None:
+    if has_own_test_step(model):
+        model.test_step(data)
+        return
+    x = unpacked(data)[0]
+    y_pred = outputs(x) if outputs else model(x, training=False)
+    update_metrics(model, data, y_pred, evaluated_loss(model, data, y_pred))
+
+
+def _noting_changes(original: Any) -> Any:
+    """Notes which variables are assigned while a shard is computed."""
+
+    def assign(variable: Any, value: Any) -> Any:
+        shard = current_shard()
+        if shard is not None:
+            shard.changed[id(variable)] = variable
+        return original(variable, value)
+
+    return assign
 
 
 def _add_up(gradients: Sequence[Any]) -> Any:

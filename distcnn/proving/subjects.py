@@ -75,7 +75,8 @@ class RunSubject:
         config = self._config
         if sync_batchnorm:
             distribute = dataclasses.replace(config.distribute, sync_batchnorm=True)
-            config = dataclasses.replace(config, distribute=distribute)
+            train = dataclasses.replace(config.train, virtual_workers=None)  # each normalises alone
+            config = dataclasses.replace(config, train=train, distribute=distribute)
         recipe = out.with_suffix(".yaml")
         recipe.write_text(config.to_yaml(), encoding="utf-8")
         return ["-m", "distcnn.proving.run_worker", str(out), float_type, str(recipe)]
@@ -92,7 +93,7 @@ def _proven(config: Config, workers: int) -> Config:
             "a data set; prove a script that fits the same model on the same data"
         )
     train = config.train
-    shards = workers * train.accumulation_steps
+    shards = train.virtual_workers or workers * train.accumulation_steps
     batch = train.global_batch_size or train.batch_size * shards
     if batch < shards:
         raise UsageError(

@@ -15,6 +15,7 @@ import tensorflow as tf
 from distcnn.engine.fast import fuse_optimizer
 from distcnn.engine.shard import Shard, computing, cut_batch
 from distcnn.engine.step import StepEngine
+from distcnn.engine.virtual_workers import VirtualWorkers
 from distcnn.runtime.keras_hooks import (
     MAKE_FUNCTION,
     MAKE_PREDICT_FUNCTION,
@@ -74,7 +75,7 @@ class StepFunctions:
 
     def install(self, hooks: Hooks) -> None:
         """Makes Keras call these functions."""
-        if self._backend.replicas == 1:
+        if self._backend.replicas == 1 and not self._engine.virtual:
             hooks.replace(MAKE_FUNCTION, self._making_fast)
             hooks.replace(MAKE_PREDICT_FUNCTION, self._making_fast_prediction)
             return
@@ -131,25 +132,45 @@ class StepFunctions:
                 fuse_optimizer(model.optimizer)
             elif trains and not is_default and model.jit_compile:
                 log.warning("warning: XLA is off for a train_step of its own on several workers")
-            in_replica = self._training(model) if is_default else self._calling(model, step)
             with without_xla(model):
-                function = original(model, self._sharded(model, in_replica))
+                function = original(model, self._sharded(model, step, is_default=is_default))
             if model.steps_per_execution > 1 and tf.distribute.has_strategy():
                 return _step_by_step(model, function)
             return function
 
         return make_function
 
-    def _sharded(self, model: keras.Model, compute: Callable[[Any, Shard], Any]) -> Step:
-        backend = self._backend
+    def _sharded(self, model: keras.Model, step: Step, *, is_default: bool) -> Step:
+        if self._engine.virtual:
+            return self._virtual(model, self._engine.virtual, trains=is_default)
+        compute = self._training(model) if is_default else self._calling(model, step)
 
         def in_replica(batch: Any) -> Any:
-            rows, shard = cut_batch(batch, backend.replica_id(), backend.replicas)
+            rows, shard = self._own_part(batch)
             rider = self._comparison.rider(batch)
             if rider is not None:
                 shard.riders.append(rider)
             self._engine.metrics.track(model)
             return self._global_logs(compute(rows, shard), shard)
+
+        return in_replica
+
+    def _virtual(self, model: keras.Model, virtual: VirtualWorkers, *, trains: bool) -> Step:
+        """Returns Keras' own training or test step, computed in virtual workers' shards."""
+
+        def in_replica(batch: Any) -> Any:
+            whole = Shard(1, 1, may_be_empty=False)
+            rider = self._comparison.rider(batch)
+            if rider is not None:
+                whole.riders.append(rider)
+            self._engine.metrics.track(model)
+            parts = virtual.cut(batch)
+            if trains:
+                self._engine.train(model, parts)
+            else:
+                self._engine.evaluate(model, parts)
+            with computing(whole):
+                return self._global_logs(model.get_metrics_result(), whole)
 
         return in_replica
 
@@ -196,17 +217,22 @@ class StepFunctions:
 
         return make_predict_function
 
+    def _own_part(self, batch: Any) -> tuple[Any, Shard]:
+        return cut_batch(batch, self._backend.replica_id(), self._backend.replicas)
+
     def _predict_function(self, model: keras.Model) -> Any:
-        backend = self._backend
+        backend, virtual = self._backend, self._engine.virtual
 
         def in_replica(batch: Any) -> Any:
-            rows, shard = cut_batch(batch, backend.replica_id(), backend.replicas)
-            with computing(shard), self._engine.fast_form(model):
-                outputs = model.predict_step(rows)
-            flat = keras.tree.flatten(outputs)
-            if not all(_travels(value.dtype) for value in flat):
-                return model.predict_step(batch)  # no transport carries text or complex numbers
-            flat = [value[: shard.rows] for value in flat]
+            computed = []
+            for rows, shard in virtual.cut(batch) if virtual else [self._own_part(batch)]:
+                with computing(shard), self._engine.fast_form(model):
+                    outputs = model.predict_step(rows)
+                flat = keras.tree.flatten(outputs)
+                if not all(_travels(value.dtype) for value in flat):
+                    return model.predict_step(batch)  # no transport carries text or complex numbers
+                computed.append([value[: shard.rows] for value in flat])
+            flat = [tf.concat(each, 0) for each in zip(*computed, strict=True)]
             return keras.tree.pack_sequence_as(outputs, backend.gather_rows(flat))
 
         def one_batch(batch: Any) -> Any:

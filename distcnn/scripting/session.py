@@ -70,6 +70,7 @@ class Session:
             self.backend,
             fast=None if config.fast_path == "auto" else False,
             sync_batchnorm=config.distribute.sync_batchnorm,
+            virtual_workers=config.virtual_workers,
         )
         self._models: weakref.WeakSet[keras.Model] = weakref.WeakSet()
         self._batch_size = BatchPerWorker(config, self.backend.replicas)
@@ -124,7 +125,7 @@ class Session:
         if self.is_chief:
             EpochProgress(self.meter).install(self._hooks)
         install_device_hooks(self._hooks)
-        if self.backend.replicas > 1:
+        if self.backend.replicas > 1 or self._engine.virtual:
             self._install()
         try:
             with self.backend.scope(), self._resuming():
@@ -236,11 +237,12 @@ class Session:
     def _building(self, original: Any) -> Any:
         """Creates the variables before the first step under tf.distribute, which cannot do it then.
 
-        Keras takes a batch from the iterator to do so; a generator would lose that batch.
+        Keras takes a batch from the iterator to do so; a generator would lose that batch. Virtual
+        workers need them before the first step too, since every shard starts from their values.
         """
 
         def build(model: keras.Model, iterator: Any = None, data_batch: Any = None) -> None:
-            if not tf.distribute.has_strategy():
+            if not (tf.distribute.has_strategy() or self._engine.virtual):
                 return
             batch = element_spec(iterator) if data_batch is None else data_batch
             batch = batch.rows if isinstance(batch, WorkerRows) else batch
@@ -261,6 +263,7 @@ class Session:
         self._models.add(model)
         optimizer = getattr(model, "optimizer", None)
         require_supported(optimizer, self.backend)
+        self._engine.require_virtual(model)
         state = []
         if isinstance(optimizer, keras.optimizers.Optimizer) and optimizer.built:
             state = optimizer.variables

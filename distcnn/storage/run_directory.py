@@ -24,6 +24,9 @@ FREE_KEYS = (
 """Keys and sections that may change when a run is resumed: they do not affect its result, as long
 as the global batch is the same."""
 
+_CHANGING_BITS = ("precision.threads", "train.eval_batch_size")
+"""Those of them that change the order of sums, and with it the last bits of a result."""
+
 
 _WHOLE = tuple(key.rpartition(".")[2] for key in WHOLE_KEYS)
 
@@ -286,12 +289,14 @@ def _obstacle(path: Path, config: Config) -> str | None:
         stored = read_yaml(path / "config.yaml")
     except ValueError as error:
         return _damaged(path / "config.yaml", error)
+    exact = config.train.virtual_workers is not None
+    free_keys = [key for key in FREE_KEYS if not (exact and key in _CHANGING_BITS)]
     differing = [
         f"{key} {old!r} -> {new!r}"
         for (key, new), (_, old) in zip(
             _flat(asdict(config)), _flat(_like(stored, asdict(config))), strict=True
         )
-        if old != new and not any(f"{key}.".startswith(f"{free}.") for free in FREE_KEYS)
+        if old != new and not any(f"{key}.".startswith(f"{free}.") for free in free_keys)
     ]
     if not differing:
         return None

@@ -74,6 +74,9 @@ def _describe_strategy(resolved: dict[str, Any]) -> str:
 
 def _describe_batch(resolved: dict[str, Any]) -> str:
     total, workers = resolved["global_batch_size"], resolved["world_size"]
+    shards = resolved["virtual_workers"]
+    if shards is not None:
+        return f"{shards} shards x {total / shards:g} = {total}"
     parts = [f"{resolved['per_worker_batch_size']:g}"]
     if resolved["accumulation_steps"] > 1:
         parts.insert(0, f"{resolved['accumulation_steps']} accumulated")

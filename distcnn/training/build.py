@@ -22,6 +22,7 @@ from distcnn.distribute.layers import layers_to_synchronise
 from distcnn.engine.fast import fuse_optimizer
 from distcnn.engine.optimizers import optimizers_of, require_supported
 from distcnn.engine.step import StepEngine
+from distcnn.engine.virtual_workers import VirtualWorkers
 from distcnn.errors import DataError, UsageError
 from distcnn.inference.views import Views
 from distcnn.models.building import build_model
@@ -111,7 +112,13 @@ def _shard_batches(
     config: Config, backend: Backend, images: int
 ) -> tuple[BatchSharding, EpochSampler]:
     train = config.train
-    sharding = BatchSharding(backend.local_replica_ids, backend.replicas, train.accumulation_steps)
+    virtual = VirtualWorkers(train.virtual_workers, backend) if train.virtual_workers else None
+    sharding = BatchSharding(
+        backend.local_replica_ids,
+        backend.replicas,
+        virtual.per_replica if virtual else train.accumulation_steps,
+        adjoining=virtual is not None,
+    )
     batch = train.global_batch_size or train.batch_size * sharding.count
     if batch > images:
         raise DataError(
@@ -146,7 +153,13 @@ def _build_steps(
     backend = context.backend
     precision = _precision_of_step(config, context, model)
     fast_path, fast_path_reason = resolve_fast_path(config.train, xla=precision.xla)
-    engine = StepEngine(backend, fast=fast_path, sync_batchnorm=config.distribute.sync_batchnorm)
+    engine = StepEngine(
+        backend,
+        fast=fast_path,
+        sync_batchnorm=config.distribute.sync_batchnorm,
+        virtual_workers=config.train.virtual_workers,
+    )
+    engine.require_virtual(model)
     with backend.scope():
         if is_compiled_by_owner(model):
             objective = own_objective(model, config, interface)

@@ -1,5 +1,6 @@
 """The evaluation step: the metrics over all replicas, every image once."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -49,7 +50,8 @@ class EvaluationStep:
 
         Args:
             batches: Shards as `Batch`, with weight 1 for each image, or 0 for a placeholder.
-            steps: Number of shards per replica, the same in every process.
+            steps: Number of steps, the same in every process; each replica computes one shard in
+                a step, or all that virtual workers give it.
 
         Returns:
             The loss and the metrics that the classifier is compiled with, over all images.
@@ -82,15 +84,20 @@ class EvaluationStep:
         return tf.cast(self._model(images, training=False), tf.float32)
 
     def _add_batch(self, iterator: Any) -> None:
+        virtual = self._engine.virtual
         with self._engine.installed():
-            self._backend.run(self._in_replica, iterator.get_next())
+            shards = [iterator.get_next() for _ in range(virtual.per_replica if virtual else 1)]
+            self._backend.run(self._in_replica, shards)
 
-    def _in_replica(self, shard: Batch) -> tf.Tensor:
-        images, labels, weights = shard
-        rows = tf.math.count_nonzero(weights, dtype=tf.int32)
+    def _in_replica(self, shards: Sequence[Batch]) -> tf.Tensor:
+        virtual, parts = self._engine.virtual, []
+        rows = [tf.math.count_nonzero(weights, dtype=tf.int32) for _, _, weights in shards]
         counts = self._objective.is_own or has_own_test_step(self._model)
-        total = self._backend.reduce_sum([rows])[0] if counts else rows
-        data = (self.scaled(images), self._objective.targets(labels))
-        part = data, Shard(rows, total, may_be_empty=True)
-        self._engine.evaluate(self._model, part, self._classify)
-        return rows
+        total = self._backend.reduce_sum([tf.add_n(rows)])[0] if counts else None
+        for position, (images, labels, _) in enumerate(shards):
+            own = rows[position]
+            index = virtual.index(position) if virtual else None
+            shard = Shard(own, own if total is None else total, may_be_empty=True, index=index)
+            parts.append(((self.scaled(images), self._objective.targets(labels)), shard))
+        self._engine.evaluate(self._model, parts, self._classify)
+        return tf.add_n(rows)

@@ -160,8 +160,10 @@ class TrainingSetup:
             "xla_reason": precision.xla_reason,
             "fast_path": self.fast_path,
             "fast_path_reason": self.fast_path_reason,
-            "per_worker_batch_size": self.sampler.global_batch_size / self.sharding.count,
-            "accumulation_steps": self.sharding.accumulation_steps,
+            "per_worker_batch_size": self.sampler.global_batch_size
+            / (backend.replicas * config.train.accumulation_steps),
+            "accumulation_steps": config.train.accumulation_steps,
+            "virtual_workers": config.train.virtual_workers,
             "global_batch_size": self.sampler.global_batch_size,
             "base_learning_rate": self.peak_rate if self.objective.is_own else config.optimizer.lr,
             "learning_rate": self.peak_rate,
@@ -185,6 +187,6 @@ def step_options(
         pixels=pixels,
         steps_per_epoch=sampler.steps_per_epoch,
         steps_per_execution=config.train.steps_per_execution,
-        accumulation_steps=config.train.accumulation_steps,
+        shards_per_replica=sharding.accumulation_steps,
         may_be_empty=groups < sharding.count,
     )

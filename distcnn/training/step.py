@@ -32,14 +32,14 @@ class StepOptions:
         pixels: Range of the pixels that the classifier expects.
         steps_per_epoch: Training steps per epoch.
         steps_per_execution: Steps per call into TensorFlow.
-        accumulation_steps: Number of shards that each replica computes in turn per step.
+        shards_per_replica: Number of shards that each replica computes in turn per step.
         may_be_empty: Whether a shard may have no image, since there are more shards than images.
     """
 
     pixels: PixelRange
     steps_per_epoch: int
     steps_per_execution: int = 1
-    accumulation_steps: int = 1
+    shards_per_replica: int = 1
     may_be_empty: bool = False
 
 
@@ -199,7 +199,7 @@ class TrainingStep:
 
     def _one_step(self, batches: Any, step: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
         requested = tf.timestamp()
-        shards = [batches.get_next() for _ in range(self._options.accumulation_steps)]
+        shards = [batches.get_next() for _ in range(self._options.shards_per_replica)]
         with tf.control_dependencies(_first_tensors(shards)):
             arrived = tf.timestamp()
         # The step begins after this time is taken, so that only the waiting is measured.
@@ -213,7 +213,7 @@ class TrainingStep:
         return votes
 
     def _in_replica(self, shards: Sequence[Batch], stop: tf.Tensor) -> tf.Tensor:
-        parts = [self._part(shard) for shard in shards]
+        parts = [self._part(shard, position) for position, shard in enumerate(shards)]
         if has_own_train_step(self.model):
             sums = self._engine.train_by_own_step(self.model, parts[0], [stop])
         else:
@@ -222,14 +222,16 @@ class TrainingStep:
             self.ema.update()
         return tf.stack(sums)
 
-    def _part(self, shard: Batch) -> tuple[Any, Shard]:
+    def _part(self, shard: Batch, position: int) -> tuple[Any, Shard]:
         """Returns the data of a shard as the model takes it, and what is known of its images."""
+        virtual = self._engine.virtual
         images, labels, weights = shard
         rows = tf.math.count_nonzero(weights, dtype=tf.int32)
         # The weight of a placeholder is 0, so that it does not tell how many images there are.
         total = tf.cast(tf.round(1.0 / tf.maximum(weights[0], 1e-9)), tf.int32)
         data = (scale_pixels(images, self._options.pixels), self._objective.targets(labels))
-        return data, Shard(rows, total, self._options.may_be_empty)
+        index = virtual.index(position) if virtual else None
+        return data, Shard(rows, total, self._options.may_be_empty, index=index)
 
 
 def _first_tensors(shards: Sequence[Any]) -> list[tf.Tensor]:

@@ -62,6 +62,36 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+_VIRTUAL: dict[str, Any] = {
+    "train__virtual_workers": 4,
+    "model__factory": "tests.tiny:tiny",
+    "model__args": {"dropout": 0.5, "norms": 2},
+    "data__augment__mixup": 0.2,
+    "optimizer__ema": 0.9,
+}
+
+CASES |= {
+    # Batches of 41 images, the last one of 2, which are mixed: three of its four shards are empty.
+    "virtual": _VIRTUAL | {"train__global_batch_size": 41},
+    # The mean over 12 shards is rounded, and their tree is not symmetric.
+    "virtual_uneven": _VIRTUAL | {"train__virtual_workers": 12, "train__global_batch_size": 103},
+    "virtual_bfloat16": _VIRTUAL
+    | {
+        "model__factory": None,
+        "model__args": {},
+        "precision__policy": "mixed_bfloat16",
+        "data__synthetic_examples": 110,
+        "train__global_batch_size": 32,
+        "optimizer__lr": 0.001,
+        "train__epochs": 5,  # of 4 steps
+    },
+    "not_virtual": _VIRTUAL | {"train__virtual_workers": None},
+}
+
+VIRTUAL = ("virtual", "virtual_uneven", "virtual_bfloat16")
+"""The cases whose weights are the same to the last bit."""
+
+
 def case_config(name: str, out: Path, **overrides: Any) -> Config:
     """Returns the configuration of a case."""
     return small_config(out, **COMMON | CASES[name] | overrides)

@@ -5,6 +5,7 @@ Usage: python -m tests.lockstep.worker PLAN.json OUT
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import sys
@@ -19,13 +20,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distcnn.config import DistributeConfig, ScriptConfig
 from distcnn.engine import step as engine_step
 from distcnn.errors import DistcnnError
 from distcnn.runtime.cluster import find_cluster
+from distcnn.scripting.session import session
 from distcnn.training import state
 from distcnn.training.step import TrainingStep
 from distcnn.training.trainer import Trainer
 from tests.lockstep.cases import case_config
+from tests.runs import SignalAt
+from tests.tiny import tiny
 
 OVERFLOW_AT = 7
 
@@ -121,9 +126,11 @@ def sum_of_upcast(backend: Any) -> float:
 def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
     """Trains one case and returns its results."""
     overrides = entry.get("overrides", {}) | (entry.get("rank_1", {}) if rank == 1 else {})
-    config = case_config(entry["case"], out / "run", **overrides)
+    config = case_config(entry["case"], Path(entry.get("run", out / "run")), **overrides)
     callbacks: list[keras.callbacks.Callback] = [Drift()] if entry.get("drift") else []
     callbacks += [ReadsEachStep()] if entry["case"] == "sgd" else []
+    if entry.get("stop_at") and rank == 0:
+        callbacks.append(SignalAt(entry["stop_at"]))
     if entry.get("taken") and rank == 0:
         (out / "run").mkdir()
         (out / "run" / "thesis.txt").touch()
@@ -137,6 +144,8 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
             stack.enter_context(
                 replacing(engine_step, "different_on_each_replica", lambda _: lambda o: o)
             )
+        if entry.get("stop_at"):  # stays connected for the next entries
+            stack.enter_context(replacing(Trainer, "_finish_stopped", lambda *_: None))
         if entry.get("without_memory") and rank == 1:
             stack.enter_context(replacing(os, "memfd_create", forbidden))
         try:
@@ -167,13 +176,31 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
     }
 
 
+def fit_in_session(entry: dict[str, Any]) -> dict[str, Any]:
+    """Fits a model as a user's script does, and returns what it computed."""
+    random = np.random.default_rng(7)
+    x, y = random.normal(size=(95, 8, 8, 1)).astype("f"), random.integers(0, 10, 95)
+    distribute = DistributeConfig(**entry["distribute"])
+    with session(config=ScriptConfig(virtual_workers=4, distribute=distribute)):
+        keras.utils.set_random_seed(5)
+        model = tiny((8, 8, 1), 10, dropout=0.5, norms=2)
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        history = model.fit(x, y, 18, 2, validation_split=0.2, verbose=0).history
+        digest = hashlib.sha256(model.predict(x, 32, verbose=0).tobytes())
+    for weight in model.get_weights():
+        digest.update(weight.tobytes())
+    return {
+        "summary": {key: each[-1] for key, each in history.items()} | {"sha": digest.hexdigest()}
+    }
+
+
 def main(plan: Path, folder: Path) -> None:
     rank = find_cluster(os.environ).rank
     for entry in json.loads(plan.read_text()):
         out = folder / entry["name"]
         out.mkdir(parents=True, exist_ok=True)
         try:
-            result = train(entry, out, rank)
+            result = fit_in_session(entry) if "distribute" in entry else train(entry, out, rank)
         except Exception:
             result = {"error": traceback.format_exc()}
         (out / f"rank-{rank}.json").write_text(json.dumps(result))

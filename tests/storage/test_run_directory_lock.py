@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distcnn.config import Config
+from distcnn.config import Config, PrecisionConfig, TrainConfig
 from distcnn.config.safe_yaml import sealed
 from distcnn.errors import DistcnnError
 from distcnn.storage.run_directory import RunDirectory
@@ -55,6 +55,16 @@ def test_the_same_run_that_began_meanwhile_is_resumed(tmp_path):
     never = dataclasses.replace(config.checkpoint, resume="never")
     with pytest.raises(DistcnnError, match="resume never would overwrite it"):
         RunDirectory.choose(dataclasses.replace(config, checkpoint=never))
+
+
+def test_with_virtual_workers_the_number_of_threads_belongs_to_the_run(tmp_path):
+    threads, virtual = PrecisionConfig(threads=2), TrainConfig(virtual_workers=4)
+    free, bound = config_for(tmp_path / "free"), config_for(tmp_path / "bound", train=virtual)
+    for config in (free, bound):
+        train(RunDirectory.choose(config), config, finish=False)
+    assert RunDirectory.choose(dataclasses.replace(free, precision=threads)).begun
+    with pytest.raises(DistcnnError, match=r"\(precision\.threads None -> 2\)"):
+        RunDirectory.choose(dataclasses.replace(bound, precision=threads))
 
 
 def test_a_default_folder_that_was_taken_meanwhile_makes_way_for_the_next():

@@ -20,7 +20,8 @@ class PrecisionConfig:
     deterministic: bool = False
     """Use only deterministic kernels: repeated runs on GPUs are bit-identical, but slower."""
     threads: int | None = None
-    """Threads per operation. Default: one per core."""
+    """Threads per operation. Default: one per core; 1 with train.virtual_workers, since sums may be
+    added in another order with another number of threads."""
 
     def __post_init__(self) -> None:
         """Validates the number of threads."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from distcnn.config.sections.bounds import require_at_least, require_at_most
+from distcnn.config.sections.bounds import require, require_at_least, require_at_most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,14 @@ class TrainConfig:
     of the number of workers. Default: derived from train.batch_size."""
     accumulation_steps: int = 1
     """Forward passes per worker and step; their gradients are summed before they are reduced."""
+    virtual_workers: int | None = None
+    """Divide every batch into this many shards, each with its own batch normalisation and dropout,
+    and add what they compute in a fixed order, so that the weights are the same to the last bit for
+    any number of workers that divides it. A worker computes several shards; one thread per
+    operation unless precision.threads is set. Default: one shard per worker."""
     eval_batch_size: int = 512
-    """Images per step of evaluation and prediction; does not affect the results."""
+    """Images per step of evaluation and prediction; does not affect the results, except for their
+    last bits."""
     test_flip: bool = False
     """Average the outputs for each image and its mirror image in validation, test, evaluate and
     predict; takes twice as long."""
@@ -50,8 +56,15 @@ class TrainConfig:
             "batch_size",
             "global_batch_size",
             "accumulation_steps",
+            "virtual_workers",
             "eval_batch_size",
         )
         require_at_least("train", self, 1, *sizes, "steps_per_execution")
         require_at_least("train", self, 0, "seed", "early_stopping", "test_shift")
         require_at_most("train", self, 16, "test_shift")
+        require_at_most("train", self, 1024, "virtual_workers")
+        require(
+            self.virtual_workers is None or self.accumulation_steps == 1,
+            f"train.accumulation_steps is {self.accumulation_steps}, but train.virtual_workers "
+            f"{self.virtual_workers} already divides the batch; drop --train.accumulation_steps",
+        )
