@@ -64,7 +64,10 @@ class ShardState:
             is_first: Whether this is the first replica, which alone counts in the metrics, since
                 they are added up over the replicas where they are read.
         """
-        rest, counts = iter(sums), tf.constant(is_first)  # the same operations on every replica
+        rest = iter(sums)
+        # Not a constant: folding it would give ranks other graphs, and Horovod, which takes its
+        # names from them, would wait for ever.
+        counts = tf.raw_ops.PlaceholderWithDefault(input=is_first, shape=[])
         # Replicas that ignore the sums must take part in adding them, or the first one waits.
         with tf.control_dependencies(list(sums)):
             for variable in self._metrics:
