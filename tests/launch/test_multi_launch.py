@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from distcnn.cli.command import EXIT_STOPPED
 from distcnn.cli.parser import parse_config
+from distcnn.errors import UsageError
 from distcnn.runtime.cluster import find_cluster
 from tests.conftest import ROOT
 
@@ -175,6 +177,27 @@ def test_the_indexed_job_finds_its_pods():
         assert cluster.hosts[index] == name
     config = parsed([*container["command"], *container["args"]])
     assert (config.distribute.strategy, config.out) == ("multi_worker", "/runs/quickstart")
+
+
+def test_a_pod_that_has_saved_or_was_evicted_does_not_count_as_a_failure():
+    _, job = documents("launch/k8s/indexed-job.yaml")
+    pod = job["spec"]["template"]["spec"]
+    actions: dict[Any, str] = {}
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        codes = rule.get("onExitCodes", {"operator": "In", "values": []})
+        assert codes.get("containerName", "worker") == pod["containers"][0]["name"]
+        assert codes["operator"] == "In"
+        conditions = [condition["type"] for condition in rule.get("onPodConditions", [])]
+        actions |= dict.fromkeys([*codes["values"], *conditions], rule["action"])
+    assert actions == {
+        UsageError.exit_code: "FailJob",
+        EXIT_STOPPED: "Ignore",
+        "DisruptionTarget": "Ignore",
+    }
+    assert pod["restartPolicy"] == "Never"  # the API refuses the policy otherwise
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts["shared-memory"] == "/dev/shm"
+    assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
 
 
 def test_the_mpijob_starts_a_worker_a_slot():
