@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     listed = _listed(options)
     settings = _settings(options)
     if options.dry_run:
-        hosts = choose_workers(listed(), settings.most)
+        hosts = choose_workers(listed(), settings.most, command.shards())
         print(shlex.join(ranks_line(command.line(), hosts, settings.ssh)))
         return 0
     return _launch(command, listed, settings, options.output)
@@ -57,7 +57,9 @@ def _launch(
     shown = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     output = RankOutput(command.folder if folder is None else Path(folder), shown)
     try:
-        pool = HostPool(listed, settings.ssh, settings.fewest, settings.most, command.token)
+        pool = HostPool(
+            listed, settings.ssh, settings.fewest, settings.most, command.token, command.shards
+        )
         return Supervisor(command, pool, settings, output).run()
     finally:
         output.close()

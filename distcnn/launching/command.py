@@ -65,6 +65,15 @@ class Launched:
         """Whether the number of workers may not change between attempts."""
         return self.name == "run" and value_of(self.own, "--batch") == "per_worker"
 
+    def shards(self) -> int | None:
+        """Returns the number of virtual workers, which that of the workers must divide, or None."""
+        flag = "--virtual_workers" if self.name == "run" else "--train.virtual_workers"
+        given = value_of(self.own, flag)
+        if given is not None and given.isdigit():
+            return int(given)
+        resolved = _resolved(self.out).get("virtual_workers")  # as a recipe may say
+        return resolved if isinstance(resolved, int) else None
+
     def has_summary(self) -> bool:
         """Returns whether the directory holds a training run that has ended."""
         return self.out is not None and (self.out / "summary.json").exists()
@@ -170,11 +179,14 @@ def keep_command(command: Launched, *, finished: bool) -> None:
 
 def begun_batch(out: Path | None) -> int | None:
     """Returns the global batch of a run that has begun in a directory, or None."""
-    if out is None:
-        return None
-    resolved = _read(out / "environment.json").get("resolved", {})
-    batch = resolved.get("global_batch_size") if isinstance(resolved, dict) else None
+    batch = _resolved(out).get("global_batch_size")
     return batch if isinstance(batch, int) else None
+
+
+def _resolved(out: Path | None) -> dict[str, Any]:
+    """Returns the resolved settings of a run that has begun in a directory."""
+    resolved = {} if out is None else _read(out / "environment.json").get("resolved")
+    return resolved if isinstance(resolved, dict) else {}
 
 
 def value_of(arguments: Sequence[str], flag: str) -> str | None:

@@ -99,14 +99,21 @@ def discover_hosts(script: str) -> list[Host]:
     return list({host.name: host for host in found}.values())
 
 
-def choose_workers(hosts: Sequence[Host], most: int | None) -> list[Host]:
+def choose_workers(
+    hosts: Sequence[Host], most: int | None, shards: int | None = None
+) -> list[Host]:
     """Returns the hosts in use, each with the number of its workers.
 
     Args:
         hosts: Hosts that can be used, the preferred ones first.
         most: The most workers; None for as many as there are slots.
+        shards: What the number of workers must divide, if there are virtual workers.
     """
-    chosen, left = [], sum(host.slots for host in hosts) if most is None else most
+    slots = count_workers(hosts)
+    left = slots if most is None else min(slots, most)
+    if shards:
+        left = max((n for n in range(1, left + 1) if shards % n == 0), default=0)
+    chosen = []
     for host in hosts:
         workers = min(host.slots, left)
         if workers > 0:

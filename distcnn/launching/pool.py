@@ -20,6 +20,7 @@ class HostPool:
         fewest: The fewest workers to go on with.
         most: The most workers; None for all slots.
         token: What all processes of the run have in common.
+        shards: Returns what the number of workers must divide; None if it may be any.
 
     Attributes:
         pauses: The failures of each host.
@@ -34,6 +35,7 @@ class HostPool:
         fewest: int,
         most: int | None,
         token: str,
+        shards: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.pauses = HostPauses()
         self.fewest = fewest
@@ -41,6 +43,7 @@ class HostPool:
         self._listed = listed
         self._ssh = ssh
         self._token = token
+        self._shards = shards
         self._used: dict[str, Host] = {}
         self._warned = ""
 
@@ -52,7 +55,7 @@ class HostPool:
             usable = listed  # a host that fails is better than none
         others = [host for name, host in self._used.items() if host not in usable]
         reachable(others, self._ssh, self._token)
-        chosen = choose_workers(reachable(usable, self._ssh, self._token), self.most)
+        chosen = self._choose(reachable(usable, self._ssh, self._token))
         return chosen if count_workers(chosen) >= self.fewest else []
 
     def use(self, hosts: Sequence[Host]) -> None:
@@ -67,22 +70,35 @@ class HostPool:
         """
         names = {host.name for host in in_use}
         usable = self.pauses.usable(self._list(), time.monotonic())
-        if count_workers(choose_workers(usable, self.most)) <= count_workers(in_use):
+        if count_workers(self._choose(usable)) <= count_workers(in_use):
             return []
         there = [host for host in usable if host.name in names]
         new = reachable([host for host in usable if host.name not in names], self._ssh)
-        chosen = choose_workers([*there, *new], self.most)
+        chosen = self._choose([*there, *new])
         return chosen if count_workers(chosen) > count_workers(in_use) else []
 
     def sweep(self) -> None:
         """Kills what is left of the run on every host that was used."""
         reachable(list(self._used.values()), self._ssh, self._token)
 
+    def _choose(self, hosts: Sequence[Host]) -> list[Host]:
+        shards = self._shards()
+        chosen = choose_workers(hosts, self.most, shards)
+        if count_workers(chosen) < count_workers(choose_workers(hosts, self.most)):
+            self._warn(
+                f"{count_workers(chosen)} of {count_workers(hosts)} slots are used, since the "
+                f"number of workers must divide that of the virtual workers, {shards}"
+            )
+        return chosen
+
     def _list(self) -> list[Host]:
         try:
             return list(self._listed())
         except DiscoveryError as error:
-            if str(error) != self._warned:
-                self._warned = str(error)
-                log.warning("warning: %s", error)
+            self._warn(str(error))
             return []
+
+    def _warn(self, text: str) -> None:
+        if text != self._warned:
+            self._warned = text
+            log.warning("warning: %s", text)

@@ -54,6 +54,18 @@ def test_the_hosts_get_into_the_command_line(capsys, tmp_path):
     assert "-np 3 " in line(capsys, "--discover", "echo localhost:3", "train")
 
 
+def test_the_number_of_workers_divides_that_of_the_virtual_workers(capsys, tmp_path):
+    """Given by a flag, or by what a run that has begun says of itself."""
+    assert "-np 2 " in line(capsys, "--workers", "3", "train", "--train.virtual_workers=4")
+    script = ("run", "--virtual_workers", "9", "cats.py", "--virtual_workers", "8")
+    assert "-np 3 " in line(capsys, "--workers", "5", *script)
+    begun = ("--workers", "3", "train", "--out", "begun")
+    assert "-np 3 " in line(capsys, *begun)
+    Path("begun").mkdir()
+    Path("begun/environment.json").write_text('{"resolved": {"virtual_workers": 8}}')
+    assert "-np 2 " in line(capsys, *begun)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

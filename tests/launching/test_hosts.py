@@ -16,6 +16,7 @@ from distcnn.launching.hosts import (
     read_hostfile,
 )
 from distcnn.launching.pauses import MOST_SECONDS, HostPauses, pause_after
+from distcnn.launching.pool import HostPool
 from distcnn.launching.reaching import Ssh, is_local, reachable
 
 A, B = Host("a", 2), Host("b", 1)
@@ -63,7 +64,24 @@ def test_workers_fill_the_hosts_in_order():
     assert choose_workers([A, B], None) == [A, B]
     assert choose_workers([A, B], 1) == [Host("a", 1)]
     assert choose_workers([B, A], 2) == [B, Host("a", 1)]
+    assert choose_workers([A, B], None, shards=4) == [A]
+    assert choose_workers([A, B], None, shards=6) == [A, B]
+    assert choose_workers([B, A], None, shards=1) == [B]
+    assert choose_workers([], None, shards=4) == []
     assert [host_of_rank([A, B], rank) for rank in range(3)] == ["a", "a", "b"]
+
+
+def test_as_many_workers_are_used_as_divide_the_virtual_workers(caplog):
+    here = Host("localhost", 3)
+    pool = HostPool(lambda: [here], Ssh(), 1, None, "token", lambda: 4)
+    for _ in range(2):
+        assert pool.next_hosts() == [Host("localhost", 2)]
+    assert [record.message for record in caplog.records] == [
+        "warning: 2 of 3 slots are used, since the number of workers must divide that of the "
+        "virtual workers, 4"
+    ]
+    assert pool.more_hosts([Host("localhost", 2)]) == []
+    assert pool.more_hosts([Host("localhost", 1)]) == [Host("localhost", 2)]
 
 
 def test_this_host_answers_and_one_that_does_not_exist_does_not():
