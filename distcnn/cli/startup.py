@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -61,12 +62,13 @@ def import_tensorflow() -> None:
 
 
 def _enable_xla_cache() -> None:
-    """Makes XLA keep compiled programs in the user's cache folder, for later runs.
+    """Makes XLA keep compiled programs in the user's cache folder, for later runs on a GPU.
 
-    TensorFlow reads the flag only once, when it starts.
+    TensorFlow reads the flag only once, when it starts. On a CPU, XLA compiles small programs only,
+    and TensorFlow reports an error for each one that it reads from the cache.
     """
     flags = os.environ.get("TF_XLA_FLAGS", "")
-    if "persistent_cache" in flags:
+    if "persistent_cache" in flags or shutil.which("nvidia-smi") is None:
         return
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base, "distcnn", "xla")

@@ -85,15 +85,15 @@ def without_excluded(values: dict[str, Any], keys: Iterable[str]) -> dict[str, A
     """Drops the values of a recipe that do not apply beside the keys that replace others.
 
     These are the global batch size if `keys` set the batch size per worker, the arguments of the
-    recipe's model if `keys` choose another model, and what is for images if `keys` choose the
-    user's own data.
+    recipe's model and its whitening if `keys` choose another model, and what is for images if
+    `keys` choose the user's own data.
     """
     keys = set(keys)
     dropped = set()
     if "train.batch_size" in keys:
         dropped.add("train.global_batch_size")
     if keys & {"model.name", "model.factory"}:
-        dropped.add("model.args")
+        dropped |= {"model.args", "model.whitening"}
     if "data.factory" in keys:
         dropped |= {key for key in values if key.startswith(FOR_IMAGES)}
     return {key: value for key, value in values.items() if key not in dropped - keys}

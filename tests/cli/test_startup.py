@@ -64,12 +64,19 @@ def test_the_users_log_level_is_kept(monkeypatch):
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2"
 
 
-def test_xla_caches_compiled_programs(tmp_path, run_module, monkeypatch):
+@pytest.mark.parametrize("driver", [True, False])
+def test_xla_caches_compiled_programs_where_there_may_be_a_gpu(
+    tmp_path, run_module, monkeypatch, driver
+):
     monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
+    if driver:
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     arguments = flags(small_config(tmp_path / "run", precision__xla="on", train__epochs=1))
     done = run_module("distcnn.train", *arguments)
     assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "cache" / "distcnn" / "xla").iterdir())
+    assert any((tmp_path / "cache").glob("distcnn/xla/*")) == driver
 
 
 def test_the_users_own_cache_is_kept(monkeypatch):

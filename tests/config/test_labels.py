@@ -79,6 +79,8 @@ def test_a_recipes_model_arguments_do_not_follow_another_model(tmp_path):
     other = load_config("quickstart", model={"factory": "mine:net"})
     assert other.model.args == {}
     assert load_config("fast_article", model={"name": "compact"}).model.args == {}
+    assert load_config("record").model.whitening
+    assert not load_config("record", model={"name": "article"}).model.whitening
     both = load_config("quickstart", model={"factory": "mine:net", "args": {"width": 3}})
     assert both.model.args == {"width": 3}
     file = tmp_path / "mine.yaml"
