@@ -12,6 +12,7 @@ import psutil
 
 from distcnn.launching.record import Restart, read
 from tests.conftest import PYTHONPATH
+from tests.launching.processes import ranks_among
 from tests.runs import flags, small_config
 
 OVERRIDES = {
@@ -79,15 +80,7 @@ class LaunchedRun:
 
     def ranks(self) -> dict[int, psutil.Process]:
         """Returns the processes of the ranks, by rank."""
-        found = {}
-        for process in self.processes():
-            try:
-                environment, name = process.environ(), process.name()
-            except psutil.Error:
-                continue
-            if "DISTCNN_RANK_PAGE" in environment and name.startswith("python"):
-                found[int(environment["HOROVOD_RANK"])] = process
-        return found
+        return ranks_among(self.processes())
 
     def restarts(self) -> list[Restart]:
         """Returns the recorded restarts."""

@@ -1,6 +1,7 @@
 """The processes of a launched run, on whichever host they are."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -22,8 +23,13 @@ def everything_of(out: Path) -> list[psutil.Process]:
 
 def ranks_of(out: Path) -> dict[int, psutil.Process]:
     """Returns the ranks of a run, by rank."""
+    return ranks_among(everything_of(out))
+
+
+def ranks_among(processes: Iterable[psutil.Process]) -> dict[int, psutil.Process]:
+    """Returns those of some processes that are ranks, by rank."""
     found = {}
-    for process in everything_of(out):
+    for process in processes:
         try:
             environment, name = process.environ(), process.name()
         except psutil.Error:
