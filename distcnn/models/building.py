@@ -12,7 +12,7 @@ from distcnn.config import ModelConfig
 from distcnn.config.lookup import import_object, look_up
 from distcnn.config.recipe import nearest
 from distcnn.errors import DistcnnError, UsageError
-from distcnn.models.catalog import MODELS
+from distcnn.models.catalog import APPLICATIONS, MODELS
 from distcnn.runtime.keras_internals import functional_graph, output_structure
 
 log = logging.getLogger("distcnn")
@@ -42,9 +42,17 @@ def build_model(
         if config.factory
         else look_up("model.name", config.name, MODELS)
     )
-    offered = {"input_shape": input_shape, "num_classes": num_classes}
+    offered: dict[str, Any] = {"input_shape": input_shape, "num_classes": num_classes}
     parameters = inspect.signature(function).parameters
     accepts_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if config.weights != "none":
+        if config.factory is not None or config.name not in APPLICATIONS:
+            raise UsageError(
+                f"model.weights is {config.weights}, but {name} has no pretrained weights that "
+                "distcnn knows; give a network of keras.applications as --model.name, or load them "
+                "in your function"
+            )
+        offered["weights"] = config.weights
     for key in config.args:
         if key not in parameters and not accepts_any:
             hint = nearest(key, parameters)
