@@ -2,7 +2,8 @@
 
 The first launcher of these whose variables are set decides; the others must agree with it:
 
-1. Horovod: `HOROVOD_RANK` and related variables, hosts in `DISTCNN_HOSTS` (`host:slots,...`)
+1. Horovod: `HOROVOD_RANK` and related variables, hosts in `DISTCNN_HOSTS` (`host:slots,...`, where
+   a host may be a range, `host-[0-3]`)
 2. `TF_CONFIG`, as defined by TensorFlow and Kubeflow's TFJob
 3. Slurm: `SLURM_PROCID` and related variables, inside `srun`
 4. Open MPI: `OMPI_COMM_WORLD_RANK` and related variables; else PMI (MPICH, Intel MPI): `PMI_RANK`,

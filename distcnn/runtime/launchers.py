@@ -219,13 +219,22 @@ def _listed_hosts(
     return hosts[:size]
 
 
+_RANGE = r"\d+(?:-\d+)?"
+_LISTED_HOST = re.compile(
+    rf"\s*((?:[^:=,\s\[\]]|\[{_RANGE}(?:,{_RANGE})*\])+)(?::(\d+))?\s*",
+)
+
+
 def _parse_hosts(text: str) -> tuple[str, ...]:
     hosts: list[str] = []
-    for entry in text.split(","):
-        match = re.fullmatch(r"\s*([^:=\s]+)(?::(\d+))?\s*", entry)
-        if match is None:
-            raise ClusterError(f"DISTCNN_HOSTS is {text!r}; expected host:slots,host:slots")
-        hosts += [match[1]] * int(match[2] or 1)
+    for entry in re.split(r",(?![^\[]*\])", text):  # not at commas in brackets
+        match = _LISTED_HOST.fullmatch(entry)
+        names = [] if match is None else expand_nodelist(match[1])
+        if match is None or not names:
+            raise ClusterError(
+                f"DISTCNN_HOSTS is {text!r}; expected host:slots,host:slots or host-[0-3]:slots"
+            )
+        hosts += [name for name in names for _ in range(int(match[2] or 1))]
     return tuple(hosts)
 
 

@@ -1,6 +1,7 @@
 """Records what asks a run to stop, so that it can finish its step and save."""
 
 import contextlib
+import logging
 import signal
 import threading
 import time
@@ -9,6 +10,8 @@ from types import FrameType
 
 from distcnn.runtime import notice
 from distcnn.runtime.membership import Cluster
+
+log = logging.getLogger("distcnn")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """The signals on which a launcher stops its ranks."""
@@ -38,13 +41,27 @@ class StopRequest:
 
     def __init__(self, own_signal: str = "SIGUSR1", notice: str | None = None) -> None:
         self.name: str | None = None
-        self._numbers = (signal.SIGINT, signal.SIGTERM, signal.Signals[own_signal])
+        self._numbers: tuple[signal.Signals, ...] = (
+            signal.SIGINT,
+            signal.SIGTERM,
+            signal.Signals[own_signal],
+        )
         self._notice = notice
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Catches the first signal; a second one gets the original handler."""
-        previous = {number: signal.getsignal(number) for number in self._numbers}
+        """Catches the first signal; a second one gets the original handler.
+
+        Only a process's main thread can do that; in another one, a warning says so.
+        """
+        numbers = self._numbers
+        if threading.current_thread() is not threading.main_thread():
+            numbers = ()
+            log.warning(
+                "warning: a signal ends this run without saving, since it is not in the main "
+                "thread of its process; save often enough"
+            )
+        previous = {number: signal.getsignal(number) for number in numbers}
         first = float("inf")
 
         def restore() -> None:

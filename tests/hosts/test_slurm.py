@@ -1,13 +1,20 @@
-"""A real Slurm of this machine alone, started by hand: recipes and a script, sbatch and srun."""
+"""A real Slurm, started by hand: recipes and a script, job arrays, and a node that is lost.
 
+This machine stands for three nodes: `one` and `two` with two cores and two GPUs, which are no real
+ones, and `small` with one of each.
+"""
+
+import functools
 import json
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +43,10 @@ for array in [*metrics, *model.get_weights()]:  # a line each: --label breaks li
 """
 
 
-def call(*command: str, timeout: float = 60, **environment: str) -> str:
+def call(*command: str, timeout: float = 60, cwd: Path = ROOT, **environment: str) -> str:
     done = subprocess.run(
         command,
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, "PATH": SEARCH, **environment},
         capture_output=True,
         text=True,
@@ -56,46 +63,106 @@ class Slurm:
     def __init__(self, folder: Path, config: str) -> None:
         self._folder = folder
         self._config = config
+        self._lost = ""
+
+    def call(self, *command: str) -> str:
+        return call(*command, SLURM_CONF=self._config)
 
     def srun(self, *command: str) -> str:
         """Runs a job step of two tasks."""
         return call("srun", "-n2", *command, timeout=300, SLURM_CONF=self._config)
 
-    def sbatch(self, strategy: str, *arguments: str, signal_at: int | None = None) -> str:
-        """Submits the script, edited for this machine as its header says, and waits for its end."""
-        text = (ROOT / "launch/slurm.sbatch").read_text()
-        script = self._folder / "job.sbatch"
-        edited = text.replace("--nodes=2", "--nodes=1")
-        edited = edited.replace("--ntasks-per-node=4", "--ntasks-per-node=2")
-        edited = edited.replace("#SBATCH --gpus-per-node=4\n", "")
-        edited = edited.replace("--cpus-per-task=8", "--cpus-per-task=1")
-        edited = edited.replace("slurm-%j.log", f"{self._folder}/%j.log")
-        script.write_text(edited)
-        job = call(
-            *("sbatch", "--parsable", str(script), *arguments),
-            SLURM_CONF=self._config,
-            STRATEGY=strategy,
-        )
-        return self._wait_for(job, signal_at)
+    def submit(
+        self,
+        edits: dict[str, str],
+        *arguments: str,
+        flags: Sequence[str] = (),
+        cwd: Path = ROOT,
+        strategy: str = "horovod",
+        venv: str = "",
+    ) -> str:
+        """Submits the script, edited as its header says; returns the job's number.
 
-    def _wait_for(self, job: str, signal_at: int | None) -> str:
-        log = self._folder / f"{job}.log"
+        Args:
+            edits: Other lines of the script, by their text.
+            *arguments: Those of the script.
+            flags: Those of `sbatch`.
+            cwd: The folder to submit from.
+            strategy: The strategy.
+            venv: The environment, if it is not that of the folder.
+        """
+        text = (ROOT / "launch/slurm.sbatch").read_text()
+        for old, new in {**edits, "slurm-%j.log": f"{self._folder}/%j.log"}.items():
+            assert old in text
+            text = text.replace(old, new)
+        script = self._folder / "job.sbatch"
+        script.write_text(text)
+        command = ("sbatch", "--parsable", *flags, str(script), *arguments)
+        return call(*command, cwd=cwd, SLURM_CONF=self._config, STRATEGY=strategy, VENV=venv)
+
+    def sbatch(
+        self, strategy: str, *arguments: str, disturbances: Sequence["Disturbance"] = ()
+    ) -> str:
+        """Submits a job of two tasks on one node, waits for its end and returns what it printed.
+
+        Args:
+            strategy: The strategy.
+            *arguments: The script's arguments.
+            disturbances: What happens to it: each at a text that the job prints.
+        """
+        edits = {
+            "--nodes=2": "--nodes=1",
+            "--ntasks-per-node=4": "--ntasks-per-node=2",
+            "#SBATCH --gpus-per-node=4\n": "",
+            "--cpus-per-task=8": "--cpus-per-task=1",
+        }
+        job = self.submit(edits, *arguments, strategy=strategy)
+        left = list(disturbances)
+        printed = self.wait(job, left)
+        assert not left
+        return printed
+
+    def fields(self, job: str) -> dict[str, str]:
+        """Returns what Slurm knows of a job, or of a task of an array."""
+        state = self.call("scontrol", "--oneliner", "show", "job", job)
+        return dict(f.split("=", 1) for f in state.split() if "=" in f)
+
+    def printed(self, job: str) -> str:
+        log = self._folder / f"{self.fields(job)['JobId']}.log"
+        return log.read_text() if log.exists() else ""
+
+    def wait(self, job: str, disturbances: "list[Disturbance]") -> str:
+        """Waits for the end of a job, and returns what it has printed."""
         deadline = time.monotonic() + 300
-        signalled = False
         while True:
-            show = ("scontrol", "--oneliner", "show", "job", job)
-            state = call(*show, SLURM_CONF=self._config)
-            fields = dict(f.split("=", 1) for f in state.split() if "=" in f)
-            printed = log.read_text() if log.exists() else ""
+            fields, printed = self.fields(job), self.printed(job)
             if fields["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"):
                 assert fields["JobState"] == "COMPLETED", printed
                 return printed
-            if signal_at is not None and not signalled and f"step {signal_at:>6}/" in printed:
-                # As Slurm itself does two minutes before the time limit.
-                call("scancel", "--signal=USR1", job, SLURM_CONF=self._config)
-                signalled = True
-            assert time.monotonic() < deadline, f"{state}\n{printed}"
+            if disturbances and re.search(disturbances[0][0], printed):
+                disturbances.pop(0)[1](self, job)
+            assert time.monotonic() < deadline, f"{fields}\n{printed}"
             time.sleep(0.5)
+
+    def warn(self, job: str) -> None:
+        """Signals a job as Slurm itself does two minutes before the time limit."""
+        self.call("scancel", "--signal=USR1", job)
+
+    def lose_node(self, job: str) -> None:
+        """Takes the node of a job down, for good."""
+        self._lost = self.fields(job)["NodeList"]
+        for state in ("drain", "down"):
+            self._set(state)
+
+    def repair_node(self) -> None:
+        """Makes the lost node usable again."""
+        self._set("resume")
+
+    def _set(self, state: str) -> None:
+        self.call("scontrol", "update", f"nodename={self._lost}", f"state={state}", "reason=test")
+
+
+Disturbance = tuple[str, Callable[[Slurm, str], None]]
 
 
 @pytest.fixture(scope="module")
@@ -104,30 +171,35 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Slurm"]:
 
     A job that goes back into the queue is held until its old credential expires: here 5 s.
     """
-    require("munged", "slurmctld", "slurmd", "sbatch", "srun")
+    require("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare")
     folder = tmp_path_factory.mktemp("slurm")
     folder.chmod(0o755)
     host = socket.gethostname().split(".")[0]
-    controller, node = free_ports(2)
+    controller, *ports = free_ports(4)
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
-    for name in ("state", "spool", "munge"):
+    names = ("one", "two", "small")
+    for name in ("state", "munge", *(f"spool-{name}" for name in names)):
         (folder / name).mkdir(mode=0o755)
+    nodes = "\n".join(
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cores} "
+        f"Gres=gpu:{cores} State=UNKNOWN"
+        for name, port, cores in zip(names, ports, (2, 2, 1), strict=True)
+    )
     config = folder / "slurm.conf"
     config.write_text(
         f"""ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmctldPort={controller}
-SlurmdPort={node}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -136,10 +208,20 @@ SchedulerParameters=sched_interval=5
 ReturnToService=2
 MpiDefault=none
 MinJobAge=300
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES
+GresTypes=gpu
+{nodes}
+PartitionName=all Nodes=one,two Default=YES MaxTime=INFINITE State=UP
+PartitionName=unequal Nodes=one,small MaxTime=INFINITE State=UP
 """
     )
+    devices = {"one": "zero,full", "two": "zero,full", "small": "zero"}  # any files stand for GPUs
+    gpus = [
+        f"NodeName={name} Name=gpu File=/dev/{device}"
+        for name, listed in devices.items()
+        for device in listed.split(",")
+    ]
+    (folder / "gres.conf").write_text("\n".join(gpus) + "\n")
+    (folder / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(names)}\n")
     environment = {**os.environ, "PATH": SEARCH, "SLURM_CONF": str(config)}
     munged = [
         *("munged", "--foreground", "--force", "--key-file", str(key)),
@@ -148,14 +230,19 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscri
     ]
     daemons = []
     try:
-        for number, command in enumerate((munged, ["slurmctld", "-D"], ["slurmd", "-D"])):
+        slurmds = [["slurmd", "-D", "-N", name] for name in names]
+        for number, words in enumerate((munged, ["slurmctld", "-D"], *slurmds)):
+            # In a file system of their own, where the names of the nodes are known.
+            mount = f"mount --bind {folder}/hosts /etc/hosts && exec {shlex.join(words)}"
+            command = ["unshare", "--mount", "sh", "-c", mount]
             with (folder / f"daemon-{number}.log").open("wb") as log:
                 daemons.append(
                     subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
                 )
-            time.sleep(1)
+            time.sleep(1 if number < 2 else 0)
         deadline = time.monotonic() + 60
-        while "idle" not in call("sinfo", "--noheader", "-o", "%T", SLURM_CONF=str(config)):
+        idle = ("sinfo", "--noheader", "-N", "-t", "idle")
+        while len(set(call(*idle, SLURM_CONF=str(config)).split()) & set(names)) < len(names):
             assert time.monotonic() < deadline, (folder / "daemon-1.log").read_text()
             time.sleep(0.5)
 
@@ -164,25 +251,35 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscri
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait()
-        shutil.rmtree(folder / "spool", ignore_errors=True)
+        for name in names:
+            shutil.rmtree(folder / f"spool-{name}", ignore_errors=True)
 
 
 def quickstart(out: Path) -> list[str]:
     return ["--recipe", "quickstart", "--train.epochs", "3", "--out", str(out)]
 
 
-def test_sbatch_trains_by_horovod_and_goes_on_after_the_time_limit(slurm, tmp_path):
+def test_sbatch_goes_on_after_the_time_limit_and_on_another_node(slurm, tmp_path):
     out = tmp_path / "horovod"
-    printed = slurm.sbatch("horovod", *quickstart(out), signal_at=40)
+    # The first resumed step is 40 or a few more; the node is lost in the last of the three epochs.
+    disturbances = [(r"step +40/", Slurm.warn), (r"step +100/", Slurm.lose_node)]
+    printed = slurm.sbatch("horovod", *quickstart(out), disturbances=disturbances)
+    slurm.repair_node()
     assert "horovod on CPU (set in the configuration): 2 workers" in printed
     assert printed.count("0: stopped by SIGUSR1 after step") == 1
     assert "stopped after saving; requeueing the job" in printed
-    assert "0: resumed" in printed
+    assert "Node failure on" in printed
+    assert printed.count("0: resumed") == 2
     assert "\n1: " not in printed.replace("\n1: error", "")
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["strategy"], summary["world_size"]) == ("horovod", 2)
     assert summary["weights_agree"] is True
-    assert summary["test_accuracy"] >= 0.75  # about 0.95
+    undisturbed = tmp_path / "undisturbed"
+    launcher = [sys.executable, "-m", "distcnn.horovodrun", "--gloo", "-np", "2", sys.executable]
+    call(*launcher, "-m", "distcnn.train", *quickstart(undisturbed), timeout=300)
+    expected = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["weights_sha256"] == expected["weights_sha256"]
+    assert summary["test_accuracy"] == expected["test_accuracy"] >= 0.75  # about 0.95
 
 
 def test_sbatch_trains_by_multi_worker(slurm, tmp_path):
@@ -206,6 +303,39 @@ def test_a_script_under_srun_and_sbatch_computes_what_plain_python_does(slurm, t
         assert len(mine) == len(expected), printed
         for array, plain in zip(mine, expected, strict=True):
             np.testing.assert_allclose(array, plain, atol=1e-5)
+
+
+PYTHON = f"""#!{sys.executable}
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from distcnn.runtime.cluster import find_cluster
+cluster, restarts = find_cluster(os.environ), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+print("RANK", cluster.rank, cluster.local_rank, ",".join(cluster.hosts), gpu, *sys.argv[-2:])
+sys.exit(75 if os.environ.get("SLURM_ARRAY_TASK_ID") == "1" and not restarts else 0)
+"""
+"""Stands for distcnn: says which rank it is; the first task of an array has to save once."""
+
+
+def test_unequal_nodes_gpus_of_each_task_and_a_job_array(slurm, tmp_path):
+    program = tmp_path / "venv/bin/python"
+    program.parent.mkdir(parents=True)
+    program.write_text(PYTHON)
+    program.chmod(0o755)
+    submit = functools.partial(slurm.submit, cwd=tmp_path, venv=str(tmp_path / "venv"))
+    small = {"--cpus-per-task=8": "--cpus-per-task=1", "--gpus-per-node=4": "--gpus-per-task=1"}
+    one = {**small, "--nodes=2": "--nodes=1", "--ntasks-per-node=4": "--ntasks=1"}
+    array = submit(one, "--out", "runs/%a", flags=["--array=0-1"])
+    three = {**small, "--ntasks-per-node=4": "--ntasks=3"}
+    printed = slurm.wait(submit(three, "--out", "x", flags=["--partition=unequal"]), [])
+    ranks = sorted(re.findall(r"\d: RANK (.*)", printed))
+    hosts = "one,one,small"
+    assert ranks == [f"0 0 {hosts} 0 --out x", f"1 1 {hosts} 1 --out x", f"2 0 {hosts} 0 --out x"]
+    tasks = [slurm.wait(f"{array}_{number}", []) for number in range(2)]
+    assert [each.count("RANK") for each in tasks] == [1, 2]
+    assert [slurm.fields(f"{array}_{number}")["Restarts"] for number in range(2)] == ["0", "1"]
+    for number, each in enumerate(tasks):
+        assert each.count(f"--out runs/{number}\n") == each.count("RANK")
 
 
 def result_in(printed: str) -> list[np.ndarray]:

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distcnn.cli.command import EXIT_STOPPED
 from distcnn.cli.parser import parse_config
-from distcnn.errors import UsageError
 from distcnn.runtime.cluster import find_cluster
 from tests.conftest import ROOT
 
@@ -157,63 +155,6 @@ def documents(file: str) -> list[dict[str, Any]]:
 
 def parsed(command: list[str]) -> Any:
     return parse_config("distcnn.train", "Trains.", command[command.index("distcnn.train") + 1 :])
-
-
-def test_the_indexed_job_finds_its_pods():
-    service, job = documents("launch/k8s/indexed-job.yaml")
-    spec = job["spec"]
-    pod = spec["template"]["spec"]
-    container = pod["containers"][0]
-    values = {entry["name"]: entry.get("value") for entry in container["env"]}
-    assert spec["completions"] == spec["parallelism"] == 2
-    assert pod["subdomain"] == service["metadata"]["name"]
-    for index in range(spec["completions"]):
-        text = values["TF_CONFIG"].replace("$(WORKER)", str(index))
-        environment = {"TF_CONFIG": text, "JOB_COMPLETION_INDEX": str(index)}
-        cluster = find_cluster(environment)
-        assert (cluster.rank, cluster.size) == (index, spec["completions"])
-        name = f"{job['metadata']['name']}-{index}.{pod['subdomain']}"
-        assert cluster.hosts is not None
-        assert cluster.hosts[index] == name
-    config = parsed([*container["command"], *container["args"]])
-    assert (config.distribute.strategy, config.out) == ("multi_worker", "/runs/quickstart")
-
-
-def test_a_pod_that_has_saved_or_was_evicted_does_not_count_as_a_failure():
-    _, job = documents("launch/k8s/indexed-job.yaml")
-    pod = job["spec"]["template"]["spec"]
-    actions: dict[Any, str] = {}
-    for rule in job["spec"]["podFailurePolicy"]["rules"]:
-        codes = rule.get("onExitCodes", {"operator": "In", "values": []})
-        assert codes.get("containerName", "worker") == pod["containers"][0]["name"]
-        assert codes["operator"] == "In"
-        conditions = [condition["type"] for condition in rule.get("onPodConditions", [])]
-        actions |= dict.fromkeys([*codes["values"], *conditions], rule["action"])
-    assert actions == {
-        UsageError.exit_code: "FailJob",
-        EXIT_STOPPED: "Ignore",
-        "DisruptionTarget": "Ignore",
-    }
-    assert pod["restartPolicy"] == "Never"  # the API refuses the policy otherwise
-    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
-    assert mounts["shared-memory"] == "/dev/shm"
-    assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
-
-
-def test_the_mpijob_starts_a_worker_a_slot():
-    (job,) = documents("launch/k8s/mpijob.yaml")
-    replicas = job["spec"]["mpiReplicaSpecs"]
-    launcher = replicas["Launcher"]["template"]["spec"]["containers"][0]
-    command = [*launcher["command"], *launcher["args"]]
-    count = replicas["Worker"]["replicas"] * job["spec"]["slotsPerWorker"]
-    assert command[command.index("-np") + 1] == str(count)
-    assert parsed(command).distribute.strategy == "horovod"
-    worker = replicas["Worker"]["template"]["spec"]["containers"][0]
-    port = command[command.index("--ssh-port") + 1]
-    assert worker["ports"] == [{"containerPort": int(port)}]
-    sshd = (ROOT / "docker/sshd_config").read_text()
-    assert f"Port {port}\n" in sshd
-    assert f"AuthorizedKeysFile {job['spec']['sshAuthMountPath']}/authorized_keys\n" in sshd
 
 
 def test_the_containers_of_compose_find_each_other():

@@ -61,6 +61,18 @@ def test_alone():
         (tf_config(0, ("b:1",), "chief", chief=["a:1"]), "tf_config", (0, 2, 0, 1), "ab"),
         (slurm(), "slurm", (2, 4, 0, 2), ("gpu1", "gpu1", "gpu2", "gpu2")),
         (slurm(2, 3, "n,m", "2,1", "m"), "slurm", (2, 3, 0, 1), "nnm"),
+        (
+            slurm(3, 5, "n[1-2],m", "2(x2),1", "n2"),
+            "slurm",
+            (3, 5, 1, 2),
+            ("n1",) * 2 + ("n2",) * 2 + ("m",),
+        ),
+        (
+            slurm(4, 5, "n[1-2],m", "2(x2),1", "m"),
+            "slurm",
+            (4, 5, 0, 1),
+            ("n1",) * 2 + ("n2",) * 2 + ("m",),
+        ),
         (slurm(0, 1, "n", "1", "n"), "slurm", (0, 1, 0, 1), "n"),
         (openmpi(), "openmpi", (1, 4, 1, 4), ("localhost",) * 4),
         (openmpi(local_rank=0, local_size=2), "openmpi", (1, 4, 0, 2), None),
@@ -70,6 +82,10 @@ def test_alone():
             *("pmi", (3, 4, 1, 2), None),
         ),
         ({"JOB_COMPLETION_INDEX": "1", "DISTCNN_HOSTS": "p,q"}, "kubernetes", (1, 2, 0, 1), "pq"),
+        (
+            {"JOB_COMPLETION_INDEX": "3", "DISTCNN_HOSTS": "p-[0-1,5]-x.s, q:2"},
+            *("kubernetes", (3, 5, 0, 2), ("p-0-x.s", "p-1-x.s", "p-5-x.s", "q", "q")),
+        ),
         ({"JOB_COMPLETION_INDEX": "1", **tf_config()}, "tf_config", (1, 2, 0, 1), "ab"),
     ],
 )
@@ -122,6 +138,10 @@ def test_the_first_of_several_that_agree_decides(environment, scheme):
         (horovod(DISTCNN_HOSTS="b:2,a:2"), "places it on a; list the hosts in the order"),
         (horovod(DISTCNN_HOSTS="b:2"), "DISTCNN_HOSTS has 2 slots, but 4 processes"),
         (horovod(DISTCNN_HOSTS="b=2"), "DISTCNN_HOSTS is 'b=2'; expected host:slots"),
+        *(
+            (horovod(DISTCNN_HOSTS=text), f"DISTCNN_HOSTS is '{text}'; expected host:slots")
+            for text in ("b[1", "b]", "b[x-y]", "b[3-1]", "b,,c", "b[]", "[0-1]:x")
+        ),
         (tf_config(2), "lists 2 of them; this host is missing from the list"),
         (tf_config(0, ("a", "b")), "TF_CONFIG lists the addresses a, b; expected"),
         (tf_config(0, ("a:1", "a:1")), "TF_CONFIG lists an address twice"),

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,21 @@ def test_a_command_that_does_not_answer_is_no_notice(monkeypatch, tmp_path):
     assert not notice.is_announced("exit 1")
     assert not notice.is_announced("sleep 5")
     assert not notice.is_announced(str(Path(tmp_path, "missing")))
+
+
+def test_in_another_thread_a_notice_stops_and_signals_stay_the_users(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(notice, "EVERY_SECONDS", 0.05)
+    request = StopRequest("SIGUSR1", f"test -e {tmp_path}")
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run() -> None:
+        with request.listening():
+            deadline = time.monotonic() + 10
+            while request.name is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert signal.getsignal(signal.SIGTERM) is before
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+    assert request.name is not None
+    assert "ends this run without saving" in caplog.text
