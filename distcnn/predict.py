@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from distcnn.cli.command import require_at_least_one, run_command, write_json
 from distcnn.cli.outputs import require_writable
@@ -9,6 +10,9 @@ from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
 from distcnn.inference.image_files import find_images
 from distcnn.runtime.text import printable
+
+if TYPE_CHECKING:
+    from distcnn.inference.prediction import Prediction
 
 log = logging.getLogger("distcnn")
 
@@ -52,17 +56,26 @@ def main(arguments: Sequence[str]) -> int:
     )
     results = []
     for prediction in predictions:
-        best = prediction.top(options.top)
-        results.append(
-            {
-                "image": str(prediction.path),
-                "top": [{"class": name, "probability": value} for name, value in best],
-            }
-        )
+        result, best = _result_of(prediction, options.top)
+        results.append({"image": str(prediction.path), **result})
         scores = "  ".join(f"{printable(name)} {value:.4f}" for name, value in best)
         print(f"{printable(prediction.path)}  {scores}")
     write_json(options.json, results)
     return 0
+
+
+def _result_of(
+    prediction: "Prediction", count: int
+) -> tuple[dict[str, Any], list[tuple[str, float]]]:
+    """Returns a prediction for the JSON file, and what to print of it."""
+    if prediction.task == "regression":
+        numbers = prediction.numbers()
+        return {"numbers": numbers}, list(numbers.items())
+    best = prediction.top(count)
+    result: dict[str, Any] = {"top": [{"class": name, "probability": p} for name, p in best]}
+    if prediction.task == "multilabel":
+        result["labels"] = prediction.labels()
+    return result, best
 
 
 if __name__ == "__main__":

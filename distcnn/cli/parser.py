@@ -84,10 +84,11 @@ class Parser(jsonargparse.ArgumentParser):
             known = {flag for action in self._actions for flag in action.option_strings}
             of_run = [f"--{k}={_as_flag(v)}" for k, v in settings.items() if f"--{k}" in known]
             flags = [*of_run, *flags]
-            if not settings:
+            labelled = any(argument.startswith("--data.labels") for argument in arguments)
+            if not settings and not labelled:
                 raise UsageError(
                     f"{path} belongs to no run, so its images are not known; add --data.name NAME, "
-                    "and --data.dir DIR for your own"
+                    "and --data.dir DIR for your own, or --data.labels FILE"
                 )
             require_images(path, settings)
         options = self.parse_args([*flags, *arguments])

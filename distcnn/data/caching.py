@@ -244,7 +244,9 @@ def _drop_bad(bad: list[int], encoded: EncodedSplit, loaded: Split, on_error: st
     if on_error == "fail":
         raise DataError(f"{message}; repair or remove them, or pass --data.on_error skip")
     good = np.delete(np.arange(len(encoded), dtype=np.int64), bad)
-    lost = sorted(set(encoded.labels[bad]) - set(encoded.labels[good]))
+    lost = []
+    if encoded.labels.ndim == 1:
+        lost = sorted(set(encoded.labels[bad]) - set(encoded.labels[good]))
     if lost:
         raise DataError(
             f"{message}; without them the class with label {lost[0]} has no images; repair them or "

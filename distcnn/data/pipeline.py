@@ -145,7 +145,7 @@ def training_dataset(
 
     Args:
         split: Training images.
-        num_classes: Width of the one-hot labels.
+        num_classes: Width of the labels' rows.
         sampler: Order of the images.
         augmentation: Augmentation to apply.
         sharding: Shards of each batch to return.
@@ -155,7 +155,8 @@ def training_dataset(
 
     Returns:
         A data set of `(images, labels, weights)`: uint8 (float32 in [0, 255] when images are mixed)
-        of shape `(count, height, width, channels)`, float32 one-hot of shape `(count, num_classes)`
+        of shape `(count, height, width, channels)`, float32 labels of shape `(count, num_classes)`,
+        one-hot for classes,
         and float32 of shape `(count,)`, 1 / (images in the batch) or 0 for a placeholder. Each step
         has `len(sharding.local_replica_ids) * sharding.accumulation_steps` elements.
 
@@ -207,7 +208,7 @@ def training_dataset(
         else:
             draws = random.uniform(Stream.RANDOM_RESIZED_CROP, RANDOM_CROP_DRAWS)
             images, indices = split.fetch(indices, crop, draws)
-        targets = tf.one_hot(tf.gather(labels, indices), num_classes)
+        targets = _targets(labels, indices, num_classes)
         images, targets = augment(images, targets, augmentation, random)
         return images, targets, tf.fill([count], weight / tf.cast(total, tf.float32))
 
@@ -245,7 +246,7 @@ def sharded_evaluation_dataset(
 
     Args:
         split: Images to evaluate.
-        num_classes: Width of the one-hot labels.
+        num_classes: Width of the labels' rows.
         batch_size: Images per shard and step.
         sharding: Shards of this process; without virtual workers, one for each replica.
 
@@ -270,7 +271,7 @@ def sharded_evaluation_dataset(
         weights = tf.fill([tf.size(indices)], tf.where(empty, 0.0, weight))
         images, read = split.fetch(indices)
         weights *= tf.cast(read == indices, tf.float32)  # others replace bad ones
-        return images, tf.one_hot(tf.gather(labels, indices), num_classes), weights
+        return images, _targets(labels, indices, num_classes), weights
 
     per_step = len(sharding.local_replica_ids) * sharding.accumulation_steps
     elements = tf.data.Dataset.range(steps * per_step)
@@ -284,12 +285,12 @@ def evaluation_dataset(split: Split, num_classes: int, batch_size: int) -> tf.da
 
     Args:
         split: Images to evaluate.
-        num_classes: Width of the one-hot labels.
+        num_classes: Width of the labels' rows.
         batch_size: Images per batch.
 
     Returns:
         A data set of `(images, labels)`: uint8 of shape `(batch, height, width, channels)`, and
-        float32 one-hot of shape `(batch, num_classes)`.
+        float32 labels of shape `(batch, num_classes)`.
     """
     batches, _ = sharded_evaluation_dataset(split, num_classes, batch_size, BatchSharding())
     return batches.map(_without_weights)
@@ -302,6 +303,13 @@ def _without_weights(
     return images, labels
 
 
+@tf.autograph.experimental.do_not_convert
+def _targets(labels: tf.Tensor, indices: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Returns a float32 row for each image: one-hot, its labels as 0 and 1, or its numbers."""
+    rows = tf.gather(labels, indices)
+    return tf.one_hot(rows, num_classes) if labels.shape.rank == 1 else tf.cast(rows, tf.float32)
+
+
 def _to_cpu(labels: np.ndarray) -> tf.Tensor:
     with tf.device("CPU:0"):
-        return tf.constant(labels, tf.int64)
+        return tf.constant(labels, tf.int64 if labels.ndim == 1 else labels.dtype)

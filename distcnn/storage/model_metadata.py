@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distcnn.config.recipe import preprocessing_of_run, settings_of_run
+from distcnn.config.task import Task
 from distcnn.runtime.files import open_regular
 
 _MEMBER = "distcnn.json"
@@ -23,6 +24,7 @@ class ModelMetadata:
         classes: Class names in the order of the outputs; empty if unknown.
         pixels: Range of the pixels that the model expects.
         logits: Whether the model returns logits rather than probabilities.
+        task: What the labels are: one class for each image, any number of them, or numbers.
         test_flip: Whether outputs are averaged over an image and its mirror image.
         test_shift: Pixels by which images are moved for further views that outputs are averaged
             over, or 0.
@@ -33,6 +35,7 @@ class ModelMetadata:
     classes: tuple[str, ...] = ()
     pixels: Literal["unit", "signed", "byte"] = "unit"
     logits: bool = False
+    task: Task = "classification"
     test_flip: bool = False
     test_shift: int = 0
     preprocessing: dict[str, Any] = field(default_factory=dict)

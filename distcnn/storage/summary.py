@@ -20,6 +20,7 @@ _FROM_RESOLVED = (
     "xla",
     "fast_path",
     "pixels",
+    "task",
     "output",
     "parameters",
     "global_batch_size",
@@ -48,6 +49,10 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
         "validation, %(test_images)d test",
         resolved,
     )
+    if resolved["labels"]:
+        log.info("labels          %s", resolved["labels"])
+    if resolved["division"]:
+        log.info("split           %s", resolved["division"])
     log.info("pixels          %(pixels)s (%(pixels_reason)s)", resolved)
     log.info("output          %(output)s (%(output_reason)s)", resolved)
     log.info("strategy        %s", _describe_strategy(resolved))
@@ -129,8 +134,9 @@ def log_summary(path: Path, summary: dict[str, Any]) -> None:
         path: The run directory.
         summary: Content of its `summary.json`.
     """
-    for key in ("val_accuracy", "test_accuracy"):
-        if summary[key] is not None:
+    names = ("accuracy", "mAP", "f1", "mse", "mae")
+    for key in (f"{split}_{name}" for split in ("val", "test") for name in names):
+        if summary.get(key) is not None:
             log.info("%-15s %.4f", key.replace("_", " "), summary[key])
     log.info("%-15s %.1f s", "training time", summary["train_seconds"])
     log.info("%-15s %s", "saved", path / "model.keras")

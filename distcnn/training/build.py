@@ -27,6 +27,7 @@ from distcnn.errors import DataError, UsageError
 from distcnn.inference.views import Views
 from distcnn.models.building import build_model
 from distcnn.models.compiled import is_compiled_by_owner
+from distcnn.models.head import Head
 from distcnn.models.interface import ModelInterface, inspect_model
 from distcnn.models.whitening import WHITENED_IMAGES, whiten_first_convolution
 from distcnn.optim.ema import WeightEMA
@@ -57,9 +58,12 @@ def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
     with reporting_lost_peers(backend):
         keras.utils.set_random_seed(config.train.seed)
         source = _open_once_per_host(config, context)
+        _require_fitting_task(config, source)
         with backend.scope():
             shape = default_image_shape(config.data, source)
-            model = build_model(config.model, shape, len(source.classes))
+            labels = source.train.labels if source.train else None
+            head = Head.of(source.task, labels, source.classes)
+            model = build_model(config.model, shape, len(source.classes), head)
         dataset = load_dataset(
             config.data,
             source,
@@ -72,7 +76,7 @@ def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
         interface = _inspect(config, backend, dataset, model)
         if config.model.whitening:
             _whiten(backend, dataset, model, interface)
-        setup = _build_steps(config, context, dataset, sharding, sampler, model, interface)
+        setup = _build_steps(config, context, dataset, sharding, sampler, model, interface, head)
         _require_same_run(setup)
     return setup
 
@@ -80,9 +84,21 @@ def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
 def _open_once_per_host(config: Config, context: DistributedContext) -> Source:
     """Opens the data, first in one process per host, which alone downloads it."""
     is_first = context.cluster.local_rank == 0
-    source = open_source(config.data) if is_first else None
+    seed = config.train.seed
+    source = open_source(config.data, seed) if is_first else None
     context.backend.barrier()
-    return source or open_source(config.data)
+    return source or open_source(config.data, seed)
+
+
+def _require_fitting_task(config: Config, source: Source) -> None:
+    """Checks that the augmentation does not suppose one class for each image."""
+    augment = config.data.augment
+    mixing = [key for key in ("mixup", "cutmix", "label_smoothing") if getattr(augment, key)]
+    if source.task != "classification" and mixing:
+        raise UsageError(
+            f"data.augment.{mixing[0]} is for one class in each image, but the labels are for "
+            f"{source.task}; pass --data.augment.{mixing[0]} 0"
+        )
 
 
 def _inspect(
@@ -93,7 +109,7 @@ def _inspect(
     def inspect() -> dict[str, Any]:
         few = np.linspace(0, len(dataset.train) - 1, _INSPECTED_IMAGES).astype(np.int64)
         images = dataset.train.gather(tf.constant(few)).numpy()
-        return dataclasses.asdict(inspect_model(config, model, images))
+        return dataclasses.asdict(inspect_model(config, model, images, dataset.task))
 
     return ModelInterface(**backend.run_on_chief(inspect))
 
@@ -149,6 +165,7 @@ def _build_steps(
     sampler: EpochSampler,
     model: keras.Model,
     interface: ModelInterface,
+    head: Head,
 ) -> TrainingSetup:
     backend = context.backend
     precision = _precision_of_step(config, context, model)
@@ -162,12 +179,13 @@ def _build_steps(
     engine.require_virtual(model)
     with backend.scope():
         if is_compiled_by_owner(model):
-            objective = own_objective(model, config, interface)
+            objective = own_objective(model, config, interface, dataset.task)
             require_supported(model.optimizer, backend)
         else:
-            objective = Objective(interface.logits)
+            objective = Objective(interface.logits, task=dataset.task, scale=head.scale)
             optimizer = _build_optimizer(config, model, sampler, precision, fused=fast_path)
-            model.compile(optimizer, auto_scale_loss=False, **objective.compile_arguments())
+            arguments = objective.compile_arguments(len(dataset.classes))
+            model.compile(optimizer, auto_scale_loss=False, **arguments)
         model.jit_compile = precision.xla
         optimizers = _build_variables(engine, model, len(dataset.classes), objective)
         ema = WeightEMA(model, config.optimizer.ema) if config.optimizer.ema else None

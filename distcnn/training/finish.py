@@ -168,6 +168,7 @@ class RunFinish:
             classes=setup.dataset.classes,
             pixels=setup.interface.pixels,
             logits=setup.objective.logits,
+            task=setup.objective.task,
             test_flip=config.train.test_flip,
             test_shift=config.train.test_shift,
             preprocessing=preprocessing_of_run(flatten(dataclasses.asdict(config))),
