@@ -152,7 +152,8 @@ def settings_of_run(path: Path) -> dict[str, Any]:
 
 DATA_KEYS_OF_RUN = (
     *("name", "dir", "validation", "validation_split", "test_split", "cache", "on_error"),
-    *("synthetic_examples", "labels", "task", "path_column", "label_column", "split_column"),
+    *("synthetic_examples", "classes", "labels", "task"),
+    *("path_column", "label_column", "split_column"),
 )
 """Keys of the data section that say which images a run saw, and how they were split."""
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.config import DataConfig
-from distcnn.data.caching import cache_folder
+from distcnn.data.cache_location import cache_folder
 from distcnn.data.encoded import EncodedSplit, parallel_map
 from distcnn.data.file_list import FileList
 from distcnn.data.folder_index import FolderIndex

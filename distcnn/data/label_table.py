@@ -94,7 +94,9 @@ def read_label_table(config: DataConfig, cache: Path) -> LabelTable:
 
 
 def _describe(source: LabelRows, reader: "_LabelReader", classes: Sequence[str]) -> str:
-    unit = "numbers" if reader.task == "regression" else "classes"
+    unit = "number" if reader.task == "regression" else "class"
+    if len(classes) != 1:
+        unit += "s" if unit == "number" else "es"
     labels = ", ".join(map(printable, source.label_columns[:5]))
     labels += ", ..." if len(source.label_columns) > 5 else ""
     split = f", splits {printable(source.split_column)}" if source.split_column else ""

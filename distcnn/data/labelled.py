@@ -3,7 +3,7 @@
 import numpy as np
 
 from distcnn.config import DataConfig
-from distcnn.data.caching import cache_folder
+from distcnn.data.cache_location import cache_folder
 from distcnn.data.folder import FolderSplit
 from distcnn.data.label_table import LabelTable, read_label_table
 from distcnn.data.split import Source

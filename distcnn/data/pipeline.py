@@ -10,10 +10,11 @@ rewriting their source would take longer than tracing them.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from distcnn.config import AugmentConfig
 from distcnn.data.augment import Randomness, Stream, augment
@@ -64,6 +65,39 @@ class EpochSampler:
         """Returns which images alternating flips mirror in even epochs, bool of `(examples,)`."""
         random = np.random.Generator(np.random.Philox([self.seed, _MIRRORED]))
         return random.integers(0, 2, self.examples, np.uint8).astype(bool)
+
+
+@dataclass(frozen=True)
+class BalancedSampler(EpochSampler):
+    """The order of the images where every class is seen as often as the largest one.
+
+    Each image of a class is seen equally often, or once more; chance decides which, anew in every
+    epoch.
+
+    Attributes:
+        labels: int64 `(images,)`, the class of each training image.
+    """
+
+    labels: np.ndarray = field(compare=False)
+
+    @classmethod
+    def of(cls, labels: np.ndarray, global_batch_size: int, seed: int) -> "BalancedSampler":
+        """Returns the sampler of images with these classes."""
+        counts = np.unique(labels, return_counts=True)[1]
+        return cls(len(counts) * int(counts.max()), global_batch_size, seed, labels)
+
+    @override
+    def permutation(self, epoch: int) -> np.ndarray:
+        """Returns the image order of an epoch, int64 indices of shape `(examples,)`."""
+        random = np.random.Generator(np.random.Philox([self.seed, epoch]))
+        classes = np.unique(self.labels)
+        most = self.examples // len(classes)
+        seen = []
+        for label in classes:
+            images = np.flatnonzero(self.labels == label)
+            times, more = divmod(most, len(images))
+            seen += [np.tile(images, times), random.permutation(images)[:more]]
+        return np.concatenate(seen)[random.permutation(self.examples)]
 
 
 @dataclass(frozen=True)

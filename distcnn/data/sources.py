@@ -100,6 +100,7 @@ def open_source(config: DataConfig, seed: int = TrainConfig.seed) -> "Source":
     function = data_set_of(config.source).open
     if isinstance(function, str):
         function = import_object(function, "data.name")
+    from distcnn.data.class_subset import with_chosen_classes
     from distcnn.data.test_split import with_test_images
 
-    return with_test_images(function(config), config, seed)
+    return with_test_images(with_chosen_classes(function(config), config), config, seed)

@@ -10,9 +10,6 @@ from distcnn.data.split import Source
 from distcnn.data.strata import draw, strata_of
 from distcnn.errors import DataError, UsageError
 
-DEFAULT_FRACTION = 0.1
-"""Fraction of the test images in data that is not divided at all."""
-
 
 def with_test_images(source: Source, config: DataConfig, seed: int) -> Source:
     """Returns a source with test images drawn as `data.test_split` says, or the source itself.
@@ -27,9 +24,7 @@ def with_test_images(source: Source, config: DataConfig, seed: int) -> Source:
         DataError: A class is too small.
     """
     where = config.dir or config.name
-    fraction = config.test_split
-    if fraction is None:
-        fraction = DEFAULT_FRACTION if source.is_undivided else 0.0
+    fraction = config.test_fraction(is_undivided=source.is_undivided)
     if not fraction or source.train is None:
         return source
     if source.test is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from distcnn.config import DataConfig
 from distcnn.config.task import Task
-from distcnn.data.caching import cache_folder
+from distcnn.data.cache_location import cache_folder
 from distcnn.data.file_list import FileList
 from distcnn.data.folder import FolderSplit
 from distcnn.data.framing import WHOLE, Framing, evaluation_framing

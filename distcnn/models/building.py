@@ -33,7 +33,8 @@ def build_model(
             omit this parameter; the images are then resized to the input of its model.
         num_classes: Number of classes in the data set, or of the numbers that its labels are.
         head: How the model ends. Other than softmax, it is offered to the function as
-            `classifier_activation`.
+            `classifier_activation`; a function that takes it may return numbers around 0 for
+            labels in any unit.
 
     Returns:
         A built model with a rank-4 input and an output of shape `(batch, num_classes)`.
@@ -60,7 +61,7 @@ def build_model(
     arguments = {k: v for k, v in offered.items() if k in parameters or accepts_any} | config.args
     model = function(**arguments)
     _check(name, model, num_classes)
-    if not config.factory:
+    if "classifier_activation" in arguments:
         model = head.rescaled(model)
     _check_saving(name, model)
     return model

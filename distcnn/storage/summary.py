@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distcnn.runtime.text import printable
 from distcnn.storage.checkpoint import Progress
 
 log = logging.getLogger("distcnn")
@@ -53,6 +54,8 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
         log.info("labels          %s", resolved["labels"])
     if resolved["division"]:
         log.info("split           %s", resolved["division"])
+    if resolved["class_weights"]:
+        log.info("class weights   %s", _describe_weights(resolved))
     log.info("pixels          %(pixels)s (%(pixels_reason)s)", resolved)
     log.info("output          %(output)s (%(output_reason)s)", resolved)
     log.info("strategy        %s", _describe_strategy(resolved))
@@ -66,6 +69,12 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
         resolved["steps_per_epoch"],
     )
     log.info("learning rate   %(base_learning_rate)g -> %(learning_rate)g", resolved)
+
+
+def _describe_weights(resolved: dict[str, Any]) -> str:
+    pairs = list(zip(resolved["classes"], resolved["class_weights"], strict=True))
+    shown = ", ".join(f"{printable(name)} {weight:.3g}" for name, weight in pairs[:10])
+    return shown + (", ..." if len(pairs) > 10 else "")
 
 
 def _describe_strategy(resolved: dict[str, Any]) -> str:

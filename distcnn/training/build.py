@@ -11,7 +11,7 @@ import tensorflow as tf
 from distcnn.config import Config
 from distcnn.config.recipe import flatten
 from distcnn.data.dataset import Dataset, default_image_shape, load_dataset
-from distcnn.data.pipeline import BatchSharding, EpochSampler
+from distcnn.data.pipeline import BalancedSampler, BatchSharding, EpochSampler
 from distcnn.data.pixels import scale_pixels
 from distcnn.data.sources import open_source
 from distcnn.data.split import Source
@@ -71,7 +71,7 @@ def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
             config.train.seed,
             processes=context.cluster.local_size,
         )
-        sharding, sampler = _shard_batches(config, backend, len(dataset.train))
+        sharding, sampler = _shard_batches(config, backend, dataset)
         _require_profiled_steps(config, sampler)
         interface = _inspect(config, backend, dataset, model)
         if config.model.whitening:
@@ -91,8 +91,14 @@ def _open_once_per_host(config: Config, context: DistributedContext) -> Source:
 
 
 def _require_fitting_task(config: Config, source: Source) -> None:
-    """Checks that the augmentation does not suppose one class for each image."""
+    """Checks that what supposes one class for each image is not asked for without."""
     augment = config.data.augment
+    for key in ("class_weights", "oversample"):
+        if source.task != "classification" and getattr(config.data, key) != "none":
+            raise UsageError(
+                f"data.{key} is {getattr(config.data, key)}, which is for one class in each image, "
+                f"but the labels are for {source.task}; drop --data.{key}"
+            )
     mixing = [key for key in ("mixup", "cutmix", "label_smoothing") if getattr(augment, key)]
     if source.task != "classification" and mixing:
         raise UsageError(
@@ -125,9 +131,9 @@ def _whiten(
 
 
 def _shard_batches(
-    config: Config, backend: Backend, images: int
+    config: Config, backend: Backend, dataset: Dataset
 ) -> tuple[BatchSharding, EpochSampler]:
-    train = config.train
+    train, images = config.train, len(dataset.train)
     virtual = VirtualWorkers(train.virtual_workers, backend) if train.virtual_workers else None
     sharding = BatchSharding(
         backend.local_replica_ids,
@@ -146,6 +152,8 @@ def _shard_batches(
             f"the global batch of {batch} images is smaller than the {sharding.count} shards that "
             "the workers compute; raise --train.global_batch_size"
         )
+    if config.data.oversample == "balanced":
+        return sharding, BalancedSampler.of(dataset.train.labels, batch, train.seed)
     return sharding, EpochSampler(images, batch, train.seed)
 
 
@@ -177,12 +185,16 @@ def _build_steps(
         virtual_workers=config.train.virtual_workers,
     )
     engine.require_virtual(model)
+    weights = _class_weights(config, dataset, model)
     with backend.scope():
         if is_compiled_by_owner(model):
             objective = own_objective(model, config, interface, dataset.task)
+            objective = dataclasses.replace(objective, class_weights=weights)
             require_supported(model.optimizer, backend)
         else:
-            objective = Objective(interface.logits, task=dataset.task, scale=head.scale)
+            objective = Objective(
+                interface.logits, task=dataset.task, scale=head.scale, class_weights=weights
+            )
             optimizer = _build_optimizer(config, model, sampler, precision, fused=fast_path)
             arguments = objective.compile_arguments(len(dataset.classes))
             model.compile(optimizer, auto_scale_loss=False, **arguments)
@@ -226,6 +238,22 @@ def _build_steps(
         ),
         state=TrainState(backend, model, optimizers, training),
     )
+
+
+def _class_weights(
+    config: Config, dataset: Dataset, model: keras.Model
+) -> tuple[float, ...] | None:
+    """Returns the weight of each class in the training loss, or None if they are all 1."""
+    if config.data.class_weights == "none":
+        return None
+    if has_own_train_step(model):
+        raise UsageError(
+            f"data.class_weights is {config.data.class_weights}, but the model overrides "
+            "train_step, which computes its own loss; drop --data.class_weights"
+        )
+    labels, classes = dataset.train.labels, len(dataset.classes)
+    counts = np.bincount(labels, minlength=classes)
+    return tuple((len(labels) / (classes * np.maximum(counts, 1))).tolist())
 
 
 def _build_optimizer(

@@ -26,6 +26,7 @@ class Objective:
         labels: What the loss takes: one-hot rows, or the index of each image's class.
         task: What the labels are.
         scale: Standard deviations of the training labels that are numbers.
+        class_weights: Weight of each class in the training loss, or None if they are all 1.
     """
 
     logits: bool
@@ -33,6 +34,7 @@ class Objective:
     labels: Literal["one_hot", "index"] = "one_hot"
     task: Task = "classification"
     scale: tuple[float, ...] = ()
+    class_weights: tuple[float, ...] | None = None
 
     def targets(self, labels: tf.Tensor) -> tf.Tensor:
         """Returns labels as the loss takes them.
@@ -45,6 +47,22 @@ class Objective:
             The same, or an int64 tensor of shape `(count,)`.
         """
         return labels if self.labels == "one_hot" else tf.argmax(labels, 1)
+
+    def training_data(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Returns a shard of training images as Keras' steps take it.
+
+        Args:
+            images: The scaled images.
+            labels: As for `targets`.
+
+        Returns:
+            Images and targets; and if classes have weights, the weight of each image, float32 of
+            shape `(count,)`: the mean over its classes, where labels are mixed.
+        """
+        targets = self.targets(labels)
+        if self.class_weights is None:
+            return images, targets
+        return images, targets, tf.linalg.matvec(labels, tf.constant(self.class_weights))
 
     def compile_arguments(self, classes: int) -> dict[str, Any]:
         """Returns the loss and the metrics for `keras.Model.compile`, for rows of labels.

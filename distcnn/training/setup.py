@@ -178,6 +178,8 @@ class TrainingSetup:
             "parameters": self.model.count_params(),
             "images_hash": self.dataset.content_hash,
             "labels": self.dataset.reading,
+            "class_weights": self.objective.class_weights,
+            "classes": list(self.dataset.classes),
             "division": self.dataset.division,
             "training_images": len(self.dataset.train),
             "validation_images": len(self.dataset.validation or ()),

@@ -88,6 +88,12 @@ CASES |= {
     "not_virtual": _VIRTUAL | {"train__virtual_workers": None},
 }
 
+CASES |= {
+    "labels": {"data__validation_split": 0.2},
+    "numbers": {"data__validation_split": 0.2, "optimizer__lr": 0.003},
+}
+"""Labels of a file, which the plan names by data__labels: several for each image, and numbers."""
+
 VIRTUAL = ("virtual", "virtual_uneven", "virtual_bfloat16")
 """The cases whose weights are the same to the last bit."""
 

@@ -13,6 +13,9 @@ from distcnn.config.sections.bounds import (
     require_import_path,
 )
 
+DEFAULT_TEST_FRACTION = 0.1
+"""Fraction of the test images in data that is not divided at all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -46,6 +49,14 @@ class DataConfig:
     or numbers. Default: found by its name, such as label or class."""
     split_column: str | None = None
     """Column of data.labels with the splits. Default: found by its name, such as split."""
+    classes: str | None = None
+    """Use these classes only, as NAME,NAME; images of others are left out. Default: all."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weight of each class in the training loss. balanced: images / (classes * images of the
+    class), so that every class counts as much in an epoch; the mean weight of an image is 1."""
+    oversample: Literal["none", "balanced"] = "none"
+    """Show images of smaller classes several times an epoch. balanced: every class as often as the
+    largest one; which images are shown once more depends on train.seed and the epoch only."""
     image_size: int | None = None
     """Resize images to squares with sides of this many pixels; data.resize says how. Default: the
     model's fixed input size, else 32 for digits and folder, else the stored size."""
@@ -92,9 +103,26 @@ class DataConfig:
     """Training images of the data set synthetic (32x32x3, 10 classes), which is for benchmarks."""
 
     @property
+    def chosen_classes(self) -> tuple[str, ...] | None:
+        """The names in `classes`, or None for all classes."""
+        if self.classes is None:
+            return None
+        return tuple(name.strip() for name in self.classes.split(",") if name.strip())
+
+    @property
     def source(self) -> str:
         """The name of the data set: `data.name`, unless `data.labels` replaces it."""
         return "labels" if self.labels is not None else self.name
+
+    def test_fraction(self, *, is_undivided: bool) -> float:
+        """Returns the fraction of the images to hold out for testing: `test_split` resolved.
+
+        Args:
+            is_undivided: Whether the data has no splits of its own.
+        """
+        if self.test_split is not None:
+            return self.test_split
+        return DEFAULT_TEST_FRACTION if is_undivided else 0.0
 
     @property
     def checks_when_reading(self) -> bool:
