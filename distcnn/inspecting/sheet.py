@@ -47,16 +47,9 @@ def _rows(listing: Listing, good: np.ndarray) -> list[tuple[str, np.ndarray]]:
     if listing.task == "regression":
         order = good[np.argsort(labels[:, 0], kind="stable")]
         parts = [part for part in np.array_split(order, 8) if len(part)]
-        return [
-            (f"{listing.classes[0]} {listing.labels[part[0], 0]:g} to", _spread(part))
-            if len(part) == 1
-            else (
-                f"{listing.classes[0]} {listing.labels[part[0], 0]:g} to "
-                f"{listing.labels[part[-1], 0]:g}",
-                _spread(part),
-            )
-            for part in parts
-        ]
+        ends = [listing.labels[part[[0, -1]], 0] for part in parts]
+        names = [f"{listing.classes[0]} {low:g} to {high:g}" for low, high in ends]
+        return list(zip(names, map(_spread, parts), strict=True))
     rows = []
     for index, name in enumerate(listing.classes):
         has = labels[:, index] if labels.ndim == 2 else labels == index

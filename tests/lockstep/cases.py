@@ -94,6 +94,8 @@ CASES |= {
 }
 """Labels of a file, which the plan names by data__labels: several for each image, and numbers."""
 
+CASES["balanced"] = {"data__class_weights": "balanced", "data__oversample": "balanced"}
+
 VIRTUAL = ("virtual", "virtual_uneven", "virtual_bfloat16")
 """The cases whose weights are the same to the last bit."""
 

@@ -21,7 +21,7 @@ CASES = ("labels", "numbers")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Files of labels that can be told from the images: which channels are bright, and how much."""
     folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(3)
     found = {case: folder / f"{case}.csv" for case in CASES}
@@ -39,19 +39,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for case, file in found.items():
         with file.open("w", newline="") as stream:
             csv.writer(stream).writerows(tables[case])
-    return found
+    return {case: str(file) for case, file in found.items()}
 
 
 @pytest.fixture(scope="module")
-def two(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """Both cases, trained by two workers."""
+def two(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """The cases, trained by two workers."""
     plan = [
         {
             "name": case,
             "case": case,
-            "overrides": {"distribute__strategy": "horovod", "data__labels": str(files[case])},
+            "overrides": {"distribute__strategy": "horovod", "data__labels": files.get(case)},
         }
-        for case in CASES
+        for case in (*CASES, "balanced")
     ]
     return run_plan("horovod", 2, plan, tmp_path_factory.mktemp("two") / "out")
 
@@ -61,7 +61,7 @@ def one(files, tmp_path) -> Any:
     """Trains a case by one worker; returns its run, summary and weights."""
 
     def train(case: str) -> tuple[Path, dict[str, Any], list[np.ndarray]]:
-        config = case_config(case, tmp_path / case, data__labels=str(files[case]))
+        config = case_config(case, tmp_path / case, data__labels=files.get(case))
         trainer = Trainer(config)
         summary = trainer.fit()
         assert summary is not None
@@ -109,6 +109,11 @@ def test_numbers(two, one, files):
     errors = result.values - result.labels
     assert summary["test_mse"] == pytest.approx(float(np.mean(errors**2)), rel=1e-4)
     assert summary["test_mae"] == pytest.approx(float(np.mean(np.abs(errors))), rel=1e-4)
-    images = [files["numbers"].parent / f"{index:03}.png" for index in range(3)]
+    images = [Path(files["numbers"]).parent / f"{index:03}.png" for index in range(3)]
     found = [prediction.numbers()["lux"] for prediction in predict(run, images)]
     assert all(1000 < number < 3500 for number in found)
+
+
+def test_balanced_classes(two, one):
+    _, summary, weights = one("balanced")
+    require_equal(two["balanced"], summary, weights)
