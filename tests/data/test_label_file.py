@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_json_lines_with_splits(folder):
     found = table(folder, text, "labels.jsonl")
     assert found.classes == ("3", "sea")
     assert found.splits.tolist() == ["train", "val", "test"]
-    source = open_labels(DataConfig(labels=str(folder / "labels.jsonl")))
+    source: Any = open_labels(DataConfig(labels=str(folder / "labels.jsonl")))
     parts = (source.train, source.validation, source.test)
     assert [part.labels.tolist() for part in parts] == [[[1, 1]], [[0, 0]], [[0, 1]]]
     assert source.train.resized((4, 4, 3)).gather(np.array([0])).shape == (1, 4, 4, 3)
