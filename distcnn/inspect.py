@@ -1,6 +1,5 @@
 """The command `python -m distcnn.inspect`: a report on images before training."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from distcnn.cli.command import run_command, write_json
 from distcnn.cli.outputs import require_writable
 from distcnn.cli.parser import Parser
 from distcnn.config import DataConfig, TrainConfig
+from distcnn.data.remote import is_address, with_local_files
 from distcnn.errors import DataError
 from distcnn.inspecting.listing import list_images
 from distcnn.inspecting.pictures import examine
@@ -21,6 +21,9 @@ from distcnn.inspecting.sheet import write_sheet
 from distcnn.runtime.text import printable
 
 _MOST_LINES = 5
+
+_LABEL_FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson")
+"""Extensions that tell the address of a file of labels from that of a folder."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     require_writable("--json", options.json)
     require_writable("--plot", options.plot)
-    data = _data_of(Path(options.path), options.data.as_dict())
-    listing = list_images(data, options.seed)
+    data = _data_of(options.path, options.data.as_dict())
+    listing = list_images(with_local_files(data), options.seed)
     pictures = examine(listing.paths)
     report = make_report(listing, pictures)
     _print_report(report)
@@ -53,21 +56,23 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _data_of(path: Path, values: dict[str, Any]) -> DataConfig:
-    """Returns the data section for a folder, or a file of labels."""
-    if path.is_dir():
+def _data_of(name: str, values: dict[str, Any]) -> DataConfig:
+    """Returns the data section for a folder or a file of labels, which may be an address."""
+    path = Path(name)
+    is_file = path.suffix.lower() in _LABEL_FILES if is_address(name) else not path.is_dir()
+    if not is_file:
         given = values.pop("dir")
         if given is not None:
             raise DataError(
                 f"data.dir is {given}, but {printable(path)} is a folder itself; drop --data.dir"
             )
-        return DataConfig(**values, name="folder", dir=str(path), on_error="skip")
-    if not path.exists():
+        return DataConfig(**values, name="folder", dir=name, on_error="skip")
+    if not is_address(name) and not path.exists():
         raise DataError(
             f"{printable(path)} does not exist; expected a folder of images, or a CSV or "
             "JSON-lines file of labels"
         )
-    return dataclasses.replace(DataConfig(labels=str(path), on_error="skip"), **values)
+    return DataConfig(**values, labels=name, on_error="skip")
 
 
 def _print_report(report: dict[str, Any]) -> None:

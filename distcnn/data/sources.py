@@ -47,6 +47,7 @@ SOURCES: dict[str, DataSet | Open | str] = {
     "folder": DataSet(open="distcnn.data.folder:open_folder", reads_dir="required"),
     "labels": DataSet(open="distcnn.data.labelled:open_labels"),
     "tfrecord": DataSet(open="distcnn.data.tfrecord:open_tfrecord", reads_dir="required"),
+    "tfds": DataSet(open="distcnn.data.prepared:open_prepared", reads_dir="required"),
     "synthetic": DataSet(open="distcnn.data.synthetic:open_synthetic", reads_dir="never"),
 }
 """The data sets by their name in the configuration. A function from `DataConfig` to `Source`, or
@@ -101,6 +102,8 @@ def open_source(config: DataConfig, seed: int = TrainConfig.seed) -> "Source":
     if isinstance(function, str):
         function = import_object(function, "data.name")
     from distcnn.data.class_subset import with_chosen_classes
+    from distcnn.data.remote import with_local_files
     from distcnn.data.test_split import with_test_images
 
+    config = with_local_files(config)
     return with_test_images(with_chosen_classes(function(config), config), config, seed)

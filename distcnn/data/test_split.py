@@ -29,8 +29,8 @@ def with_test_images(source: Source, config: DataConfig, seed: int) -> Source:
         return source
     if source.test is not None:
         raise UsageError(
-            f"data.test_split is {fraction:g}, but {where} has test images of its own; drop "
-            "--data.test_split"
+            f"data.test_split is {fraction:g}, but {where} has test images of its own; pass "
+            "--data.test_split 0"
         )
     if fraction == 1:
         division = "all images are test images (data.test_split 1)"

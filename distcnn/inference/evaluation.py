@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from distcnn.config import DataConfig, TrainConfig
+from distcnn.config import DataConfig
 from distcnn.config.recipe import data_of_run
 from distcnn.data.dataset import load_split
 from distcnn.data.pipeline import evaluation_dataset
@@ -20,7 +20,7 @@ from distcnn.errors import DataError, UsageError
 from distcnn.inference.classifier import load_classifier
 from distcnn.inference.label_evaluation import LabelEvaluation
 from distcnn.inference.number_evaluation import NumberEvaluation
-from distcnn.storage.model_metadata import preprocessing_of
+from distcnn.storage.model_metadata import division_of, preprocessing_of
 
 log = logging.getLogger("distcnn")
 
@@ -158,7 +158,7 @@ def evaluate(
             f"{path} belongs to no run, so its images are not known; pass "
             "data=DataConfig(name=..., dir=...)"
         )
-    _, seed = of_run or (None, TrainConfig.seed)
+    _, seed = of_run or division_of(path)
     data = _as_trained(path, data) if data else of_run[0]  # type: ignore[index]
     return evaluate_model(path, data, seed, split, batch_size, trust=trust)
 

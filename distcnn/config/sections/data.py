@@ -33,11 +33,13 @@ class DataConfig:
     dir: str | None = None
     """Folder of the data set. folder: DIR/train/<class>/*.jpg and DIR/test/<class>/*.jpg, or
     DIR/<class>/*.jpg, of which data.test_split holds out test images. tfrecord: shards written by
-    `distcnn.records`. cifar10, cifar100: the batches or the archive. Default: download them."""
+    `distcnn.records`. tfds: NAME/VERSION as TensorFlow Datasets prepares it. cifar10, cifar100: the
+    batches or the archive. Default: download them. May be an address, such as s3://BUCKET/DIR or
+    gs://BUCKET/DIR: its files are copied to this host's cache."""
     labels: str | None = None
     """CSV or JSON-lines file with the path and the label of each image, and optionally its split
     (train, val, test); replaces data.name. Paths are relative to data.dir, by default the folder of
-    the file. Without splits, data.test_split holds out test images."""
+    the file. May be an address. Without splits, data.test_split holds out test images."""
     task: Literal["auto", "classification", "multilabel", "regression"] = "auto"
     """What the labels of data.labels are: one class, any number of classes, or numbers. auto:
     multilabel for lists, and for cells divided by "|" or ";"; regression for numbers that are not
