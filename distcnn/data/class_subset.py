@@ -57,3 +57,33 @@ def _restricted(split: Split | None, kept: np.ndarray, classes: int) -> Split | 
     part = split.subset(chosen)
     part.labels = number[split.labels[chosen]]
     return part
+
+
+def with_all_classes(source: Source, classes: tuple[str, ...]) -> Source:
+    """Returns a source with the classes of a model, of which its images have only some.
+
+    Args:
+        source: The data set; each of its classes is one of `classes`.
+        classes: Names of all classes in their order.
+    """
+    number = np.array([classes.index(name) for name in source.classes])
+
+    def renumbered(split: Split | None) -> Split | None:
+        if split is None:
+            return None
+        part = split.subset(np.arange(len(split)))
+        part.labels = number[split.labels] if split.labels.ndim == 1 else spread(split.labels)
+        return part
+
+    def spread(labels: np.ndarray) -> np.ndarray:
+        table = np.zeros((len(labels), len(classes)), bool)
+        table[:, number] = labels
+        return table
+
+    return dataclasses.replace(
+        source,
+        classes=classes,
+        train=renumbered(source.train),
+        validation=renumbered(source.validation),
+        test=renumbered(source.test),
+    )

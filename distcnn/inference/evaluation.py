@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from distcnn.config import DataConfig
 from distcnn.config.recipe import data_of_run
+from distcnn.data.class_subset import with_all_classes
 from distcnn.data.dataset import load_split
 from distcnn.data.pipeline import evaluation_dataset
 from distcnn.data.sources import open_source
@@ -194,8 +195,10 @@ def evaluate_model(
     if source.division:
         log.info("%s", source.division)
     _require_same_task(source.task, classifier.metadata.task)
-    outputs = classifier.model.output_shape[-1]
-    _require_same_classes(source.classes, classifier.metadata.classes, outputs)
+    outputs, expected = classifier.model.output_shape[-1], classifier.metadata.classes
+    if data.labels and source.task != "regression" and set(source.classes) < set(expected):
+        source = with_all_classes(source, expected)  # no image of the file has the others
+    _require_same_classes(source.classes, expected, outputs)
     images = load_split(data, source, classifier.image_shape, seed, split)
     on_pixels = classifier.on_stored_pixels()
 

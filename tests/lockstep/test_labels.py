@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
+from distcnn.config import DataConfig
 from distcnn.inference.evaluation import evaluate
 from distcnn.inference.prediction import predict
 from distcnn.training.trainer import Trainer
@@ -81,7 +82,7 @@ def require_equal(ours: Outcome, summary: dict[str, Any], weights: list[np.ndarr
         assert ours.summary[key] == (expected and pytest.approx(expected, rel=1e-4)), key
 
 
-def test_several_labels(two, one):
+def test_several_labels(two, one, files):
     run, summary, weights = one("labels")
     require_equal(two["labels"], summary, weights)
     assert summary["task"] == "multilabel"
@@ -98,6 +99,11 @@ def test_several_labels(two, one):
     assert summary["test_mAP"] == pytest.approx(scores["mAP"], abs=0.01)
     assert summary["test_f1"] == pytest.approx(f1_score(truth, fractions > 0.5, average="macro"))
     assert [row["images"] for row in scores["classes"]] == truth.sum(0).tolist()
+    # A file whose images have some of the labels only.
+    file = Path(files["labels"]).with_name("few.csv")
+    file.write_text("file,tags\n" + "".join(f"{i:03}.png,red|blue\n" for i in range(9)))
+    few = evaluate(run, data=DataConfig(labels=str(file), test_split=1.0))
+    assert few.labels.sum(0).tolist() == [9, 0, 9]
 
 
 def test_numbers(two, one, files):
