@@ -21,30 +21,7 @@ log = logging.getLogger("distcnn")
 
 def main(arguments: Sequence[str]) -> int:
     """Classifies images and prints their most probable classes."""
-    parser = Parser("distcnn.predict", "Prints the most probable classes of images.")
-    parser.add_argument("model", help="Run directory, or a .keras file.")
-    parser.add_argument(
-        "images", nargs="*", help="Image files of any size and format, or folders of them."
-    )
-    parser.add_argument(
-        "--split",
-        choices=("test",),
-        help="In place of images: the test images of the run, or of the data that is named.",
-    )
-    parser.add_argument("--top", type=int, default=3, help="Number of classes to print.")
-    parser.add_argument("--batch_size", type=int, default=512, help="Images per step.")
-    parser.add_argument("--json", help="JSON file for the results.")
-    parser.add_argument(
-        "--on_error",
-        choices=("fail", "skip"),
-        default="fail",
-        help="What to do with files that are not images.",
-    )
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="Run code that the model needs: the module of its model.factory, lambdas in its file.",
-    )
+    parser = _parser()
     of_split = any(argument.startswith("--split") for argument in arguments)
     if of_split:
         options, data, seed = parser.parse_with_data(arguments)
@@ -84,6 +61,34 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{printable(prediction.path)}  {scores}")
     write_json(options.json, results)
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("distcnn.predict", "Prints the most probable classes of images.")
+    parser.add_argument("model", help="Run directory, or a .keras file.")
+    parser.add_argument(
+        "images", nargs="*", help="Image files of any size and format, or folders of them."
+    )
+    parser.add_argument(
+        "--split",
+        choices=("test",),
+        help="In place of images: the test images of the run, or of the data that is named.",
+    )
+    parser.add_argument("--top", type=int, default=3, help="Number of classes to print.")
+    parser.add_argument("--batch_size", type=int, default=512, help="Images per step.")
+    parser.add_argument("--json", help="JSON file for the results.")
+    parser.add_argument(
+        "--on_error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="What to do with files that are not images.",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="Run code that the model needs: the module of its model.factory, lambdas in its file.",
+    )
+    return parser
 
 
 def _result_of(

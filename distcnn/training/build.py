@@ -185,19 +185,10 @@ def _build_steps(
         virtual_workers=config.train.virtual_workers,
     )
     engine.require_virtual(model)
-    weights = _class_weights(config, dataset, model)
     with backend.scope():
-        if is_compiled_by_owner(model):
-            objective = own_objective(model, config, interface, dataset.task)
-            objective = dataclasses.replace(objective, class_weights=weights)
+        objective = _compile(config, dataset, sampler, model, interface, head, precision, fast_path)
+        if objective.is_own:
             require_supported(model.optimizer, backend)
-        else:
-            objective = Objective(
-                interface.logits, task=dataset.task, scale=head.scale, class_weights=weights
-            )
-            optimizer = _build_optimizer(config, model, sampler, precision, fused=fast_path)
-            arguments = objective.compile_arguments(len(dataset.classes))
-            model.compile(optimizer, auto_scale_loss=False, **arguments)
         model.jit_compile = precision.xla
         optimizers = _build_variables(engine, model, len(dataset.classes), objective)
         ema = WeightEMA(model, config.optimizer.ema) if config.optimizer.ema else None
@@ -238,6 +229,30 @@ def _build_steps(
         ),
         state=TrainState(backend, model, optimizers, training),
     )
+
+
+def _compile(
+    config: Config,
+    dataset: Dataset,
+    sampler: EpochSampler,
+    model: keras.Model,
+    interface: ModelInterface,
+    head: Head,
+    precision: Precision,
+    fast_path: bool,
+) -> Objective:
+    """Compiles the model, unless its owner has; returns what it is compiled with."""
+    weights = _class_weights(config, dataset, model)
+    if is_compiled_by_owner(model):
+        objective = own_objective(model, config, interface, dataset.task)
+        return dataclasses.replace(objective, class_weights=weights)
+    objective = Objective(
+        interface.logits, task=dataset.task, scale=head.scale, class_weights=weights
+    )
+    optimizer = _build_optimizer(config, model, sampler, precision, fused=fast_path)
+    arguments = objective.compile_arguments(len(dataset.classes))
+    model.compile(optimizer, auto_scale_loss=False, **arguments)
+    return objective
 
 
 def _class_weights(
