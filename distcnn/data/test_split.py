@@ -6,9 +6,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from distcnn.config import DataConfig
+from distcnn.config.task import Task
 from distcnn.data.split import Source
 from distcnn.data.strata import draw, strata_of
 from distcnn.errors import DataError, UsageError
+
+
+_STRATA: dict[Task, str] = {
+    "classification": "each class",
+    "multilabel": "each label",
+    "regression": "each tenth of the numbers",
+}
 
 
 def with_test_images(source: Source, config: DataConfig, seed: int) -> Source:
@@ -44,8 +52,9 @@ def with_test_images(source: Source, config: DataConfig, seed: int) -> Source:
         train=source.train.subset(train),
         test=source.train.subset(test),
         division=(
-            f"{len(test):,} of {len(labels):,} images held out for testing, {fraction:.4g} of each "
-            f"class (data.test_split), drawn by train.seed {seed} and the names of the files"
+            f"{len(test):,} of {len(labels):,} images held out for testing, {fraction:.4g} of "
+            f"{_STRATA[source.task]} (data.test_split), drawn by train.seed {seed} and the names "
+            "of the files"
         ),
     )
 
