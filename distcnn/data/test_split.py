@@ -11,7 +11,6 @@ from distcnn.data.split import Source
 from distcnn.data.strata import draw, strata_of
 from distcnn.errors import DataError, UsageError
 
-
 _STRATA: dict[Task, str] = {
     "classification": "each class",
     "multilabel": "each label",

@@ -89,8 +89,8 @@ CASES |= {
 }
 
 CASES |= {
-    "labels": {"data__validation_split": 0.2},
-    "numbers": {"data__validation_split": 0.2, "optimizer__lr": 0.003},
+    "labels": {"data__validation_split": 0.2, "train__epochs": 8},
+    "numbers": {"data__validation_split": 0.2, "optimizer__lr": 0.003, "train__epochs": 12},
 }
 """Labels of a file, which the plan names by data__labels: several for each image, and numbers."""
 
