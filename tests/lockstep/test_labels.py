@@ -112,7 +112,7 @@ def test_numbers(two, one, files):
     run, summary, weights = one("numbers")
     require_equal(two["numbers"], summary, weights)
     assert summary["task"] == "regression"
-    assert [row["loss"] for row in rows(run)][-1] < 0.3  # of the variance
+    assert [row["loss"] for row in rows(run)][-1] < 0.5  # of the variance
     result = evaluate(run)
     errors = result.values - result.labels
     assert summary["test_mse"] == pytest.approx(float(np.mean(errors**2)), rel=1e-4)
