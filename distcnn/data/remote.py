@@ -94,7 +94,7 @@ def _listed(
         from fsspec.core import url_to_fs
     except ImportError:
         raise UsageError(
-            f'{shown} is an address, which needs fsspec; pip install "distcnn[remote]"'
+            f'{shown} is an address, which needs fsspec; pip install "distcnn[cloud]"'
         ) from None
     try:
         files, root = url_to_fs(address)

@@ -22,6 +22,7 @@ from distcnn.runtime.rank_page import own_page
 from distcnn.runtime.signals import StopRequest, stop_request
 from distcnn.storage.checkpoint import CALLBACKS, Checkpoints, Progress
 from distcnn.storage.environment import describe_environment
+from distcnn.storage.mirror import Mirror
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.storage.summary import log_resolved
 from distcnn.training.build import build_setup
@@ -91,6 +92,7 @@ class Trainer:
             with backend.scope():
                 paths = config.train.callbacks
                 configured = [import_object(path, "train.callbacks")() for path in paths]
+        self._mirror: Mirror | None = None
         self._user_callbacks = callbacks_for_rank(
             [*callbacks, *configured],
             is_chief=backend.is_chief,
@@ -120,16 +122,21 @@ class Trainer:
             except StoppedBySignal:
                 self._finish_stopped(stop)
                 return None
-            return RunFinish(self.setup, self.directory, self._checkpoints()).finish(trained)
+            summary = RunFinish(self.setup, self.directory, self._checkpoints()).finish(trained)
+            if self._mirror is not None:
+                self._mirror.push(self.directory.run_id, trained.progress.step, is_last=True)
+            return summary
 
     @contextlib.contextmanager
     def _open_directory(self) -> Iterator[None]:
         """Creates the run directory, and keeps it locked during the context."""
         hardware = self.setup.context.hardware
         environment = describe_environment(hardware.gpu, self.setup.resolved())
-        backend = self.setup.backend
+        backend, address = self.setup.backend, self.config.checkpoint.mirror
         with reporting_lost_peers(backend):
             backend.run_on_chief(lambda: self.directory.create(self.config, environment))
+            if address is not None and backend.is_chief:
+                self._mirror = Mirror(address, self.directory.path)
             try:
                 yield
             finally:
@@ -162,6 +169,7 @@ class Trainer:
                 recorder.measured,
                 stop,
                 copies,
+                self._mirror,
             )
             own = [NonFiniteLossGuard(setup.training, self.config.logging.every_steps), recorder]
             if not is_finished:
