@@ -80,7 +80,7 @@ def require_equal(ours: Outcome, summary: dict[str, Any], weights: list[np.ndarr
     for key in scores:
         expected = summary[key]
         # An image whose probability is close to a threshold may change sides.
-        near = {"abs": 0.02} if key.endswith(("mAP", "f1")) else {"rel": 1e-4}
+        near: dict[str, Any] = {"abs": 0.02} if key.endswith(("mAP", "f1")) else {"rel": 1e-4}
         assert ours.summary[key] == (expected and pytest.approx(expected, **near)), key
 
 
