@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -142,28 +142,32 @@ def _bring_up_to_date(
         )
     if missing:
         log.info("%s: copying %d files, %.1f MB, to %s", shown, len(missing), size / 1e6, folder)
-    try:
-        with (
-            ThreadPoolExecutor(_CONNECTIONS) as pool,
-            progress_bar("Copying", size, is_bytes=True) as advance,
-        ):
-            jobs = [
-                (name, about, pool.submit(_copy, files, about, folder / "files" / name))
-                for name, about in missing.items()
-            ]
-            for name, about, job in jobs:
-                try:
-                    job.result()
-                except Exception as error:  # whatever the client of the store raises
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise DataError(
-                        f"{shown}: {printable(name)} cannot be copied: {_one_line(error)}; run the "
-                        "same command again to go on"
-                    ) from None
-                kept[name] = list(about[1:])
-                advance(about[1])
-    finally:
-        write_json(folder / "copied.json", kept)
+    failures: dict[str, Exception] = {}
+    with (
+        ThreadPoolExecutor(_CONNECTIONS) as pool,
+        progress_bar("Copying", size, is_bytes=True) as advance,
+    ):
+        jobs = {
+            name: pool.submit(_copy, files, about, folder / "files" / name)
+            for name, about in missing.items()
+        }
+        for name, job in jobs.items():
+            try:
+                job.result()
+            except CancelledError:
+                continue
+            except Exception as error:  # whatever the client of the store raises
+                failures[name] = error
+                pool.shutdown(wait=False, cancel_futures=True)
+                continue
+            kept[name] = list(missing[name][1:])
+            advance(missing[name][1])
+    write_json(folder / "copied.json", kept)
+    for name, error in failures.items():
+        raise DataError(
+            f"{shown}: {printable(name)} cannot be copied: {_one_line(error)}; run the same "
+            "command again to go on"
+        )
 
 
 def _copy(files: Any, about: tuple[str, int, str], path: Path) -> None:
