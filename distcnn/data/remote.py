@@ -163,9 +163,9 @@ def _bring_up_to_date(
             kept[name] = list(missing[name][1:])
             advance(missing[name][1])
     write_json(folder / "copied.json", kept)
-    for name, error in failures.items():
+    for name, cause in failures.items():
         raise DataError(
-            f"{shown}: {printable(name)} cannot be copied: {_one_line(error)}; run the same "
+            f"{shown}: {printable(name)} cannot be copied: {_one_line(cause)}; run the same "
             "command again to go on"
         )
 
