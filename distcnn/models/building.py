@@ -12,7 +12,7 @@ from distcnn.config import ModelConfig
 from distcnn.config.lookup import import_object, look_up
 from distcnn.config.recipe import nearest
 from distcnn.errors import DistcnnError, UsageError
-from distcnn.models.catalog import MODELS
+from distcnn.models.catalog import APPLICATIONS, MODELS
 from distcnn.models.head import SOFTMAX, Head
 from distcnn.runtime.keras_internals import functional_graph, output_structure
 
@@ -54,6 +54,14 @@ def build_model(
         offered["classifier_activation"] = head.activation
     parameters = inspect.signature(function).parameters
     accepts_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if config.weights != "none":
+        if config.factory is not None or config.name not in APPLICATIONS:
+            raise UsageError(
+                f"model.weights is {config.weights}, but {name} has no pretrained weights that "
+                "distcnn knows; give a network of keras.applications as --model.name, or load them "
+                "in your function"
+            )
+        offered["weights"] = config.weights
     for key in config.args:
         if key not in parameters and not accepts_any:
             hint = nearest(key, parameters)
