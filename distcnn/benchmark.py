@@ -141,8 +141,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _without_download(config: Config, arguments: Sequence[str]) -> Config:
     """Replaces images that would be downloaded by synthetic ones, unless a flag names them."""
-    chosen = config.data.dir is not None or any(f.startswith("--data.name") for f in arguments)
-    if chosen or not data_set_of(config.data.name).needs_download:
+    own = config.data.dir is not None or config.data.labels is not None
+    chosen = own or any(f.startswith("--data.name") for f in arguments)
+    if chosen or not data_set_of(config.data.source).needs_download:
         return config
     return replace(config, data=replace(config.data, name="synthetic"))
 

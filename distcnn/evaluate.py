@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from distcnn.inference.evaluation import Evaluation
+    from distcnn.inference.label_evaluation import LabelEvaluation
+    from distcnn.inference.number_evaluation import NumberEvaluation
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     require_writable("--json", options.json)
 
     import_tensorflow()
-    from distcnn.inference.evaluation import evaluate_model
+    from distcnn.inference.evaluation import Evaluation, evaluate_model
     from distcnn.inference.plots import confusion_figure, to_png
     from distcnn.storage.model_file import find_model
 
@@ -54,14 +56,21 @@ def main(arguments: Sequence[str]) -> int:
     result = evaluate_model(
         file, data, seed, options.split, options.batch_size, trust=options.trust
     )
+    about = {
+        "model": str(file),
+        "data": data.source,
+        "split": options.split,
+        "images": len(result.labels),
+    }
+    if not isinstance(result, Evaluation):
+        _print_scores(result)
+        write_json(options.json, about | result.results())
+        return 0
     _print_result(result, result.confusion())
     write_json(
         options.json,
         {
-            "model": str(file),
-            "data": data.name,
-            "split": options.split,
-            "images": len(result.labels),
+            **about,
             "accuracy": result.accuracy,
             "loss": result.loss,
             "classes": result.by_class(),
@@ -73,18 +82,45 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _print_result(result: "Evaluation", matrix: "np.ndarray") -> None:
+def _console() -> Console:
     # Class names are no markup; output that is not a terminal has no width to fit into.
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 10_000
-    table = Table("class", "precision", "recall", "F1", "images")
+    return console
+
+
+def _scores_table(rows: list[dict[str, Any]], names: dict[str, str]) -> Table:
+    """Returns a table with a row for each class.
+
+    Args:
+        rows: The class, the number of images and the scores of each class.
+        names: Headings of the scores, by their keys.
+    """
+    table = Table("class", *names.values(), "images")
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in result.by_class():
-        scores = (f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
+    for row in rows:
+        scores = ("-" if row[name] is None else f"{row[name]:.4f}" for name in names)
         table.add_row(printable(row["class"]), *scores, str(row["images"]))
-    console.print(table)
+    return table
+
+
+def _print_scores(result: "LabelEvaluation | NumberEvaluation") -> None:
+    """Prints the result for images with several labels, or with numbers."""
+    found = result.results()
+    headings = {"average_precision": "AP", "f1": "F1"}
+    rows = found.pop("classes")
+    names = {name: headings.get(name, name) for name in rows[0] if name not in ("class", "images")}
+    _console().print(_scores_table(rows, names))
+    scores = (f"{name} {value:.4f}" for name, value in found.items() if value is not None)
+    print(f"images {len(result.labels)}  {'  '.join(scores)}")
+
+
+def _print_result(result: "Evaluation", matrix: "np.ndarray") -> None:
+    console = _console()
+    names_of_scores = {"precision": "precision", "recall": "recall", "f1": "F1"}
+    console.print(_scores_table(result.by_class(), names_of_scores))
     names = [printable(name) for name in result.classes]
     digits = len(str(matrix.max()))
     confusion_width = max(map(len, ("true", *names))) + 4 + len(names) * (digits + 3)

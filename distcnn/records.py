@@ -6,7 +6,7 @@ from pathlib import Path
 from distcnn.cli.command import require_at_least_one, run_command, write_json
 from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
-from distcnn.config import DataConfig
+from distcnn.config import DataConfig, TrainConfig
 from distcnn.data.sources import open_source, require_fitting_dir
 
 
@@ -18,7 +18,13 @@ def main(arguments: Sequence[str]) -> int:
         "--shards", type=int, default=8, help="Shards per split, at most one per image."
     )
     parser.add_argument("--json", help="JSON file for the summary.")
-    parser.add_data_arguments("name", "dir", "on_error", "synthetic_examples")
+    parser.add_argument(
+        "--seed", type=int, default=TrainConfig.seed, help="Seed of data.test_split: train.seed."
+    )
+    parser.add_data_arguments(
+        *("name", "dir", "test_split", "on_error", "synthetic_examples", "labels", "task"),
+        *("path_column", "label_column", "split_column"),
+    )
     options = parser.parse_args(list(arguments))
     require_at_least_one(options, "shards")
     data = DataConfig(**options.data.as_dict())
@@ -27,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     import_tensorflow()
     from distcnn.data.tfrecord_writer import write_records
 
-    summary = write_records(open_source(data), Path(options.out), options.shards)
+    summary = write_records(open_source(data, options.seed), Path(options.out), options.shards)
     write_json(options.json, summary)
     for split, content in summary["splits"].items():
         print(f"{split:12} {content}")

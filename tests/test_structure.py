@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 
 COMMANDS = {
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("install_horovod", "horovodrun", "launch", "launchers", "__main__"),
+    *("inspect", "install_horovod", "horovodrun", "launch", "launchers", "__main__"),
 }
 
 LAYERS: list[set[str]] = [
@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"runtime"},
     {"distribute", "storage"},
     {"data"},
-    {"models", "fast", "optim"},
+    {"models", "fast", "optim", "inspecting"},
     {"engine"},
     {"cli"},
     {"launching"},

@@ -134,13 +134,15 @@ class Seen(keras.callbacks.Callback):
         self.log.append(("end",))
 
 
-def plain(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+def plain(
+    input_shape: tuple[int, int, int], num_classes: int, classifier_activation: str = "softmax"
+) -> keras.Model:
     """A model whose step is the same function of a batch, however that is divided."""
     inputs = keras.Input(input_shape)
     x = layers.Conv2D(8, 3, strides=2, padding="same", activation="tanh")(inputs)
     x = layers.AveragePooling2D(4)(x)
     x = layers.Dense(24, activation="gelu", kernel_regularizer="l2")(layers.Flatten()(x))
-    outputs = layers.Dense(num_classes, activation="softmax", dtype="float32")(x)
+    outputs = layers.Dense(num_classes, activation=classifier_activation, dtype="float32")(x)
     return keras.Model(inputs, outputs, name="plain")
 
 

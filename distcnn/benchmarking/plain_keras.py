@@ -17,6 +17,7 @@ from distcnn.benchmarking.step_timing import TimedSteps, require_steps
 from distcnn.config import AugmentConfig
 from distcnn.data.pipeline import evaluation_dataset
 from distcnn.models.building import build_model
+from distcnn.models.head import Head
 from distcnn.optim.optimizers import plain_optimizer
 from distcnn.training.setup import TrainingSetup
 
@@ -47,17 +48,19 @@ class PlainScript:
         keras.config.set_dtype_policy(policy)
         try:
             classes = len(dataset.classes)
-            self.model = build_model(config.model, setup.model.input_shape[1:], classes)
+            head = Head.of(dataset.task, dataset.train.labels, dataset.classes)
+            self.model = build_model(config.model, setup.model.input_shape[1:], classes, head)
         finally:
             keras.config.set_dtype_policy(policy_of_run)
         if not setup.objective.is_own:
             optimizer = plain_optimizer(config.optimizer, config.optimizer.lr, self.model)
-            self.model.compile(optimizer, **setup.objective.compile_arguments())
+            self.model.compile(optimizer, **setup.objective.compile_arguments(classes))
         count = min(len(dataset.train), images_needed)
         self.stored = dataset.train.gather(tf.range(count, dtype=tf.int64))
         self.images = setup.evaluation.scaled(self.stored).numpy()
-        one_hot = np.eye(classes, dtype=np.float32)[dataset.train.labels[:count]]
-        self.labels = setup.objective.targets(tf.constant(one_hot)).numpy()
+        labels = dataset.train.labels[:count]
+        rows = np.eye(classes)[labels] if labels.ndim == 1 else labels
+        self.labels = setup.objective.targets(tf.constant(rows, tf.float32)).numpy()
 
     def fit(self, steps: int, after_batch: Callable[[bool], bool], times: list[float]) -> None:
         """Trains with `fit` and calls a function after each batch.

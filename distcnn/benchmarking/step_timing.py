@@ -1,12 +1,12 @@
 """Times training steps in turn: complete, without input, and without the reduction."""
 
 import contextlib
+import dataclasses
 import gc
 import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,7 @@ def resident_batch(setup: TrainingSetup, global_batch: int | None = None) -> Any
     """
     sampler = setup.sampler
     if global_batch is not None:
-        sampler = type(sampler)(sampler.examples, global_batch, sampler.seed)
+        sampler = dataclasses.replace(sampler, global_batch_size=global_batch)
     batches = training_dataset(
         setup.dataset.train,
         len(setup.dataset.classes),
@@ -183,7 +183,7 @@ def measure_steps(setup: TrainingSetup, steps: int, warmup: int) -> dict[str, An
     _, input_rate = InputReader(setup.training_batches(0)).read(_READ_SECONDS)
     global_batch = setup.sampler.global_batch_size
     return {
-        **{f"step_ms_{name}": value for name, value in asdict(times).items()},
+        **{f"step_ms_{name}": value for name, value in dataclasses.asdict(times).items()},
         **time_fractions(quartiles, input_wait),
         "communication_share_at_once": _share_at_once(quartiles),
         "input_wait": input_wait,

@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("distcnn.run:main", "Runs a Keras script of your own on any number of workers."),
     "evaluate": ("distcnn.evaluate:main", "Evaluates a classifier on labelled images."),
     "predict": ("distcnn.predict:main", "Prints the most probable classes of images."),
+    "inspect": ("distcnn.inspect:main", "Reports on labelled images before training."),
     "records": ("distcnn.records:main", "Writes a data set as TFRecord shards."),
     "benchmark": (
         "distcnn.benchmark:main",

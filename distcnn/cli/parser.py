@@ -28,7 +28,7 @@ from distcnn.distribute.strategies import STRATEGY_NAMES, require_supported
 from distcnn.errors import UsageError
 from distcnn.models.catalog import MODELS
 from distcnn.optim.catalog import OPTIMIZERS, SCHEDULES
-from distcnn.storage.model_metadata import preprocessing_of
+from distcnn.storage.model_metadata import division_of, preprocessing_of
 
 NAMED: dict[str, Mapping[str, Any]] = {
     "data.name": SOURCES,
@@ -66,7 +66,8 @@ class Parser(jsonargparse.ArgumentParser):
 
         Args:
             arguments: The command line; its `--data.*` flags override the run's values, and
-                `--data.name` discards all of them but how images become the model's input.
+                `--data.name` discards all of them but how images become the model's input, and
+                how they are divided where the data has no splits.
 
         Returns:
             The options, the data section, and the seed of the validation split.
@@ -79,19 +80,21 @@ class Parser(jsonargparse.ArgumentParser):
         path = Path(self.parse_args(list(arguments)).model)
         settings = settings_of_run(path)
         preprocessing = preprocessing_of(path)
-        flags = [f"--data.{key}={_as_flag(value)}" for key, value in preprocessing.items()]
+        division, seed = division_of(path)
+        known_values = {**division, **preprocessing}
+        flags = [f"--data.{key}={_as_flag(value)}" for key, value in known_values.items()]
         if not any(argument.startswith("--data.name") for argument in arguments):
             known = {flag for action in self._actions for flag in action.option_strings}
             of_run = [f"--{k}={_as_flag(v)}" for k, v in settings.items() if f"--{k}" in known]
             flags = [*of_run, *flags]
-            if not settings:
+            labelled = any(argument.startswith("--data.labels") for argument in arguments)
+            if not settings and not labelled:
                 raise UsageError(
                     f"{path} belongs to no run, so its images are not known; add --data.name NAME, "
-                    "and --data.dir DIR for your own"
+                    "and --data.dir DIR for your own, or --data.labels FILE"
                 )
             require_images(path, settings)
         options = self.parse_args([*flags, *arguments])
-        seed = settings.get("train.seed", Config().train.seed)
         data = DataConfig(**options.data.as_dict())
         require_fitting_dir(data)
         return options, data, seed

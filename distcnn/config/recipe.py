@@ -74,7 +74,14 @@ def load_recipe(name: str) -> dict[str, Any]:
 
 
 FOR_IMAGES = (
-    *("data.dir", "data.augment", "data.resize", "data.crop_fraction", "optimizer.ema"),
+    *(
+        "data.dir",
+        "data.labels",
+        "data.augment",
+        "data.resize",
+        "data.crop_fraction",
+        "optimizer.ema",
+    ),
     *("train.accumulation_steps", "train.virtual_workers", "train.test_flip"),
     *("train.test_shift", "model.whitening"),
 )
@@ -144,7 +151,9 @@ def settings_of_run(path: Path) -> dict[str, Any]:
 
 
 DATA_KEYS_OF_RUN = (
-    *("name", "dir", "validation", "validation_split", "cache", "on_error", "synthetic_examples"),
+    *("name", "dir", "validation", "validation_split", "test_split", "cache", "on_error"),
+    *("synthetic_examples", "classes", "labels", "task"),
+    *("path_column", "label_column", "split_column"),
 )
 """Keys of the data section that say which images a run saw, and how they were split."""
 

@@ -103,6 +103,7 @@ class Config:
         )
         needs_images = {
             "data.dir": self.data.dir is not None,
+            "data.labels": self.data.labels is not None,
             "data.augment": self.data.augment != AugmentConfig(),
             "data.resize": self.data.resize != "stretch",
             "data.crop_fraction": self.data.crop_fraction != 1,

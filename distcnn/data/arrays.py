@@ -57,7 +57,7 @@ class ArraySplit(Split):
         images: uint8 array of shape `(n, height, width, channels)`. A `DecodedFile` and a
             `np.memmap` are never loaded as a whole; any other array becomes one tensor in main
             memory at the first `gather`.
-        labels: Integer array of shape `(n,)`, class indices.
+        labels: Integer array of shape `(n,)`, class indices; or rows as in `Split`.
 
     Raises:
         ValueError: An array has another dtype or shape.
@@ -66,14 +66,14 @@ class ArraySplit(Split):
     image_shape: Shape
 
     def __init__(self, images: np.ndarray | DecodedFile, labels: np.ndarray) -> None:
-        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape[:1] != images.shape[:1]:
             raise ValueError(
                 f"Received images {images.dtype} {images.shape}, labels {labels.shape}. "
                 "Expected uint8 (n, height, width, channels) and (n,)."
             )
         height, width, channels = images.shape[1:]
         self.image_shape = (height, width, channels)
-        self.labels = labels.astype(np.int64)
+        self.labels = labels.astype(np.int64) if labels.ndim == 1 else labels
         with tf.device("CPU:0"):
             self._rows = tf.range(len(labels), dtype=tf.int64)
         self._read: Callable[[tf.Tensor], tf.Tensor] = (

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from distcnn.config import DataConfig
 from distcnn.data.arrays import ArraySplit
+from distcnn.data.cache_location import cache_folder
 from distcnn.data.cache_verdict import Verdict, read_verdict, write_verdict
 from distcnn.data.decoded_file import DecodedFile, write_images
 from distcnn.data.encoded import EncodedSplit
@@ -101,12 +101,6 @@ def _stream(split: EncodedSplit, config: DataConfig, processes: int) -> Split:
     whole = split.resized(split.image_shape)  # a part may be good where the whole is not
     bad = _verify_once(whole)
     return _drop_bad(bad, whole, streamed, config.on_error) if bad else streamed
-
-
-def cache_folder() -> Path:
-    """Returns the folder for decoded images, distcnn/decoded in `$XDG_CACHE_HOME` or `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "distcnn" / "decoded"
 
 
 def _choose_cache(size: int, cache: str, processes: int) -> Literal["memory", "disk", "none"]:
@@ -244,7 +238,9 @@ def _drop_bad(bad: list[int], encoded: EncodedSplit, loaded: Split, on_error: st
     if on_error == "fail":
         raise DataError(f"{message}; repair or remove them, or pass --data.on_error skip")
     good = np.delete(np.arange(len(encoded), dtype=np.int64), bad)
-    lost = sorted(set(encoded.labels[bad]) - set(encoded.labels[good]))
+    lost = []
+    if encoded.labels.ndim == 1:
+        lost = sorted(set(encoded.labels[bad]) - set(encoded.labels[good]))
     if lost:
         raise DataError(
             f"{message}; without them the class with label {lost[0]} has no images; repair them or "

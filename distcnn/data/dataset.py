@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distcnn.config import DataConfig
+from distcnn.config.task import Task
 from distcnn.data.caching import load
 from distcnn.data.framing import evaluation_framing, training_framing
 from distcnn.data.sources import data_set_of
@@ -28,6 +29,9 @@ class Dataset:
         test: Images to test on once at the end, or None.
         classes: Class names; the position is the label.
         content_hash: Changes whenever images, labels or classes of the data set do.
+        task: What the labels are.
+        reading: How labels were read, for the log; empty where there is nothing to say.
+        division: How the images were divided, for the log; empty if the data set says so itself.
     """
 
     train: Split
@@ -35,6 +39,9 @@ class Dataset:
     test: Split | None
     classes: tuple[str, ...]
     content_hash: str
+    task: Task = "classification"
+    reading: str = ""
+    division: str = ""
 
 
 def default_image_shape(config: DataConfig, source: Source) -> Shape:
@@ -42,7 +49,7 @@ def default_image_shape(config: DataConfig, source: Source) -> Shape:
     if config.image_size is not None:
         channels = source.image_shape[2] if source.image_shape else 3
         return (config.image_size, config.image_size, channels)
-    return data_set_of(config.name).default_shape or source.image_shape or DEFAULT_SHAPE
+    return data_set_of(config.source).default_shape or source.image_shape or DEFAULT_SHAPE
 
 
 def load_dataset(
@@ -69,7 +76,11 @@ def load_dataset(
     """
     _require_classes(config, source)
     if source.train is None:
-        raise DataError(f"{config.dir} contains no training images; expected {config.dir}/train")
+        where = config.dir or config.name
+        raise DataError(
+            f"{where} contains no training images"
+            + (f": {source.division}" if source.division else f"; expected {where}/train")
+        )
 
     for_evaluation = evaluation_framing(config)
     for_training = for_evaluation if evaluated else training_framing(config)
@@ -97,9 +108,27 @@ def load_dataset(
     elif config.validation == "split":
         train = loaded_to_train(train)
         train, validation = split_train_validation(train, config.validation_split, seed)
-        return Dataset(train, validation, test, source.classes, source.content_hash())
+        return _dataset(config, source, train, validation, test)
     train = loaded_to_train(train)
-    return Dataset(train, validation, test, source.classes, source.content_hash())
+    return _dataset(config, source, train, validation, test)
+
+
+def _dataset(
+    config: DataConfig, source: Source, train: Split, validation: Split | None, test: Split | None
+) -> Dataset:
+    division = source.division
+    if division and validation is not None and source.validation is None and validation is not test:
+        division += f"; {config.validation_split:g} of the rest for validation"
+    return Dataset(
+        train,
+        validation,
+        test,
+        source.classes,
+        source.content_hash(),
+        source.task,
+        source.reading,
+        division,
+    )
 
 
 def load_split(
@@ -130,7 +159,7 @@ def load_split(
 
 
 def _require_classes(config: DataConfig, source: Source) -> None:
-    if len(source.classes) < 2:
+    if source.task == "classification" and len(source.classes) < 2:
         raise DataError(
             f"{config.dir or config.name} has {len(source.classes)} class; expected at least 2"
         )

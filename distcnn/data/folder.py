@@ -1,4 +1,4 @@
-"""Image folders: DIR/train/<class>/*, DIR/test/<class>/* and optionally DIR/val/<class>/*."""
+"""Image folders: DIR/train/<class>/*, DIR/test/<class>/*, DIR/val/<class>/*, or DIR/<class>/*."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.config import DataConfig
-from distcnn.data.caching import cache_folder
+from distcnn.data.cache_location import cache_folder
 from distcnn.data.encoded import EncodedSplit, parallel_map
 from distcnn.data.file_list import FileList
 from distcnn.data.folder_index import FolderIndex
@@ -59,6 +59,10 @@ class FolderSplit(EncodedSplit):
     @override
     def describe(self, index: int) -> str:
         return os.fsdecode(self._files.path(index))
+
+    @override
+    def names(self) -> Sequence[bytes]:
+        return list(self._files.names)
 
     @override
     def fingerprint(self) -> str:
@@ -123,8 +127,8 @@ def open_folder(config: DataConfig) -> Source:
 
     The classes are the sorted names of the folders in `train` (in `test` if there is no `train`);
     the images of a class are sorted by file name. Hidden files and known junk are ignored. The
-    folders may have the names in `folder_layout.SPELLINGS`. Bytes of a class name that are not
-    UTF-8 are replaced; the files keep their paths.
+    folders may have the names in `folder_layout.SPELLINGS`. Without them, the folders are the
+    classes. Bytes of a class name that are not UTF-8 are replaced; the files keep their paths.
 
     Args:
         config: `dir` names the folder; `on_error` sets what to do with files that are not images.
@@ -144,7 +148,8 @@ def open_folder(config: DataConfig) -> Source:
         index = FolderIndex(folder, cache_folder().parent / "folders")
         files, labels = find_labelled_images(folder, classes, config.on_error, index)
         splits[name] = FolderSplit(files, labels, config.verify)
-    warn_of_unused_folders(root, folders, classes)
+    if folders.get("train") != root:
+        warn_of_unused_folders(root, folders, classes)
     return Source(
         name=config.name,
         classes=tuple(valid_unicode(name) for name in classes),
@@ -152,4 +157,5 @@ def open_folder(config: DataConfig) -> Source:
         validation=splits.get("val"),
         test=splits.get("test"),
         image_shape=None,
+        is_undivided=folders.get("train") == root,
     )

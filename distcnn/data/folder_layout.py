@@ -28,8 +28,10 @@ _logger = logging.getLogger("distcnn")
 def find_splits(root: Path) -> dict[str, Path]:
     """Returns the folders of the splits that exist, by the keys of `SPELLINGS`.
 
+    The root itself is the folder of `train` if it holds class folders and no split.
+
     Raises:
-        DataError: There is neither a train nor a test folder, or a split has two folders.
+        DataError: There are neither splits nor class folders, or a split has two folders.
     """
     _require_folder(root)
     folders = [path for path in entries(root) if is_folder(path)]
@@ -44,9 +46,15 @@ def find_splits(root: Path) -> dict[str, Path]:
             )
         if found:
             splits[split] = found[0]
+    if not splits and any(map(_holds_images, folders)):
+        return {"train": root}
     if "train" not in splits and "test" not in splits:
         raise DataError(_explain_missing_splits(root, folders))
     return splits
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(_why_no_image(entry) is None for entry in _scan(folder))
 
 
 def find_classes(folder: Path) -> dict[str, int]:
@@ -253,18 +261,15 @@ def _explain_missing_splits(root: Path, folders: list[Path]) -> str:
     shown = printable(root)
     if not entries(root):
         return f"data.dir {shown} is empty; put images into {shown}/train/<class>/*.jpg"
-    class_names = [
-        printable(folder.name)
-        for folder in folders
-        if any(_why_no_image(entry) is None for entry in _scan(folder))
-    ]
+    others = [folder for folder in folders if folder.name.lower() not in SPELLINGS["val"]]
+    class_names = [printable(folder.name) for folder in others if _holds_images(folder)]
     if class_names:
         names = ", ".join(class_names[:3]) + (", ..." if len(class_names) > 3 else "")
         return (
-            f"data.dir {shown} contains class folders ({names}), but neither train nor test; "
-            f"move them to {shown}/train"
+            f"data.dir {shown} contains class folders ({names}) beside a folder of validation "
+            f"images, but neither train nor test; move them to {shown}/train"
         )
     return (
-        f"data.dir {shown} has neither a train nor a test folder; expected "
-        f"{shown}/train/<class>/*.jpg"
+        f"data.dir {shown} has neither class folders nor a train or test folder; expected "
+        f"{shown}/<class>/*.jpg or {shown}/train/<class>/*.jpg"
     )

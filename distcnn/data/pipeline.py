@@ -10,10 +10,11 @@ rewriting their source would take longer than tracing them.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from distcnn.config import AugmentConfig
 from distcnn.data.augment import Randomness, Stream, augment
@@ -64,6 +65,39 @@ class EpochSampler:
         """Returns which images alternating flips mirror in even epochs, bool of `(examples,)`."""
         random = np.random.Generator(np.random.Philox([self.seed, _MIRRORED]))
         return random.integers(0, 2, self.examples, np.uint8).astype(bool)
+
+
+@dataclass(frozen=True)
+class BalancedSampler(EpochSampler):
+    """The order of the images where every class is seen as often as the largest one.
+
+    Each image of a class is seen equally often, or once more; chance decides which, anew in every
+    epoch.
+
+    Attributes:
+        labels: int64 `(images,)`, the class of each training image.
+    """
+
+    labels: np.ndarray = field(compare=False)
+
+    @classmethod
+    def of(cls, labels: np.ndarray, global_batch_size: int, seed: int) -> "BalancedSampler":
+        """Returns the sampler of images with these classes."""
+        counts = np.unique(labels, return_counts=True)[1]
+        return cls(len(counts) * int(counts.max()), global_batch_size, seed, labels)
+
+    @override
+    def permutation(self, epoch: int) -> np.ndarray:
+        """Returns the image order of an epoch, int64 indices of shape `(examples,)`."""
+        random = np.random.Generator(np.random.Philox([self.seed, epoch]))
+        classes = np.unique(self.labels)
+        most = self.examples // len(classes)
+        seen = []
+        for label in classes:
+            images = np.flatnonzero(self.labels == label)
+            times, more = divmod(most, len(images))
+            seen += [np.tile(images, times), random.permutation(images)[:more]]
+        return np.concatenate(seen)[random.permutation(self.examples)]
 
 
 @dataclass(frozen=True)
@@ -145,7 +179,7 @@ def training_dataset(
 
     Args:
         split: Training images.
-        num_classes: Width of the one-hot labels.
+        num_classes: Width of the labels' rows.
         sampler: Order of the images.
         augmentation: Augmentation to apply.
         sharding: Shards of each batch to return.
@@ -155,7 +189,8 @@ def training_dataset(
 
     Returns:
         A data set of `(images, labels, weights)`: uint8 (float32 in [0, 255] when images are mixed)
-        of shape `(count, height, width, channels)`, float32 one-hot of shape `(count, num_classes)`
+        of shape `(count, height, width, channels)`, float32 labels of shape `(count, num_classes)`,
+        one-hot for classes,
         and float32 of shape `(count,)`, 1 / (images in the batch) or 0 for a placeholder. Each step
         has `len(sharding.local_replica_ids) * sharding.accumulation_steps` elements.
 
@@ -207,7 +242,7 @@ def training_dataset(
         else:
             draws = random.uniform(Stream.RANDOM_RESIZED_CROP, RANDOM_CROP_DRAWS)
             images, indices = split.fetch(indices, crop, draws)
-        targets = tf.one_hot(tf.gather(labels, indices), num_classes)
+        targets = _targets(labels, indices, num_classes)
         images, targets = augment(images, targets, augmentation, random)
         return images, targets, tf.fill([count], weight / tf.cast(total, tf.float32))
 
@@ -245,7 +280,7 @@ def sharded_evaluation_dataset(
 
     Args:
         split: Images to evaluate.
-        num_classes: Width of the one-hot labels.
+        num_classes: Width of the labels' rows.
         batch_size: Images per shard and step.
         sharding: Shards of this process; without virtual workers, one for each replica.
 
@@ -270,7 +305,7 @@ def sharded_evaluation_dataset(
         weights = tf.fill([tf.size(indices)], tf.where(empty, 0.0, weight))
         images, read = split.fetch(indices)
         weights *= tf.cast(read == indices, tf.float32)  # others replace bad ones
-        return images, tf.one_hot(tf.gather(labels, indices), num_classes), weights
+        return images, _targets(labels, indices, num_classes), weights
 
     per_step = len(sharding.local_replica_ids) * sharding.accumulation_steps
     elements = tf.data.Dataset.range(steps * per_step)
@@ -284,12 +319,12 @@ def evaluation_dataset(split: Split, num_classes: int, batch_size: int) -> tf.da
 
     Args:
         split: Images to evaluate.
-        num_classes: Width of the one-hot labels.
+        num_classes: Width of the labels' rows.
         batch_size: Images per batch.
 
     Returns:
         A data set of `(images, labels)`: uint8 of shape `(batch, height, width, channels)`, and
-        float32 one-hot of shape `(batch, num_classes)`.
+        float32 labels of shape `(batch, num_classes)`.
     """
     batches, _ = sharded_evaluation_dataset(split, num_classes, batch_size, BatchSharding())
     return batches.map(_without_weights)
@@ -302,6 +337,13 @@ def _without_weights(
     return images, labels
 
 
+@tf.autograph.experimental.do_not_convert
+def _targets(labels: tf.Tensor, indices: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Returns a float32 row for each image: one-hot, its labels as 0 and 1, or its numbers."""
+    rows = tf.gather(labels, indices)
+    return tf.one_hot(rows, num_classes) if labels.shape.rank == 1 else tf.cast(rows, tf.float32)
+
+
 def _to_cpu(labels: np.ndarray) -> tf.Tensor:
     with tf.device("CPU:0"):
-        return tf.constant(labels, tf.int64)
+        return tf.constant(labels, tf.int64 if labels.ndim == 1 else labels.dtype)

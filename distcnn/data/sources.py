@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from distcnn.config import DataConfig
+from distcnn.config import DataConfig, TrainConfig
 from distcnn.config.lookup import import_object, require_known
 from distcnn.errors import UsageError
 
@@ -45,7 +45,9 @@ SOURCES: dict[str, DataSet | Open | str] = {
         open="distcnn.data.digits:open_digits", reads_dir="never", default_shape=(32, 32, 3)
     ),
     "folder": DataSet(open="distcnn.data.folder:open_folder", reads_dir="required"),
+    "labels": DataSet(open="distcnn.data.labelled:open_labels"),
     "tfrecord": DataSet(open="distcnn.data.tfrecord:open_tfrecord", reads_dir="required"),
+    "tfds": DataSet(open="distcnn.data.prepared:open_prepared", reads_dir="required"),
     "synthetic": DataSet(open="distcnn.data.synthetic:open_synthetic", reads_dir="never"),
 }
 """The data sets by their name in the configuration. A function from `DataConfig` to `Source`, or
@@ -69,7 +71,7 @@ def require_fitting_dir(config: DataConfig) -> None:
     Raises:
         UsageError: If it is missing or not read, or there is no data set of that name.
     """
-    data_set = data_set_of(config.name)
+    data_set = data_set_of(config.source)
     if data_set.reads_dir == "required" and config.dir is None:
         raise UsageError(
             f"data.name {config.name} needs --data.dir DIR, the folder that holds the images"
@@ -81,18 +83,27 @@ def require_fitting_dir(config: DataConfig) -> None:
         )
 
 
-def open_source(config: DataConfig) -> "Source":
-    """Opens the data set `config.name`.
+def open_source(config: DataConfig, seed: int = TrainConfig.seed) -> "Source":
+    """Opens the data set `config.source`.
+
+    Args:
+        config: The data section.
+        seed: Seed of the test images, if they are drawn from all images.
 
     Returns:
         The source; images are read on demand, labels are int64.
 
     Raises:
         UsageError: If there is no data set of that name, or `config.dir` does not fit it.
-        DataError: If the data is missing or damaged.
+        DataError: If the data is missing or damaged, or too small for test images.
     """
     require_fitting_dir(config)
-    function = data_set_of(config.name).open
+    function = data_set_of(config.source).open
     if isinstance(function, str):
         function = import_object(function, "data.name")
-    return function(config)
+    from distcnn.data.class_subset import with_chosen_classes
+    from distcnn.data.remote import with_local_files
+    from distcnn.data.test_split import with_test_images
+
+    config = with_local_files(config)
+    return with_test_images(with_chosen_classes(function(config), config), config, seed)

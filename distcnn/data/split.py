@@ -6,12 +6,14 @@ the images at given indices. Order, sharding, caching and resuming are the same 
 
 import abc
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import tensorflow as tf
 
+from distcnn.config.task import Task
 from distcnn.data.decoded_crops import crop_decoded
 from distcnn.data.framing import WHOLE, Frame, Framing, Shape
 
@@ -20,7 +22,8 @@ class Split(abc.ABC):
     """Labelled images that are read by index.
 
     Attributes:
-        labels: int64 array of shape `(len(split),)`, class indices.
+        labels: int64 array of shape `(len(split),)`, class indices; or where images have several
+            labels, bool `(len(split), classes)`; or float32 `(len(split), numbers)`.
         image_shape: `(height, width, channels)` of the images that `gather` returns, or None if
             the stored images vary in size and `resized` has not been called.
     """
@@ -80,6 +83,10 @@ class Split(abc.ABC):
         """Returns the sorted indices of the images that others have replaced, int64."""
         return np.zeros(0, np.int64)
 
+    def names(self) -> Sequence[bytes]:
+        """Returns a name for each image: that of its file, or where there is none, its position."""
+        return [str(index).encode() for index in range(len(self))]
+
     @abc.abstractmethod
     def content_hash(self) -> str:
         """Returns a hexadecimal hash of the stored images, their order and their names.
@@ -108,11 +115,15 @@ class Source:
 
     Attributes:
         name: Name in the configuration.
-        classes: Class names; the position is the label.
+        classes: Class names; the position is the label. Where labels are numbers, their names.
         train: Training images, or None.
         validation: The data set's own validation images, or None.
         test: Test images, or None.
         image_shape: Stored `(height, width, channels)`, or None if the sizes vary.
+        task: What the labels are: one class for each image, any number of them, or numbers.
+        reading: How labels were read, for the log; empty where there is nothing to say.
+        is_undivided: Whether `train` holds all images, as the data set itself has no splits.
+        division: How test images were drawn, for the log; empty if they were not.
     """
 
     name: str
@@ -121,6 +132,10 @@ class Source:
     validation: Split | None
     test: Split | None
     image_shape: Shape | None
+    task: Task = "classification"
+    reading: str = ""
+    is_undivided: bool = False
+    division: str = ""
 
     def content_hash(self) -> str:
         """Returns a hexadecimal hash that changes whenever images, labels or classes do."""

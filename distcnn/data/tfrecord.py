@@ -20,7 +20,7 @@ from distcnn.errors import DataError
 from distcnn.runtime.watched_file import WatchedFile
 
 
-class _Shards:
+class Shards:
     """Verified shards, open for random reads from any thread.
 
     Raises:
@@ -76,7 +76,7 @@ class RecordSplit(EncodedSplit):
     """
 
     def __init__(
-        self, shards: _Shards, arrays: Mapping[str, np.ndarray], image_shape: Shape | None
+        self, shards: Shards, arrays: Mapping[str, np.ndarray], image_shape: Shape | None
     ) -> None:
         self.labels = arrays["label"]
         self.image_shape = image_shape
@@ -153,4 +153,4 @@ def _open_split(
     folder: Path, split: dict[str, Any], classes: int, shape: Shape | None
 ) -> RecordSplit:
     arrays = read_offsets(folder, split, classes)
-    return RecordSplit(_Shards(split["shards"], folder), arrays, shape)
+    return RecordSplit(Shards(split["shards"], folder), arrays, shape)

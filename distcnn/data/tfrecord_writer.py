@@ -37,11 +37,17 @@ def write_records(source: Source, out: Path, shards: int) -> dict[str, Any]:
         A summary: `out`, and for each split its `images`, `shards` and `bytes`.
 
     Raises:
-        UsageError: `out` exists and is not empty, or `shards` is below 1.
+        UsageError: `out` exists and is not empty, `shards` is below 1, or the images have several
+            labels or numbers.
         DataError: An image cannot be read, or the disk cannot be written.
     """
     if shards < 1:
         raise UsageError(f"shards is {shards}; expected at least 1")
+    if source.task != "classification":
+        raise UsageError(
+            f"the labels are for {source.task}, but records hold one class for each image; train "
+            "from the files and --data.labels"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} already exists; expected a new or empty folder")
     try:

@@ -46,11 +46,15 @@ class Classifier:
         return self.model.input_shape[1:]
 
     def on_stored_pixels(self) -> keras.Model:
-        """Returns a model that maps uint8 images to probabilities, with the same weights."""
+        """Returns a model that maps uint8 images to probabilities or numbers, of the same weights.
+
+        They are those of the metadata's task: of one class, of each label, or no probabilities.
+        """
         images = keras.Input(self.image_shape, dtype="uint8")
         outputs = keras.layers.Lambda(self._classify, dtype="float32")(images)
         if self.metadata.logits:
-            outputs = keras.layers.Softmax(dtype="float32")(outputs)
+            activation = "sigmoid" if self.metadata.task == "multilabel" else "softmax"
+            outputs = keras.layers.Activation(activation, dtype="float32")(outputs)
         return keras.Model(images, outputs, name="classifier")
 
     def _classify(self, images: tf.Tensor) -> tf.Tensor:
@@ -87,7 +91,7 @@ def load_classifier(path: Path, *, trust: bool = False) -> Classifier:
             f"{file} takes the input {shape}; expected images (None, height, width, 1 or 3)"
         )
     outputs = model.output_shape[-1]
-    if outputs < 2:
+    if outputs < 2 and (metadata is None or metadata.task == "classification"):
         raise DistcnnError(
             f"{printable(file)} has {outputs} output; expected at least 2, one for each class"
         )

@@ -1,23 +1,29 @@
 """Evaluation of a classifier: accuracy, loss and scores by class."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
-from distcnn.config import DataConfig, TrainConfig
+from distcnn.config import DataConfig
 from distcnn.config.recipe import data_of_run
+from distcnn.data.class_subset import with_all_classes
 from distcnn.data.dataset import load_split
 from distcnn.data.pipeline import evaluation_dataset
 from distcnn.data.sources import open_source
 from distcnn.data.split import Split
 from distcnn.errors import DataError, UsageError
 from distcnn.inference.classifier import load_classifier
-from distcnn.storage.model_metadata import preprocessing_of
+from distcnn.inference.label_evaluation import LabelEvaluation
+from distcnn.inference.number_evaluation import NumberEvaluation
+from distcnn.storage.model_metadata import division_of, preprocessing_of
+
+log = logging.getLogger("distcnn")
 
 _TINY = float(np.finfo(np.float32).tiny)  # least probability, so that its logarithm is finite
 
@@ -114,6 +120,10 @@ def evaluate_split(
     return Evaluation(split.labels[good], probabilities, classes)
 
 
+AnyEvaluation = Evaluation | LabelEvaluation | NumberEvaluation
+"""The result for images with one class, with several labels, or with numbers."""
+
+
 def evaluate(
     model: str | Path,
     *,
@@ -121,7 +131,7 @@ def evaluate(
     data: DataConfig | None = None,
     batch_size: int = 512,
     trust: bool = False,
-) -> Evaluation:
+) -> Any:
     """Evaluates a trained classifier on labelled images.
 
     Args:
@@ -134,7 +144,8 @@ def evaluate(
             and Python lambdas in the file.
 
     Returns:
-        The result; its accuracy, loss, confusion matrix and scores by class.
+        An `Evaluation`, with accuracy, loss, confusion matrix and scores by class; or for images
+        with several labels a `LabelEvaluation`, with numbers a `NumberEvaluation`.
 
     Raises:
         UsageError: If `data` is missing for a model that belongs to no run.
@@ -148,7 +159,7 @@ def evaluate(
             f"{path} belongs to no run, so its images are not known; pass "
             "data=DataConfig(name=..., dir=...)"
         )
-    _, seed = of_run or (None, TrainConfig.seed)
+    _, seed = of_run or division_of(path)
     data = _as_trained(path, data) if data else of_run[0]  # type: ignore[index]
     return evaluate_model(path, data, seed, split, batch_size, trust=trust)
 
@@ -168,30 +179,47 @@ def evaluate_model(
     batch_size: int,
     *,
     trust: bool = False,
-) -> Evaluation:
+) -> AnyEvaluation:
     """Evaluates the classifier of a run directory or a `.keras` file; see `evaluate`.
 
     Args:
         path: Run directory, or a `.keras` file.
         data: The data set.
-        seed: Seed of the validation split.
+        seed: Seed of the validation and test images that were drawn.
         split: Which images.
         batch_size: Images per step.
         trust: Whether to run code that the model needs.
     """
     classifier = load_classifier(path, trust=trust)
-    source = open_source(data)
-    outputs = classifier.model.output_shape[-1]
-    _require_same_classes(source.classes, classifier.metadata.classes, outputs)
+    source = open_source(data, seed)
+    if source.division:
+        log.info("%s", source.division)
+    _require_same_task(source.task, classifier.metadata.task)
+    outputs, expected = classifier.model.output_shape[-1], classifier.metadata.classes
+    if data.labels and source.task != "regression" and set(source.classes) < set(expected):
+        source = with_all_classes(source, expected)  # no image of the file has the others
+    _require_same_classes(source.classes, expected, outputs)
     images = load_split(data, source, classifier.image_shape, seed, split)
-    probabilities = classifier.on_stored_pixels()
-    return evaluate_split(
-        lambda batches: probabilities.predict(batches, verbose=0),
-        images,
-        source.classes,
-        logits=False,
-        batch_size=batch_size,
-    )
+    on_pixels = classifier.on_stored_pixels()
+
+    def predict(batches: tf.data.Dataset) -> np.ndarray:
+        return on_pixels.predict(batches, verbose=0)
+
+    if source.task == "classification":
+        return evaluate_split(predict, images, source.classes, logits=False, batch_size=batch_size)
+    batches = evaluation_dataset(images, outputs, batch_size).map(lambda images, _: images)
+    good = np.delete(np.arange(len(images)), images.unreadable())
+    values = np.asarray(predict(batches), np.float32)[good]
+    result = LabelEvaluation if source.task == "multilabel" else NumberEvaluation
+    return result(images.labels[good], values, source.classes)
+
+
+def _require_same_task(found: str, expected: str) -> None:
+    if found != expected:
+        raise DataError(
+            f"the labels of the data are for {found}, but the model was trained for {expected}; "
+            "pass other data, or --data.task if the labels are not read as they are meant"
+        )
 
 
 def _require_same_classes(found: tuple[str, ...], expected: tuple[str, ...], outputs: int) -> None:

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from distcnn.config import DataConfig
-from distcnn.data.caching import cache_folder
+from distcnn.config.task import Task
+from distcnn.data.cache_location import cache_folder
 from distcnn.data.file_list import FileList
 from distcnn.data.folder import FolderSplit
 from distcnn.data.framing import WHOLE, Framing, evaluation_framing
@@ -32,17 +33,27 @@ class Prediction:
     Attributes:
         path: The image file.
         classes: Class names, or their numbers where the model does not know names.
-        probabilities: float32 array of shape `(classes,)`.
+        probabilities: float32 array of shape `(classes,)`; or the numbers, for a model of those.
+        task: What they are.
     """
 
     path: Path
     classes: tuple[str, ...]
     probabilities: np.ndarray
+    task: Task = "classification"
 
     def top(self, count: int = 1) -> list[tuple[str, float]]:
         """Returns the most probable classes with their probabilities, the best first."""
         best = self.probabilities.argsort()[::-1][:count]
         return [(self.classes[index], float(self.probabilities[index])) for index in best]
+
+    def labels(self) -> list[str]:
+        """Returns the labels whose probability is above 0.5, the most probable first."""
+        return [name for name, value in self.top(len(self.classes)) if value > 0.5]
+
+    def numbers(self) -> dict[str, float]:
+        """Returns the numbers by name, of a model of numbers."""
+        return dict(zip(self.classes, map(float, self.probabilities), strict=True))
 
 
 def predict(
@@ -92,7 +103,7 @@ def predict(
     classes = classifier.metadata.classes or numbers
     decoded = [path for path in paths if path not in errors]
     return [
-        Prediction(path, classes, values)
+        Prediction(path, classes, values, classifier.metadata.task)
         for path, values in zip(decoded, probabilities, strict=True)
     ]
 

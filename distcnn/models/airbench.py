@@ -15,6 +15,7 @@ def airbench(
     num_classes: int,
     widths: Sequence[int] = (64, 256, 256),
     activation: str = "gelu",
+    classifier_activation: str = "softmax",
 ) -> keras.Model:
     """Builds the network of Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds", section 3.
 
@@ -30,9 +31,10 @@ def airbench(
         num_classes: Number of outputs.
         widths: Channels of each block.
         activation: Activation of the blocks.
+        classifier_activation: Activation of the outputs.
 
     Returns:
-        An uncompiled model with a float32 softmax of shape `(batch, num_classes)`.
+        An uncompiled model with a float32 output of shape `(batch, num_classes)`.
     """
     images = keras.Input(input_shape)
     filters = 2 * _PATCH**2 * input_shape[-1]
@@ -46,7 +48,7 @@ def airbench(
     x = layers.GlobalMaxPooling2D(dtype="float32")(x)
     x = layers.Dense(num_classes, use_bias=False, dtype="float32")(x)
     x = layers.Rescaling(_LOGIT_SCALE, dtype="float32")(x)
-    outputs = layers.Activation("softmax", dtype="float32")(x)
+    outputs = layers.Activation(classifier_activation, dtype="float32")(x)
     return keras.Model(images, outputs, name="airbench")
 
 

@@ -39,6 +39,7 @@ def build_application(
     num_classes: int,
     weights: str | None = None,
     dropout: float = 0.2,
+    classifier_activation: str = "softmax",
     **arguments: Any,
 ) -> keras.Model:
     """Builds a network of `keras.applications` with a head of its own.
@@ -50,10 +51,11 @@ def build_application(
         weights: Those of the network without its head: "imagenet", or a file of them as Keras
             downloads it; None to start with random ones.
         dropout: Dropout before the last layer.
+        classifier_activation: Activation of the outputs.
         **arguments: Further arguments of the network.
 
     Returns:
-        A functional model that returns probabilities of shape `(batch, num_classes)`.
+        A functional model with a float32 output of shape `(batch, num_classes)`.
 
     Raises:
         UsageError: If the network does not take such images, or the arguments.
@@ -72,8 +74,8 @@ def build_application(
         offset = [-mean / deviation for mean, deviation in pairs]
         x = keras.layers.Rescaling(scale, offset=offset, dtype="float32")(x)
     x = keras.layers.Dropout(dropout)(network(x))
-    outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32")(x)
-    return keras.Model(inputs, outputs, name=name.lower())
+    last = keras.layers.Dense(num_classes, activation=classifier_activation, dtype="float32")
+    return keras.Model(inputs, last(x), name=name.lower())
 
 
 def _network(

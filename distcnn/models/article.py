@@ -5,7 +5,10 @@ from keras import layers
 
 
 def article(
-    input_shape: tuple[int, int, int], num_classes: int, dropout: float = 0.2
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    dropout: float = 0.2,
+    classifier_activation: str = "softmax",
 ) -> keras.Sequential:
     """Builds the article's network: four convolutions and two dense layers.
 
@@ -17,9 +20,10 @@ def article(
         input_shape: `(height, width, channels)`; height and width are halved twice.
         num_classes: Number of outputs.
         dropout: Fraction of the activations that each dropout layer drops.
+        classifier_activation: Activation of the outputs.
 
     Returns:
-        An uncompiled model with a float32 softmax of shape `(batch, num_classes)`.
+        An uncompiled model with a float32 output of shape `(batch, num_classes)`.
     """
     stages: list[keras.Layer] = [keras.Input(input_shape)]
     for filters, pool in ((32, False), (64, True), (64, True), (128, False)):
@@ -37,6 +41,6 @@ def article(
         ]
     stages += [
         layers.Dense(num_classes, dtype="float32"),
-        layers.Activation("softmax", dtype="float32"),
+        layers.Activation(classifier_activation, dtype="float32"),
     ]
     return keras.Sequential(stages, name="article")

@@ -13,13 +13,17 @@ from distcnn.config.lookup import import_object, look_up
 from distcnn.config.recipe import nearest
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.models.catalog import APPLICATIONS, MODELS
+from distcnn.models.head import SOFTMAX, Head
 from distcnn.runtime.keras_internals import functional_graph, output_structure
 
 log = logging.getLogger("distcnn")
 
 
 def build_model(
-    config: ModelConfig, input_shape: tuple[int, int, int], num_classes: int
+    config: ModelConfig,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    head: Head = SOFTMAX,
 ) -> keras.Model:
     """Builds the configured classifier.
 
@@ -27,7 +31,10 @@ def build_model(
         config: The built-in model, or the function that returns the user's own.
         input_shape: `(height, width, channels)` of the data set's images. A user's function may
             omit this parameter; the images are then resized to the input of its model.
-        num_classes: Number of classes in the data set.
+        num_classes: Number of classes in the data set, or of the numbers that its labels are.
+        head: How the model ends. Other than softmax, it is offered to the function as
+            `classifier_activation`; a function that takes it may return numbers around 0 for
+            labels in any unit.
 
     Returns:
         A built model with a rank-4 input and an output of shape `(batch, num_classes)`.
@@ -43,6 +50,8 @@ def build_model(
         else look_up("model.name", config.name, MODELS)
     )
     offered: dict[str, Any] = {"input_shape": input_shape, "num_classes": num_classes}
+    if head.activation != "softmax":
+        offered["classifier_activation"] = head.activation
     parameters = inspect.signature(function).parameters
     accepts_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     if config.weights != "none":
@@ -60,6 +69,8 @@ def build_model(
     arguments = {k: v for k, v in offered.items() if k in parameters or accepts_any} | config.args
     model = function(**arguments)
     _check(name, model, num_classes)
+    if "classifier_activation" in arguments:
+        model = head.rescaled(model)
     _check_saving(name, model)
     return model
 
@@ -121,5 +132,5 @@ def _check(name: str, model: object, num_classes: int) -> None:
     if model.output_shape != (None, num_classes):
         raise DistcnnError(
             f"{name} has the output shape {model.output_shape}; expected (None, {num_classes}), "
-            f"because the data has {num_classes} classes"
+            f"because the data has {num_classes} classes, or numbers for each image"
         )

@@ -14,6 +14,7 @@ def compact(
     input_shape: tuple[int, int, int],
     num_classes: int,
     widths: Sequence[int] = (32, 64, 128, 256),
+    classifier_activation: str = "softmax",
 ) -> keras.Model:
     """Builds one convolution per width, with max pooling in front of all but the first.
 
@@ -28,9 +29,10 @@ def compact(
         input_shape: `(height, width, channels)`, at least 8 pixels per side for four widths.
         num_classes: Number of outputs.
         widths: Channels of each convolution.
+        classifier_activation: Activation of the outputs.
 
     Returns:
-        An uncompiled model with a float32 softmax of shape `(batch, num_classes)`.
+        An uncompiled model with a float32 output of shape `(batch, num_classes)`.
     """
     images = keras.Input(input_shape)
     stem = layers.Conv2D(widths[0], _PATCH, padding="same", use_bias=False)
@@ -41,7 +43,7 @@ def compact(
         x = _convolved(x, width)
     x = layers.Add()([x, _convolved(x, widths[-1])])
     x = layers.Dense(num_classes, dtype="float32")(layers.GlobalMaxPooling2D()(x))
-    outputs = layers.Activation("softmax", dtype="float32")(x)
+    outputs = layers.Activation(classifier_activation, dtype="float32")(x)
     filters = patch_filters(input_shape[-1], widths[0])
     kernel = stem.kernel.numpy()
     kernel[..., : filters.shape[-1]] = filters

@@ -6,8 +6,9 @@ import keras
 import numpy as np
 
 from distcnn.config import Config
+from distcnn.config.task import Task
 from distcnn.data.pixels import PixelRange, made_up_images, scale_pixels
-from distcnn.models.outputs import resolve_output
+from distcnn.models.outputs import resolve_task_output
 from distcnn.models.pixel_range import resolve_pixels
 from distcnn.models.rebuilding import require_same_after_loading
 
@@ -29,13 +30,16 @@ class ModelInterface:
     output_reason: str
 
 
-def inspect_model(config: Config, model: keras.Model, images: np.ndarray) -> ModelInterface:
+def inspect_model(
+    config: Config, model: keras.Model, images: np.ndarray, task: Task = "classification"
+) -> ModelInterface:
     """Finds out what a model takes and returns, and that saving keeps it.
 
     Args:
         config: The run.
         model: The built classifier.
         images: Some images of the data, uint8 of shape `(count, height, width, channels)`.
+        task: What the labels are.
 
     Raises:
         DistcnnError: If the outputs are neither probabilities nor logits, or the model would be
@@ -46,5 +50,5 @@ def inspect_model(config: Config, model: keras.Model, images: np.ndarray) -> Mod
     stored = np.concatenate([images, noise])
     scaled = np.asarray(scale_pixels(stored, pixels))
     require_same_after_loading(config.model, model, scaled[-2:])
-    output = resolve_output(model, scaled, config.model.output)
+    output = resolve_task_output(model, scaled, task, config.model.output)
     return ModelInterface(pixels, pixels_reason, output.logits, output.reason)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from distcnn.config.task import Task
 from distcnn.errors import DistcnnError
 from distcnn.runtime.keras_internals import all_layers, calls_in_order, functional_graph
 
@@ -90,6 +91,39 @@ _REASONS = {
     "fractions": "rows do not sum to 1",
     "not finite": "outputs are not finite",
 }
+
+
+def resolve_task_output(
+    model: keras.Model, images: np.ndarray, task: Task, declared: Declared = "auto"
+) -> Output:
+    """Returns what a model's outputs mean for a task; see `resolve_output`.
+
+    With several labels for an image, outputs in [0, 1] are probabilities, and others logits.
+
+    Raises:
+        DistcnnError: If the model ends with an activation that does not fit the task.
+    """
+    if task == "classification":
+        return resolve_output(model, images, declared)
+    last = last_activation(model)
+    if task == "regression":
+        if last in ("softmax", "sigmoid"):
+            raise DistcnnError(
+                f"the model ends with {last}, but the labels are numbers; end it with a dense "
+                "layer without activation"
+            )
+        return Output(False, "numbers in the unit of the labels")
+    if last == "softmax":
+        raise DistcnnError(
+            "the model ends with softmax, but an image may have several labels; end it with "
+            "sigmoid, or with logits"
+        )
+    if declared != "auto":
+        return Output(declared == "logits", "as configured")
+    if last in ("sigmoid", "linear"):
+        return Output(last == "linear", f"last activation {last}")
+    fractions = _kind(_outputs(model, images * np.float32(_CONTRAST)), _tolerance(model))
+    return Output(fractions == "logits", _REASONS[fractions])
 
 
 def last_activation(model: keras.Model) -> str | None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distcnn.config.recipe import preprocessing_of_run, settings_of_run
+from distcnn.config.sections.train import TrainConfig
+from distcnn.config.task import Task
 from distcnn.runtime.files import open_regular
 
 _MEMBER = "distcnn.json"
@@ -23,19 +25,24 @@ class ModelMetadata:
         classes: Class names in the order of the outputs; empty if unknown.
         pixels: Range of the pixels that the model expects.
         logits: Whether the model returns logits rather than probabilities.
+        task: What the labels are: one class for each image, any number of them, or numbers.
         test_flip: Whether outputs are averaged over an image and its mirror image.
         test_shift: Pixels by which images are moved for further views that outputs are averaged
             over, or 0.
         preprocessing: Keys of the data section that say how images become the model's input; see
             `distcnn.config.recipe.preprocessing_of_run`.
+        division: Seed and fractions by which test and validation images were drawn from data
+            without splits; empty otherwise.
     """
 
     classes: tuple[str, ...] = ()
     pixels: Literal["unit", "signed", "byte"] = "unit"
     logits: bool = False
+    task: Task = "classification"
     test_flip: bool = False
     test_shift: int = 0
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    division: dict[str, Any] = field(default_factory=dict)
 
     def write(self, archive: zipfile.ZipFile) -> None:
         """Adds the metadata to a `.keras` file."""
@@ -65,11 +72,36 @@ def preprocessing_of(path: Path) -> dict[str, Any]:
             other file has none; whatever loads the model reports it.
     """
     settings = settings_of_run(path)
-    if settings or not path.is_file():
+    if settings:
         return preprocessing_of_run(settings)
+    metadata = _metadata_of(path)
+    return metadata.preprocessing if metadata else {}
+
+
+def division_of(path: Path) -> tuple[dict[str, Any], int]:
+    """Returns how images without splits were divided for a model, so that they are again.
+
+    Args:
+        path: As for `preprocessing_of`.
+
+    Returns:
+        Fractions, as values of the data section by key, and the seed of the draw.
+    """
+    settings = settings_of_run(path)
+    if settings:
+        keys = ("test_split", "validation_split")
+        division = {key: settings[f"data.{key}"] for key in keys if settings.get(f"data.{key}")}
+        return division, settings.get("train.seed", TrainConfig.seed)
+    metadata = _metadata_of(path)
+    division = dict(metadata.division) if metadata else {}
+    return division, division.pop("seed", TrainConfig.seed)
+
+
+def _metadata_of(path: Path) -> ModelMetadata | None:
+    if not path.is_file():
+        return None
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            metadata = ModelMetadata.read(archive)
+            return ModelMetadata.read(archive)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-        return {}
-    return metadata.preprocessing if metadata else {}
+        return None

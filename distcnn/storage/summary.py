@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distcnn.runtime.text import printable
 from distcnn.storage.checkpoint import Progress
 
 log = logging.getLogger("distcnn")
@@ -20,6 +21,7 @@ _FROM_RESOLVED = (
     "xla",
     "fast_path",
     "pixels",
+    "task",
     "output",
     "parameters",
     "global_batch_size",
@@ -48,6 +50,12 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
         "validation, %(test_images)d test",
         resolved,
     )
+    if resolved["labels"]:
+        log.info("labels          %s", resolved["labels"])
+    if resolved["division"]:
+        log.info("split           %s", resolved["division"])
+    if resolved["class_weights"]:
+        log.info("class weights   %s", _describe_weights(resolved))
     log.info("pixels          %(pixels)s (%(pixels_reason)s)", resolved)
     log.info("output          %(output)s (%(output_reason)s)", resolved)
     log.info("strategy        %s", _describe_strategy(resolved))
@@ -61,6 +69,12 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
         resolved["steps_per_epoch"],
     )
     log.info("learning rate   %(base_learning_rate)g -> %(learning_rate)g", resolved)
+
+
+def _describe_weights(resolved: dict[str, Any]) -> str:
+    pairs = list(zip(resolved["classes"], resolved["class_weights"], strict=True))
+    shown = ", ".join(f"{printable(name)} {weight:.3g}" for name, weight in pairs[:10])
+    return shown + (", ..." if len(pairs) > 10 else "")
 
 
 def _describe_strategy(resolved: dict[str, Any]) -> str:
@@ -129,8 +143,9 @@ def log_summary(path: Path, summary: dict[str, Any]) -> None:
         path: The run directory.
         summary: Content of its `summary.json`.
     """
-    for key in ("val_accuracy", "test_accuracy"):
-        if summary[key] is not None:
+    names = ("accuracy", "mAP", "f1", "mse", "mae")
+    for key in (f"{split}_{name}" for split in ("val", "test") for name in names):
+        if summary.get(key) is not None:
             log.info("%-15s %.4f", key.replace("_", " "), summary[key])
     log.info("%-15s %.1f s", "training time", summary["train_seconds"])
     log.info("%-15s %s", "saved", path / "model.keras")

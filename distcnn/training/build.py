@@ -11,7 +11,7 @@ import tensorflow as tf
 from distcnn.config import Config
 from distcnn.config.recipe import flatten
 from distcnn.data.dataset import Dataset, default_image_shape, load_dataset
-from distcnn.data.pipeline import BatchSharding, EpochSampler
+from distcnn.data.pipeline import BalancedSampler, BatchSharding, EpochSampler
 from distcnn.data.pixels import scale_pixels
 from distcnn.data.sources import open_source
 from distcnn.data.split import Source
@@ -27,6 +27,7 @@ from distcnn.errors import DataError, UsageError
 from distcnn.inference.views import Views
 from distcnn.models.building import build_model
 from distcnn.models.compiled import is_compiled_by_owner
+from distcnn.models.head import Head
 from distcnn.models.interface import ModelInterface, inspect_model
 from distcnn.models.whitening import WHITENED_IMAGES, whiten_first_convolution
 from distcnn.optim.ema import WeightEMA
@@ -57,9 +58,12 @@ def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
     with reporting_lost_peers(backend):
         keras.utils.set_random_seed(config.train.seed)
         source = _open_once_per_host(config, context)
+        _require_fitting_task(config, source)
         with backend.scope():
             shape = default_image_shape(config.data, source)
-            model = build_model(config.model, shape, len(source.classes))
+            labels = source.train.labels if source.train else None
+            head = Head.of(source.task, labels, source.classes)
+            model = build_model(config.model, shape, len(source.classes), head)
         dataset = load_dataset(
             config.data,
             source,
@@ -67,12 +71,12 @@ def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
             config.train.seed,
             processes=context.cluster.local_size,
         )
-        sharding, sampler = _shard_batches(config, backend, len(dataset.train))
+        sharding, sampler = _shard_batches(config, backend, dataset)
         _require_profiled_steps(config, sampler)
         interface = _inspect(config, backend, dataset, model)
         if config.model.whitening:
             _whiten(backend, dataset, model, interface)
-        setup = _build_steps(config, context, dataset, sharding, sampler, model, interface)
+        setup = _build_steps(config, context, dataset, sharding, sampler, model, interface, head)
         _require_same_run(setup)
     return setup
 
@@ -80,9 +84,27 @@ def build_setup(config: Config, context: DistributedContext) -> TrainingSetup:
 def _open_once_per_host(config: Config, context: DistributedContext) -> Source:
     """Opens the data, first in one process per host, which alone downloads it."""
     is_first = context.cluster.local_rank == 0
-    source = open_source(config.data) if is_first else None
+    seed = config.train.seed
+    source = open_source(config.data, seed) if is_first else None
     context.backend.barrier()
-    return source or open_source(config.data)
+    return source or open_source(config.data, seed)
+
+
+def _require_fitting_task(config: Config, source: Source) -> None:
+    """Checks that what supposes one class for each image is not asked for without."""
+    augment = config.data.augment
+    for key in ("class_weights", "oversample"):
+        if source.task != "classification" and getattr(config.data, key) != "none":
+            raise UsageError(
+                f"data.{key} is {getattr(config.data, key)}, which is for one class in each image, "
+                f"but the labels are for {source.task}; drop --data.{key}"
+            )
+    mixing = [key for key in ("mixup", "cutmix", "label_smoothing") if getattr(augment, key)]
+    if source.task != "classification" and mixing:
+        raise UsageError(
+            f"data.augment.{mixing[0]} is for one class in each image, but the labels are for "
+            f"{source.task}; pass --data.augment.{mixing[0]} 0"
+        )
 
 
 def _inspect(
@@ -93,7 +115,7 @@ def _inspect(
     def inspect() -> dict[str, Any]:
         few = np.linspace(0, len(dataset.train) - 1, _INSPECTED_IMAGES).astype(np.int64)
         images = dataset.train.gather(tf.constant(few)).numpy()
-        return dataclasses.asdict(inspect_model(config, model, images))
+        return dataclasses.asdict(inspect_model(config, model, images, dataset.task))
 
     return ModelInterface(**backend.run_on_chief(inspect))
 
@@ -109,9 +131,9 @@ def _whiten(
 
 
 def _shard_batches(
-    config: Config, backend: Backend, images: int
+    config: Config, backend: Backend, dataset: Dataset
 ) -> tuple[BatchSharding, EpochSampler]:
-    train = config.train
+    train, images = config.train, len(dataset.train)
     virtual = VirtualWorkers(train.virtual_workers, backend) if train.virtual_workers else None
     sharding = BatchSharding(
         backend.local_replica_ids,
@@ -130,6 +152,8 @@ def _shard_batches(
             f"the global batch of {batch} images is smaller than the {sharding.count} shards that "
             "the workers compute; raise --train.global_batch_size"
         )
+    if config.data.oversample == "balanced":
+        return sharding, BalancedSampler.of(dataset.train.labels, batch, train.seed)
     return sharding, EpochSampler(images, batch, train.seed)
 
 
@@ -149,6 +173,7 @@ def _build_steps(
     sampler: EpochSampler,
     model: keras.Model,
     interface: ModelInterface,
+    head: Head,
 ) -> TrainingSetup:
     backend = context.backend
     precision = _precision_of_step(config, context, model)
@@ -161,13 +186,9 @@ def _build_steps(
     )
     engine.require_virtual(model)
     with backend.scope():
-        if is_compiled_by_owner(model):
-            objective = own_objective(model, config, interface)
+        objective = _compile(config, dataset, sampler, model, interface, head, precision, fast_path)
+        if objective.is_own:
             require_supported(model.optimizer, backend)
-        else:
-            objective = Objective(interface.logits)
-            optimizer = _build_optimizer(config, model, sampler, precision, fused=fast_path)
-            model.compile(optimizer, auto_scale_loss=False, **objective.compile_arguments())
         model.jit_compile = precision.xla
         optimizers = _build_variables(engine, model, len(dataset.classes), objective)
         ema = WeightEMA(model, config.optimizer.ema) if config.optimizer.ema else None
@@ -208,6 +229,46 @@ def _build_steps(
         ),
         state=TrainState(backend, model, optimizers, training),
     )
+
+
+def _compile(
+    config: Config,
+    dataset: Dataset,
+    sampler: EpochSampler,
+    model: keras.Model,
+    interface: ModelInterface,
+    head: Head,
+    precision: Precision,
+    fast_path: bool,
+) -> Objective:
+    """Compiles the model, unless its owner has; returns what it is compiled with."""
+    weights = _class_weights(config, dataset, model)
+    if is_compiled_by_owner(model):
+        objective = own_objective(model, config, interface, dataset.task)
+        return dataclasses.replace(objective, class_weights=weights)
+    objective = Objective(
+        interface.logits, task=dataset.task, scale=head.scale, class_weights=weights
+    )
+    optimizer = _build_optimizer(config, model, sampler, precision, fused=fast_path)
+    arguments = objective.compile_arguments(len(dataset.classes))
+    model.compile(optimizer, auto_scale_loss=False, **arguments)
+    return objective
+
+
+def _class_weights(
+    config: Config, dataset: Dataset, model: keras.Model
+) -> tuple[float, ...] | None:
+    """Returns the weight of each class in the training loss, or None if they are all 1."""
+    if config.data.class_weights == "none":
+        return None
+    if has_own_train_step(model):
+        raise UsageError(
+            f"data.class_weights is {config.data.class_weights}, but the model overrides "
+            "train_step, which computes its own loss; drop --data.class_weights"
+        )
+    labels, classes = dataset.train.labels, len(dataset.classes)
+    counts = np.bincount(labels, minlength=classes)
+    return tuple((len(labels) / (classes * np.maximum(counts, 1))).tolist())
 
 
 def _build_optimizer(

@@ -161,6 +161,17 @@ class RunFinish:
         self._setup.backend.run_on_chief(lambda: self._write(summary))
         log_summary(self._directory.path, summary)
 
+    def _division(self) -> dict[str, Any]:
+        """Returns what a model must know to find its test images in data without splits."""
+        config = self._setup.config
+        if not self._setup.dataset.division:
+            return {}
+        fractions = {
+            "test_split": config.data.test_split,
+            "validation_split": config.data.validation_split,
+        }
+        return {"seed": config.train.seed} | {k: v for k, v in fractions.items() if v}
+
     def _write(self, summary: dict[str, Any]) -> None:
         config, setup = self._setup.config, self._setup
         self._directory.require_present()
@@ -168,9 +179,11 @@ class RunFinish:
             classes=setup.dataset.classes,
             pixels=setup.interface.pixels,
             logits=setup.objective.logits,
+            task=setup.objective.task,
             test_flip=config.train.test_flip,
             test_shift=config.train.test_shift,
             preprocessing=preprocessing_of_run(flatten(dataclasses.asdict(config))),
+            division=self._division(),
         )
         save_model(self._directory.path / "model.keras", setup.model, metadata)
         write_json(self._directory.path / "summary.json", summary)

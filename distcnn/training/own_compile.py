@@ -5,6 +5,7 @@ import logging
 import keras
 
 from distcnn.config import Config
+from distcnn.config.task import Task
 from distcnn.data.pipeline import EpochSampler
 from distcnn.errors import UsageError
 from distcnn.models.compiled import label_format
@@ -16,13 +17,19 @@ from distcnn.training.objective import Objective
 log = logging.getLogger("distcnn")
 
 
-def own_objective(model: keras.Model, config: Config, interface: ModelInterface) -> Objective:
+def own_objective(
+    model: keras.Model,
+    config: Config,
+    interface: ModelInterface,
+    task: Task = "classification",
+) -> Objective:
     """Returns what a model is trained for that its owner has compiled.
 
     Args:
         model: The compiled model.
         config: The run.
         interface: What the model takes and returns.
+        task: What the labels are.
 
     Raises:
         UsageError: If the configuration asks for what the model's own steps cannot do, the
@@ -51,7 +58,13 @@ def own_objective(model: keras.Model, config: Config, interface: ModelInterface)
         "warning: the model is compiled, so its %s is used, and of the section optimizer only ema",
         type(getattr(model.optimizer, "inner_optimizer", model.optimizer)).__name__,
     )
-    return Objective(interface.logits, is_own=True, labels=label_format(model, config))
+    labels = label_format(model, config)
+    if labels == "index" and task != "classification":
+        raise UsageError(
+            f"the model's loss takes the index of one class, but the labels are for {task}; "
+            "compile it with a loss for rows of labels"
+        )
+    return Objective(interface.logits, is_own=True, labels=labels, task=task)
 
 
 def _require_loss(model: keras.Model) -> None:

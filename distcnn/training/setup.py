@@ -133,8 +133,13 @@ class TrainingSetup:
         with self.backend.scope():
             optimizer = plain_optimizer(self.config.optimizer, self.peak_rate, self.model)
             self.model.compile(
-                optimizer, auto_scale_loss=False, **self.objective.compile_arguments()
+                optimizer, auto_scale_loss=False, **self.objective.plain_compile_arguments()
             )
+
+    def _kind_of_output(self) -> str:
+        if self.objective.task == "regression":
+            return "numbers"
+        return "logits" if self.interface.logits else "probabilities"
 
     def resolved(self) -> dict[str, Any]:
         """Returns the resolved settings (what `auto` became), with the reasons."""
@@ -142,10 +147,11 @@ class TrainingSetup:
         hosts = self.context.cluster.hosts or ()
         return {
             "model": config.model.factory or config.model.name,
-            "data": config.data.name,
+            "data": config.data.source,
             "pixels": self.interface.pixels,
             "pixels_reason": self.interface.pixels_reason,
-            "output": "logits" if self.interface.logits else "probabilities",
+            "task": self.dataset.task,
+            "output": self._kind_of_output(),
             "output_reason": self.interface.output_reason,
             "strategy": backend.name,
             "strategy_reason": self.context.strategy_reason,
@@ -171,6 +177,10 @@ class TrainingSetup:
             "steps": self.total_steps,
             "parameters": self.model.count_params(),
             "images_hash": self.dataset.content_hash,
+            "labels": self.dataset.reading,
+            "class_weights": self.objective.class_weights,
+            "classes": list(self.dataset.classes),
+            "division": self.dataset.division,
             "training_images": len(self.dataset.train),
             "validation_images": len(self.dataset.validation or ()),
             "test_images": len(self.dataset.test or ()),

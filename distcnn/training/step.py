@@ -229,7 +229,7 @@ class TrainingStep:
         rows = tf.math.count_nonzero(weights, dtype=tf.int32)
         # The weight of a placeholder is 0, so that it does not tell how many images there are.
         total = tf.cast(tf.round(1.0 / tf.maximum(weights[0], 1e-9)), tf.int32)
-        data = (scale_pixels(images, self._options.pixels), self._objective.targets(labels))
+        data = self._objective.training_data(scale_pixels(images, self._options.pixels), labels)
         index = virtual.index(position) if virtual else None
         return data, Shard(rows, total, self._options.may_be_empty, index=index)
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from distcnn.config import DataConfig
 from distcnn.data import caching
 from distcnn.data.arrays import ArraySplit
+from distcnn.data.cache_location import cache_folder
 from distcnn.data.caching import load
 from distcnn.data.folder import FolderSplit, open_folder
 from distcnn.errors import DataError
@@ -81,7 +82,7 @@ def test_a_second_run_decodes_nothing_until_a_file_changes(image_folder, cache, 
     os.utime(image_folder / "train" / "cat" / "a.jpg", ns=(1, 1))
     load_train(image_folder, cache=cache)
     assert len(passes) == 3
-    assert not list(caching.cache_folder().glob(".*partial"))
+    assert not list(cache_folder().glob(".*partial"))
 
 
 def test_auto_takes_what_fits(image_folder, monkeypatch, tmp_path):
@@ -160,14 +161,14 @@ def test_full_disk(image_folder):
             load_train(image_folder, cache="disk")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(caching.cache_folder().glob("*.npy"))
-    assert not list(caching.cache_folder().glob(".*partial"))
+    assert not list(cache_folder().glob("*.npy"))
+    assert not list(cache_folder().glob(".*partial"))
     assert len(load_train(image_folder, cache="disk")) == 12
 
 
 def test_array_without_verdict_is_decoded_again(image_folder, monkeypatch):
     load_train(image_folder, cache="disk")
-    (verdict,) = caching.cache_folder().glob("*.json")
+    (verdict,) = cache_folder().glob("*.json")
     assert json.loads(verdict.read_text())["bad"] == []
     verdict.unlink()
     passes = count_passes(monkeypatch)
@@ -197,4 +198,4 @@ def test_array_splits_are_only_resized():
     split = ArraySplit(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int64))
     loaded = load(split, (6, 6, 3), DataConfig(name="digits", cache="disk"))
     assert loaded.image_shape == (6, 6, 3)
-    assert not caching.cache_folder().exists()
+    assert not cache_folder().exists()

@@ -23,10 +23,11 @@ from tests.docs.pages import PAGES, SITE, anchors, blocks, commands, inline_code
 
 COMMANDS = (
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    "launch",
+    *("launch", "inspect"),
 )
 
 NEEDED = {
+    "inspect": ["DIR"],
     "run": ["script.py"],
     "evaluate": ["RUN"],
     "predict": ["RUN", "IMAGE"],

@@ -29,7 +29,8 @@ from PIL import Image
 
 from distcnn.config import DataConfig
 from distcnn.config.recipe import settings_of_run
-from distcnn.data import caching, cifar
+from distcnn.data import cifar
+from distcnn.data.cache_location import cache_folder
 from distcnn.data.dataset import load_dataset
 from distcnn.data.folder import open_folder
 from distcnn.data.sources import open_source
@@ -310,7 +311,7 @@ def cache(campaign: Campaign, suffix: str) -> Iterator[tuple[str, str | None]]:
     folder = write_images(campaign.folder / "images")
     config = DataConfig(name="folder", dir=str(folder), cache="disk", validation="none")
     _content(config)
-    path = max(caching.cache_folder().glob(f"*{suffix}"), key=lambda p: p.stat().st_size)
+    path = max(cache_folder().glob(f"*{suffix}"), key=lambda p: p.stat().st_size)
     logging.disable(logging.WARNING)
     faults = at_random(campaign, path.read_bytes())
     yield from damaged(path, faults, lambda: _content(config), same=same_arrays)

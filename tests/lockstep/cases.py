@@ -89,6 +89,14 @@ CASES |= {
     "not_virtual": _VIRTUAL | {"train__virtual_workers": None},
 }
 
+CASES |= {
+    "labels": {"data__validation_split": 0.2, "train__epochs": 8},
+    "numbers": {"data__validation_split": 0.2, "optimizer__lr": 0.003, "train__epochs": 12},
+}
+"""Labels of a file, which the plan names by data__labels: several for each image, and numbers."""
+
+CASES["balanced"] = {"data__class_weights": "balanced", "data__oversample": "balanced"}
+
 VIRTUAL = ("virtual", "virtual_uneven", "virtual_bfloat16", "virtual_float16")
 """The cases whose weights are the same to the last bit."""
 

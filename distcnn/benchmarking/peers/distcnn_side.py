@@ -98,6 +98,8 @@ def describe(setup: Any) -> PeerSpec:
         nodes = tuple(graph_of(setup.model))
     except UsageError as error:
         without_equivalent = str(error)
+    if setup.objective.task != "classification":
+        without_equivalent = f"the labels are for {setup.objective.task}; compare it with plain"
     scale, offset = PIXEL_RANGES[setup.interface.pixels]
     return PeerSpec(
         model=setup.model.name,

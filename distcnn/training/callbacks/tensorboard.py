@@ -169,7 +169,7 @@ class TensorBoardImages(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Writes the confusion matrix and the worst mistakes."""
         setup, validation = self._setup, self._setup.dataset.validation
-        if validation is None:
+        if validation is None or setup.dataset.task != "classification":
             return
         classes = setup.dataset.classes
         with setup.training.evaluated_weights():

@@ -1,0 +1,1 @@
+"""A report on images before training: what there is, what is damaged, what leaks."""
