@@ -56,8 +56,14 @@ def is_local(name: str) -> bool:
     return True
 
 
-def reachable(hosts: Sequence[Host], ssh: Ssh, token: str | None = None) -> list[Host]:
-    """Returns the hosts that answer, in the same order; this host always does.
+def reachable(hosts: Sequence[Host], ssh: Ssh) -> list[Host]:
+    """Returns the hosts that answer, in the same order; this host always does."""
+    silent = unreachable(hosts, ssh)
+    return [host for host in hosts if host.name not in silent]
+
+
+def unreachable(hosts: Sequence[Host], ssh: Ssh, token: str | None = None) -> dict[str, str]:
+    """Returns the names of the hosts that do not answer, and why.
 
     Args:
         hosts: The hosts.
@@ -65,30 +71,36 @@ def reachable(hosts: Sequence[Host], ssh: Ssh, token: str | None = None) -> list
         token: Kills what is left of this run there; None to kill nothing.
     """
     if not hosts:
-        return []
+        return {}
     with ThreadPoolExecutor(len(hosts)) as pool:
-        answers = list(pool.map(lambda host: _answers(host.name, ssh, token), hosts))
-    return [host for host, answer in zip(hosts, answers, strict=True) if answer]
+        reasons = list(pool.map(lambda host: _why_silent(host.name, ssh, token), hosts))
+    return {host.name: why for host, why in zip(hosts, reasons, strict=True) if why}
 
 
-def _answers(name: str, ssh: Ssh, token: str | None) -> bool:
+def _why_silent(name: str, ssh: Ssh, token: str | None) -> str:
+    """Returns why a host does not answer; nothing if it does."""
     if is_local(name):
         if token is not None:
             sweep.sweep(token)
-        return True
+        return ""
     program = [sys.executable, "-I", str(Path(sweep.__file__)), token or ""]
     try:
         done = subprocess.run(
             ssh.command(name, "true" if token is None else shlex.join(program)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             timeout=REACH_SECONDS,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+    except OSError as error:
+        return f"ssh cannot be run: {error}"
+    except subprocess.TimeoutExpired:
+        return f"it gave no answer within {REACH_SECONDS} s"
+    if done.returncode == 0:
+        return ""
+    lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"ssh ended with {done.returncode}"
 
 
 def interface_to(hosts: Sequence[Host]) -> str | None:

@@ -17,7 +17,7 @@ from distcnn.launching.hosts import (
 )
 from distcnn.launching.pauses import MOST_SECONDS, HostPauses, pause_after
 from distcnn.launching.pool import HostPool
-from distcnn.launching.reaching import Ssh, is_local, reachable
+from distcnn.launching.reaching import Ssh, is_local, reachable, unreachable
 
 A, B = Host("a", 2), Host("b", 1)
 
@@ -89,8 +89,23 @@ def test_this_host_answers_and_one_that_does_not_exist_does_not():
     assert not is_local("no-such-host.invalid")
     here, none = Host("127.0.0.1", 1), Host("no-such-host.invalid", 1)
     assert reachable([none, here], Ssh()) == [here]
+    why = unreachable([none, here], Ssh())
+    assert list(why) == [none.name]
+    assert "not known" in why[none.name] or "no such" in why[none.name].lower(), why
     line = Ssh(2222, "key").command("a", "true")
     assert line[-6:] == ["-p", "2222", "-i", "key", "a", "true"]
+
+
+def test_hosts_that_do_not_answer_are_named_once(caplog):
+    here, none = Host("localhost", 1), Host("no-such-host.invalid", 1)
+    pool = HostPool(lambda: [here, none], Ssh(), 1, None, "token")
+    for _ in range(2):
+        assert pool.next_hosts() == [here]
+    (record,) = caplog.records
+    assert "no answer from no-such-host.invalid: ssh: Could not resolve" in record.message
+    pool = HostPool(lambda: discover_hosts("false"), Ssh(), 1, None, "token")
+    assert pool.next_hosts() == []
+    assert pool.obstacles == ("the discovery script false exits with 1: it printed no reason")
 
 
 def test_a_host_that_fails_again_is_left_out_for_longer_each_time():
