@@ -1,5 +1,6 @@
 """Hosts: how they are given, chosen and left out."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from distcnn.launching.hosts import (
 from distcnn.launching.pauses import MOST_SECONDS, HostPauses, pause_after
 from distcnn.launching.pool import HostPool
 from distcnn.launching.reaching import Ssh, is_local, reachable, unreachable
+from distcnn.launching.supervisor import START_WAIT_SECONDS
 
 A, B = Host("a", 2), Host("b", 1)
 
@@ -106,6 +108,18 @@ def test_hosts_that_do_not_answer_are_named_once(caplog):
     pool = HostPool(lambda: discover_hosts("false"), Ssh(), 1, None, "token")
     assert pool.next_hosts() == []
     assert pool.obstacles == ("the discovery script false exits with 1: it printed no reason")
+
+
+def test_hosts_that_never_answered_are_not_waited_for_long(run_module):
+    words = ("--wait", "0", "-H", "no-such-host.invalid:1", "train", "--out", "run")
+    done = run_module("distcnn.launch", *words)
+    assert done.returncode == 1
+    assert re.search(
+        r"^error: fewer than 1 workers could run for 0 s: no-such-host.invalid: "
+        r"ssh: Could not resolve hostname .*; run the same command again to continue",
+        done.stderr.splitlines()[-1],
+    ), done.stderr
+    assert START_WAIT_SECONDS < 30
 
 
 def test_a_host_that_fails_again_is_left_out_for_longer_each_time():
