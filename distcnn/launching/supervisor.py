@@ -210,7 +210,8 @@ class Supervisor:
                 self._pool.pauses.worked(name)
         if failed is None:
             return ""
-        seconds = self._pool.pauses.failed(failed, time.monotonic())
+        trained = time.time() - attempt.stepped if attempt.stepped else 0.0
+        seconds = self._pool.pauses.failed(failed, time.monotonic(), trained)
         return f"; {failed} is left out for {seconds:g} s" if seconds and len(names) > 1 else ""
 
     def _show_last_lines(self, failure: Failure) -> None:

@@ -135,6 +135,8 @@ def test_a_host_that_fails_again_is_left_out_for_longer_each_time():
     pauses.worked("a")
     assert pauses.usable([A, B], 0) == [A, B]
     assert pauses.failed("a", 0) == 0
+    assert pauses.failed("a", 0, trained=59) == 10
+    assert pauses.failed("a", 0, trained=60) == 0  # once a day is not again and again
 
 
 def test_pauses_between_attempts_grow():
