@@ -185,7 +185,8 @@ class Supervisor:
             self._pool.sweep()
             log.error("error: %s%s (%s)", where, failure.cause, why)
             return failure.code if failure.code != EXIT_STOPPED else 1
-        left_out = self._judge_hosts(attempt, host)
+        is_full = why_not_writable(self._command.folder)  # which is the fault of no host
+        left_out = self._judge_hosts(attempt, None if is_full else host)
         log.warning(
             "launch: %s%s; restarting (%d of %d without progress)%s",
             where,

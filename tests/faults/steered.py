@@ -34,6 +34,12 @@ class Steered(keras.callbacks.Callback):
         self._folder = Path(folder) if folder else None
         self._hungry = hungry(find_cluster(os.environ).rank)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._folder is None:
             return

@@ -121,7 +121,7 @@ CASES: dict[str, Case] = {
     ),
     "unknown flag": Case("--train.epoch", 2, command=("train", "--train.epoch", "3")),
     "no such model": Case("tests.nothing", 2, overrides={"model__factory": "tests.nothing:cats"}),
-    "no such images": Case("/nowhere", 2, overrides=_of_images("/nowhere")),
+    "no such images": Case("/nowhere does not exist", overrides=_of_images("/nowhere")),
     "damaged image": Case(
         r"cannot be decoded|damaged|is not a",
         overrides=_of_images(),
@@ -140,7 +140,7 @@ CASES: dict[str, Case] = {
     "crash of one rank": Case("SIGSEGV", overrides=_callback("Crashes"), restarts=1),
     "error of TensorFlow": Case("shape", overrides=_callback("FailsInTensorFlow"), restarts=1),
     "out of memory": Case("out of memory", overrides=_callback("Exhausts"), restarts=1),
-    "forbidden directory": Case("/proc/nobody", prepare=lambda folder: Path("/proc/nobody/run")),
+    "forbidden directory": Case("/proc/nobody", prepare=lambda folder: Path("/proc/nobody")),
     "directory of another run": Case(
         "other", 2, prepare=lambda folder: _other_checkpoint(folder).with_name("other")
     ),
