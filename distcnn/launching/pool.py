@@ -61,8 +61,10 @@ class HostPool:
         reasons = [f"{host.name}: {silent[host.name]}" for host in usable if host.name in silent]
         self.obstacles = "; ".join(reasons) or self._warned.get("discovery", "")
         chosen = self._choose([host for host in usable if host.name not in silent])
-        self._warn("silent", f"no answer from {'; '.join(reasons)}" if chosen and reasons else "")
-        return chosen if count_workers(chosen) >= self.fewest else []
+        if count_workers(chosen) < self.fewest:
+            return []
+        self._warn("silent", f"no answer from {'; '.join(reasons)}" if reasons else "")
+        return chosen
 
     def use(self, hosts: Sequence[Host]) -> None:
         """Notes the hosts of an attempt."""
