@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -75,6 +76,8 @@ class Campaign:
         self._folder, self._epochs = folder, epochs
         self._disk = disk
         self.observer = Observer(self.out)
+        for left in (folder / HURRY, folder / "launcher.txt", *folder.glob("hungry-*")):
+            left.unlink(missing_ok=True)
         self.launch()
 
     def places(self, first: int, second: int) -> str:
@@ -180,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="distcnn-healing-"))
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(folder / ".cache")
-    epochs = options.epochs or 10 + 8 * (2 if options.resize else options.faults)
+    epochs = options.epochs or 10 + 4 * options.faults
     with contextlib.ExitStack() as stack:
         machines, disk = stack.enter_context(_hosts(folder)) if options.hosts else (None, None)
         campaign = Campaign(folder, epochs, options.seed, machines, disk)
@@ -199,6 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if campaign.run.process.poll() is None or not failed:
             failed += campaign.finish()
         found = _summary(campaign.out)
+        kept = folder / f"launch-{options.seed}"
+        shutil.copytree(campaign.out / "launch", kept, dirs_exist_ok=True)
     return _compare(found, folder / f"whole-{epochs}", epochs, failed)
 
 

@@ -15,7 +15,7 @@ FOLDER_VARIABLE = "STEERED"
 HURRY = "hurry"
 """A file that lets the run go as fast as it can."""
 
-_STEP_SECONDS = 0.03
+_STEP_SECONDS = 0.05
 _BLOCK_BYTES = 1 << 24
 _BLOCKS = 128
 
