@@ -142,7 +142,7 @@ CASES: dict[str, Case] = {
     "out of memory": Case("out of memory", overrides=_callback("Exhausts"), restarts=1),
     "forbidden directory": Case("/proc/nobody", prepare=lambda folder: Path("/proc/nobody")),
     "directory of another run": Case(
-        "other", 2, prepare=lambda folder: _other_checkpoint(folder).with_name("other")
+        "finished run", prepare=lambda folder: _other_checkpoint(folder).with_name("other")
     ),
     "checkpoint of another model": Case(
         "another model",
