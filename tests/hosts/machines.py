@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from distcnn.runtime.files import locked
 from tests.hosts.conftest import SEARCH
 from tests.launching.processes import is_on
 
@@ -102,10 +103,14 @@ class Machines:
 
 @contextlib.contextmanager
 def two_hosts(folder: Path) -> Iterator[Machines]:
-    """Makes two hosts for a context."""
+    """Makes two hosts for a context; another process that wants them waits."""
     machines = Machines(folder)
-    try:
-        machines.make()
-        yield machines
-    finally:
-        machines.remove()
+    with locked(Path("/run/distcnn-two-hosts.lock")):
+        for name in ADDRESSES:  # of a process that was killed
+            if Path("/run/netns", name).exists():
+                run("ip", "netns", "del", name)
+        try:
+            machines.make()
+            yield machines
+        finally:
+            machines.remove()
