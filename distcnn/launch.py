@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         os.execv(sys.executable, [sys.executable, "-m", f"distcnn.{words[0]}", *words[1:]])
     command = with_folder(parsed)
     listed = _listed(options)
-    settings = _settings(options)
+    settings = _settings(options, command.notice())
     if options.hostfile is None and options.discover is None:
         _require_enough(choose_workers(listed(), settings.most, command.shards()), settings.fewest)
     if options.dry_run:
@@ -158,7 +158,7 @@ def _listed(options: Any) -> Callable[[], list[Host]]:
     return lambda: [Host("localhost", workers)]
 
 
-def _settings(options: Any) -> Options:
+def _settings(options: Any, notice: str | None) -> Options:
     require_at_least_one(options, "min")
     if options.max is not None and options.max < options.min:
         raise UsageError(f"max is {options.max}; expected at least min, {options.min}")
@@ -171,7 +171,7 @@ def _settings(options: Any) -> Options:
         restarts=options.restarts,
         wait=options.wait,
         limits=Limits(options.stall),
-        ssh=Ssh(options.ssh_port, options.ssh_key, options.nic),
+        ssh=Ssh(options.ssh_port, options.ssh_key, options.nic, notice),
     )
 
 

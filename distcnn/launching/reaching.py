@@ -14,9 +14,12 @@ from pathlib import Path
 
 from distcnn.launching.hosts import Host
 from distcnn.runtime import sweep
+from distcnn.runtime.notice import is_announced
 
 REACH_SECONDS = 5
 """How long a host may take to answer."""
+
+_TAKEN_AWAY = "a notice says that it will be taken away"
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,14 @@ class Ssh:
         port: Port of sshd on the hosts; None for ssh's own choice.
         key: File of the private key; None for ssh's own choice.
         nic: Network interface between the hosts; None to find it.
+        notice: A command that tells whether a host is about to be taken away; such a host counts as
+            one that does not answer. None for none.
     """
 
     port: int | None = None
     key: str | None = None
     nic: str | None = None
+    notice: str | None = None
 
     def command(self, host: str, *remote: str) -> list[str]:
         """Returns the command line that runs a command on a host, and asks for no password."""
@@ -56,14 +62,16 @@ def is_local(name: str) -> bool:
     return True
 
 
-def reachable(hosts: Sequence[Host], ssh: Ssh) -> list[Host]:
-    """Returns the hosts that answer, in the same order; this host always does."""
-    silent = unreachable(hosts, ssh)
+def reachable(hosts: Sequence[Host], ssh: Ssh, token: str | None = None) -> list[Host]:
+    """Returns the hosts that `unreachable` does not, in the same order."""
+    silent = unreachable(hosts, ssh, token)
     return [host for host in hosts if host.name not in silent]
 
 
 def unreachable(hosts: Sequence[Host], ssh: Ssh, token: str | None = None) -> dict[str, str]:
-    """Returns the names of the hosts that do not answer, and why.
+    """Returns the names of the hosts that do not answer or will not stay, and why.
+
+    This host always answers.
 
     Args:
         hosts: The hosts.
@@ -82,11 +90,15 @@ def _why_silent(name: str, ssh: Ssh, token: str | None) -> str:
     if is_local(name):
         if token is not None:
             sweep.sweep(token)
-        return ""
+        gone = ssh.notice is not None and is_announced(ssh.notice)
+        return _TAKEN_AWAY if gone else ""
     program = [sys.executable, "-I", str(Path(sweep.__file__)), token or ""]
+    asked = "true" if token is None else shlex.join(program)
+    if ssh.notice is not None:
+        asked += f" && ! sh -c {shlex.quote(ssh.notice)}"
     try:
         done = subprocess.run(
-            ssh.command(name, "true" if token is None else shlex.join(program)),
+            ssh.command(name, asked),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -100,7 +112,8 @@ def _why_silent(name: str, ssh: Ssh, token: str | None) -> str:
     if done.returncode == 0:
         return ""
     lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else f"ssh ended with {done.returncode}"
+    silent = f"ssh ended with {done.returncode}" if ssh.notice is None else _TAKEN_AWAY
+    return lines[-1].strip() if lines else silent
 
 
 def interface_to(hosts: Sequence[Host]) -> str | None:

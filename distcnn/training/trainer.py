@@ -19,9 +19,10 @@ from distcnn.launching.command import FOLDER
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.keras_internals import follows_schedule
 from distcnn.runtime.rank_page import own_page
-from distcnn.runtime.signals import StopRequest
+from distcnn.runtime.signals import StopRequest, stop_request
 from distcnn.storage.checkpoint import CALLBACKS, Checkpoints, Progress
 from distcnn.storage.environment import describe_environment
+from distcnn.storage.mirror import Mirror
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.storage.summary import log_resolved
 from distcnn.training.build import build_setup
@@ -41,6 +42,7 @@ from distcnn.training.loop import run_epochs
 from distcnn.training.resuming import start_from
 from distcnn.training.saving import BackgroundSaving
 from distcnn.training.setup import TrainingSetup
+from distcnn.training.state_copies import StateCopies
 
 log = logging.getLogger("distcnn")
 
@@ -90,6 +92,7 @@ class Trainer:
             with backend.scope():
                 paths = config.train.callbacks
                 configured = [import_object(path, "train.callbacks")() for path in paths]
+        self._mirror: Mirror | None = None
         self._user_callbacks = callbacks_for_rank(
             [*callbacks, *configured],
             is_chief=backend.is_chief,
@@ -110,7 +113,8 @@ class Trainer:
         Raises:
             DistcnnError: If the run cannot continue; what was saved before is kept.
         """
-        stop = StopRequest()
+        checkpoint = self.config.checkpoint
+        stop = stop_request(checkpoint.signal, checkpoint.notice, self.setup.context.cluster)
         with self._open_directory(), stop.listening():
             log_resolved(self.directory.path, self.setup.resolved())
             try:
@@ -118,16 +122,21 @@ class Trainer:
             except StoppedBySignal:
                 self._finish_stopped(stop)
                 return None
-            return RunFinish(self.setup, self.directory, self._checkpoints()).finish(trained)
+            summary = RunFinish(self.setup, self.directory, self._checkpoints()).finish(trained)
+            if self._mirror is not None:
+                self._mirror.push(self.directory.run_id, trained.progress.step, is_last=True)
+            return summary
 
     @contextlib.contextmanager
     def _open_directory(self) -> Iterator[None]:
         """Creates the run directory, and keeps it locked during the context."""
         hardware = self.setup.context.hardware
         environment = describe_environment(hardware.gpu, self.setup.resolved())
-        backend = self.setup.backend
+        backend, address = self.setup.backend, self.config.checkpoint.mirror
         with reporting_lost_peers(backend):
             backend.run_on_chief(lambda: self.directory.create(self.config, environment))
+            if address is not None and backend.is_chief:
+                self._mirror = Mirror(address, self.directory.path)
             try:
                 yield
             finally:
@@ -136,10 +145,13 @@ class Trainer:
     def _train(self, stop: StopRequest) -> TrainedRun:
         """Trains from the newest checkpoint to the end."""
         setup, backend, users = self.setup, self.setup.backend, self._user_callbacks
-        progress, saved_callbacks = self._resume()
-        rows: list[Row] = backend.run_on_chief(lambda: self.directory.cut_metrics(progress.step))
-        is_finished = self._is_finished(progress)
         with contextlib.ExitStack() as stack:
+            copies = stack.enter_context(self._state_copies())
+            progress, saved_callbacks, mark = self._resume(copies)
+            rows: list[Row] = backend.run_on_chief(
+                lambda: self.directory.cut_metrics(progress.step, mark)
+            )
+            is_finished = self._is_finished(progress)
             display = stack.enter_context(self._progress_display(progress.step, is_finished))
             sinks: list[Callable[[Row], None]] = [rows.append, display]
             if backend.is_chief and not is_finished:
@@ -156,6 +168,8 @@ class Trainer:
                 users,
                 recorder.measured,
                 stop,
+                copies,
+                self._mirror,
             )
             own = [NonFiniteLossGuard(setup.training, self.config.logging.every_steps), recorder]
             if not is_finished:
@@ -204,13 +218,40 @@ class Trainer:
         if saved is not None:
             load_callbacks(self._user_callbacks, saved, self.setup.backend)
 
-    def _resume(self) -> tuple[Progress, dict[str, np.ndarray] | None]:
-        """Restores the newest state on the chief, and copies it to every replica.
+    @contextlib.contextmanager
+    def _state_copies(self) -> Iterator[StateCopies | None]:
+        """Opens the copies in memory, which only the loss of a process leaves there."""
+        if not self.config.checkpoint.memory_every_steps:
+            yield None
+            return
+        users = self._user_callbacks
+        copies = StateCopies(self.setup, self.directory, self._checkpoints(), users)
+        try:
+            yield copies
+        except StoppedBySignal:
+            copies.close(remove=True)
+            raise
+        except BaseException:
+            copies.close(remove=False)
+            raise
+        copies.close(remove=True)
+
+    def _resume(
+        self, copies: StateCopies | None
+    ) -> tuple[Progress, dict[str, np.ndarray] | None, dict[str, Any] | None]:
+        """Restores the newest state on one rank, and copies it to every replica.
+
+        Args:
+            copies: Copies of the state in memory, if there may be any.
 
         Returns:
-            The progress, and on the chief the saved state of the user's callbacks; None in place of
-            the latter if this run has no checkpoint yet.
+            The progress; on the chief the saved state of the user's callbacks, or None if this run
+            has saved nothing yet; and which metrics belong to a state from memory, or None.
         """
+        copy = copies.find() if copies is not None else None
+        if copy is not None:
+            self._take_state(copy.progress, copy.source)
+            return copy.progress, copy.callbacks, copy.mark
         setup, saved = self.setup, {}
 
         def restore() -> dict[str, Any]:
@@ -225,10 +266,14 @@ class Trainer:
 
         found = setup.backend.run_on_chief(restore)
         progress = Progress(**found["progress"])
-        setup.state.broadcast()
+        self._take_state(progress)
+        return progress, saved if found["own"] else None, None
+
+    def _take_state(self, progress: Progress, source: int = 0) -> None:
+        setup = self.setup
+        setup.state.broadcast(source)
         setup.training.step = progress.step
         own_page().restored(progress.step, progress.step // setup.sampler.steps_per_epoch)
-        return progress, saved if found["own"] else None
 
     def _begin(self) -> Progress:
         """Returns where a run without a checkpoint begins."""

@@ -10,12 +10,14 @@ from typing_extensions import override
 
 from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import Checkpoints, Progress, reserve, snapshot
+from distcnn.storage.mirror import Mirror
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.training.callbacks.non_finite import require_finite_loss
 from distcnn.training.callbacks.save_intervals import SaveIntervals
 from distcnn.training.callbacks.saved_state import Indexed, save_callbacks
 from distcnn.training.saving import BackgroundSaving, Write
 from distcnn.training.setup import TrainingSetup
+from distcnn.training.state_copies import StateCopies
 
 
 class StoppedBySignal(BaseException):
@@ -37,6 +39,8 @@ class CheckpointSaver(keras.callbacks.Callback):
         users: The user's callbacks, whose state is saved too.
         measured: Returns the seconds and images that this process has measured so far.
         stop: Whether a signal has asked to stop.
+        copies: Keeps copies in memory between checkpoints; None to keep none.
+        mirror: Where checkpoints are copied to; None for nowhere.
 
     Attributes:
         progress: The run's progress at the last checkpoint.
@@ -54,6 +58,8 @@ class CheckpointSaver(keras.callbacks.Callback):
         users: Indexed,
         measured: Callable[[], tuple[float, int]],
         stop: StopRequest,
+        copies: StateCopies | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         super().__init__()
         self._setup = setup
@@ -71,6 +77,11 @@ class CheckpointSaver(keras.callbacks.Callback):
             setup.config.checkpoint.every_steps,
             60 * setup.config.checkpoint.every_minutes,
             setup.training.step,
+        )
+        self._copies = copies
+        self._mirror = mirror
+        self._copy_intervals = SaveIntervals(
+            setup.backend, setup.config.checkpoint.memory_every_steps, 0, setup.training.step
         )
         self._patience = setup.config.train.early_stopping
         self._stop = stop
@@ -92,9 +103,13 @@ class CheckpointSaver(keras.callbacks.Callback):
             return
         is_alone = self._backend.size == 1
         stop = self._stop.name is not None if is_alone else self._training.voted_to_stop()
+        copy_is_due = self._copy_intervals.is_due(self._training.step)
         if self._intervals.is_due(self._training.step) or stop:
             self._setup.state.synchronise()
             self._save()
+        elif copy_is_due and self._copies is not None:
+            self._setup.state.synchronise()
+            self._copies.copy(self._update_progress())
         if stop:
             self._saving.wait()
             raise StoppedBySignal
@@ -120,6 +135,11 @@ class CheckpointSaver(keras.callbacks.Callback):
             raise StoppedBySignal
 
     def _save(self) -> None:
+        self._update_progress()
+        self._saving.save(self._copy)
+        self._intervals.saved(self._training.step)
+
+    def _update_progress(self) -> Progress:
         require_finite_loss(self._training)
         seconds, images = self._measured()
         self.progress = dataclasses.replace(
@@ -129,17 +149,19 @@ class CheckpointSaver(keras.callbacks.Callback):
             train_seconds=self._initial_progress.train_seconds + seconds,
             images=self._initial_progress.images + images,
         )
-        self._saving.save(self._copy)
-        self._intervals.saved(self._training.step)
+        return self.progress
 
     def _copy(self) -> Write:
         self._directory.require_present()
         self._buffers = snapshot(self._setup.state.variables, self._buffers)
         arrays = self._buffers | save_callbacks(self._users)
-        save = self._checkpoints.prepare(arrays, self.progress)
+        progress = self.progress
+        save = self._checkpoints.prepare(arrays, progress)
 
         def write() -> None:
             self._directory.require_present()
             save()
+            if self._mirror is not None:
+                self._mirror.push(self._directory.run_id, progress.step)
 
         return write
