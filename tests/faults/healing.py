@@ -165,17 +165,7 @@ class Campaign:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the campaign; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--faults", type=int, default=10)
-    parser.add_argument("--only", action="append", help="A part of the name of a fault.")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--epochs", type=int, help="The length of the run.")
-    parser.add_argument("--hosts", action="store_true")
-    parser.add_argument("--resize", action="store_true", help="Loses workers and gets them back.")
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--json", type=Path, help="File to which a line for each fault is added.")
-    parser.add_argument("--table", type=Path, nargs="+", help="Such files, to print as a table.")
-    options = parser.parse_args(arguments)
+    options = _options(arguments)
     if options.table:
         print_table(options.table)
         return 0
@@ -205,6 +195,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = folder / f"launch-{options.seed}"
         shutil.copytree(campaign.out / "launch", kept, dirs_exist_ok=True)
     return _compare(found, folder / f"whole-{epochs}", epochs, failed)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--faults", type=int, default=10)
+    parser.add_argument("--only", action="append", help="A part of the name of a fault.")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--epochs", type=int, help="The length of the run.")
+    parser.add_argument("--hosts", action="store_true")
+    parser.add_argument("--resize", action="store_true", help="Loses workers and gets them back.")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--json", type=Path, help="File to which a line for each fault is added.")
+    parser.add_argument("--table", type=Path, nargs="+", help="Such files, to print as a table.")
+    return parser.parse_args(arguments)
 
 
 @contextlib.contextmanager

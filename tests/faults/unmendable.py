@@ -228,6 +228,13 @@ def try_case(name: str, case: Case, folder: Path, machines: Machines | None) -> 
     print(
         f"{name:28} {code!s:>4} {after:6.1f} s {len(restarts)} restarts  {last[:200]}", flush=True
     )
+    wrong = _wrong(case, code, last, after, len(restarts))
+    wrong += [f"left running: {left}"] if left else []
+    return f"{name}: {'; '.join(wrong)}" if wrong else None
+
+
+def _wrong(case: Case, code: int | None, last: str, after: float, restarts: int) -> list[str]:
+    """Returns what is wrong with how a run ended."""
     wrong = []
     if code != case.code:
         wrong.append(f"exit code {code}, expected {case.code}")
@@ -235,11 +242,9 @@ def try_case(name: str, case: Case, folder: Path, machines: Machines | None) -> 
         wrong.append(f"the last line lacks {case.cause!r}")
     if after > _AFTER_SECONDS:
         wrong.append(f"it took {after:.1f} s")
-    if len(restarts) > case.restarts:
-        wrong.append(f"{len(restarts)} restarts")
-    if left:
-        wrong.append(f"left running: {left}")
-    return f"{name}: {'; '.join(wrong)}" if wrong else None
+    if restarts > case.restarts:
+        wrong.append(f"{restarts} restarts")
+    return wrong
 
 
 @contextlib.contextmanager
