@@ -73,7 +73,7 @@ def find_failure(
     """
     failed = sorted((end for end in ends if end.code), key=lambda end: end.time)
     if not failed:
-        cause = last_line(None) or "the workers could not be started"
+        cause = last_line(None).removeprefix("error: ") or "the workers could not be started"
         return Failure(None, cause, repeatable=True, mendable=not is_first)
     # Ranks that lost another one, or were stopped because of it, are not to blame.
     blamed = [end for end in failed if end.kind is not FailureKind.PEER_LOST]

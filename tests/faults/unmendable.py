@@ -180,7 +180,7 @@ CASES: dict[str, Case] = {
         "not found|No such file", own=_AT_BOTH, missing=[Path(sys.prefix)], on_hosts=True
     ),
     "package missing on a host": Case(
-        "No module named 'keras'|no attribute",
+        "No module named 'keras|no attribute",
         own=_AT_BOTH,
         missing=[Path(keras.__file__).parent],
         on_hosts=True,

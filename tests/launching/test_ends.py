@@ -62,7 +62,9 @@ def test_a_rank_without_a_cause_is_described_by_its_last_line():
         [end], workers=1, made_steps=True, is_first=False, last_line=lambda rank: f"line of {rank}"
     )
     assert failure.cause == "line of 1"
-    none = find_failure([], workers=1, made_steps=False, is_first=True, last_line=lambda r: "ssh")
+    none = find_failure(
+        [], workers=1, made_steps=False, is_first=True, last_line=lambda r: "error: ssh"
+    )
     assert (none.cause, none.mendable) == ("ssh", False)
 
 
