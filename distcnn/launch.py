@@ -15,6 +15,7 @@ from distcnn.launching.command import COMMANDS, Launched, parse_command, with_fo
 from distcnn.launching.hosts import (
     Host,
     choose_workers,
+    count_workers,
     discover_hosts,
     parse_hosts,
     read_hostfile,
@@ -22,7 +23,7 @@ from distcnn.launching.hosts import (
 from distcnn.launching.output import RankOutput
 from distcnn.launching.pool import HostPool
 from distcnn.launching.reaching import Ssh
-from distcnn.launching.supervisor import Options, Supervisor
+from distcnn.launching.supervisor import START_WAIT_SECONDS, WAIT_SECONDS, Options, Supervisor
 from distcnn.launching.watching import Limits
 from distcnn.runtime.nvidia import count_nvidia_gpus
 
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     command = with_folder(parsed)
     listed = _listed(options)
     settings = _settings(options, command.notice())
+    if options.hostfile is None and options.discover is None:
+        _require_enough(choose_workers(listed(), settings.most, command.shards()), settings.fewest)
     if options.dry_run:
         hosts = choose_workers(listed(), settings.most, command.shards())
         print(shlex.join(ranks_line(command.line(), hosts, settings.ssh)))
@@ -99,7 +102,11 @@ def _parser() -> Parser:
         "step; 0: never.",
     )
     parser.add_argument(
-        "--wait", type=float, default=600.0, help="Seconds to wait for the fewest workers."
+        "--wait",
+        type=float,
+        help="Seconds to wait for the fewest workers, or for space on the disk. Default: "
+        f"{WAIT_SECONDS:g}; {START_WAIT_SECONDS:g} for space, and for hosts that do not answer "
+        "before the first step.",
     )
     parser.add_argument(
         "--output", help="Folder for the output of each rank. Default: launch in the run directory."
@@ -156,7 +163,7 @@ def _settings(options: Any, notice: str | None) -> Options:
     if options.max is not None and options.max < options.min:
         raise UsageError(f"max is {options.max}; expected at least min, {options.min}")
     for name in ("restarts", "stall", "wait"):
-        if options[name] < 0:
+        if options[name] is not None and options[name] < 0:
             raise UsageError(f"{name} is {options[name]}; expected at least 0")
     return Options(
         fewest=options.min,
@@ -166,6 +173,14 @@ def _settings(options: Any, notice: str | None) -> Options:
         limits=Limits(options.stall),
         ssh=Ssh(options.ssh_port, options.ssh_key, options.nic, notice),
     )
+
+
+def _require_enough(hosts: Sequence[Host], fewest: int) -> None:
+    if count_workers(hosts) < fewest:
+        raise UsageError(
+            f"min is {fewest}; expected at most {count_workers(hosts)}, the workers that the given "
+            "hosts can hold and that divide the virtual workers, if there are any"
+        )
 
 
 if __name__ == "__main__":

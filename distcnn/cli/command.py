@@ -18,7 +18,7 @@ from typing_extensions import override
 from distcnn.errors import DistcnnError, PeerLostError, UsageError
 from distcnn.runtime.cluster import Cluster, ClusterError, find_cluster
 from distcnn.runtime.rank_page import own_page
-from distcnn.runtime.text import printable
+from distcnn.runtime.text import printable, wrapped_data_error
 
 EXIT_STOPPED = 75
 """Exit code of a run that a signal stopped after saving a checkpoint (EX_TEMPFAIL: retry)."""
@@ -95,12 +95,11 @@ def _report(error: Exception, cluster: Cluster) -> int:
 def describe(error: BaseException) -> str:
     """Returns the message of an error on one line."""
     text = str(error)
-    # TensorFlow wraps an exception of a pipeline's own function into its traceback.
-    wrapped = re.search(r"(?:DamagedFile|UndecodableImage)Error: (.*)", text)
+    wrapped = wrapped_data_error(text)
     mixed = _MIXED_TYPES.search(text)
     if mixed:
         text = _explain_mixed_types(mixed[0], text)
-    return printable(" ".join((wrapped[1] if wrapped else text).split())) or type(error).__name__
+    return printable(" ".join((wrapped or text).split())) or type(error).__name__
 
 
 def _explain_mixed_types(message: str, text: str) -> str:

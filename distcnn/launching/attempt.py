@@ -137,7 +137,8 @@ class Attempt:
         def read() -> None:
             with events:
                 for line in events:
-                    self._take(json.loads(line))
+                    with contextlib.suppress(ValueError):  # a line that a kill has cut
+                        self._take(json.loads(line))
 
         self.threads.append(threading.Thread(target=read, daemon=True))
         self.threads[-1].start()

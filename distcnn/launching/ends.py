@@ -1,6 +1,7 @@
 """Why an attempt ended, and whether another one can help."""
 
 import itertools
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -72,41 +73,55 @@ def find_failure(
     """
     failed = sorted((end for end in ends if end.code), key=lambda end: end.time)
     if not failed:
-        cause = last_line(None) or "the workers could not be started"
+        cause = last_line(None).removeprefix("error: ") or "the workers could not be started"
         return Failure(None, cause, repeatable=True, mendable=not is_first)
     # Ranks that lost another one, or were stopped because of it, are not to blame.
     blamed = [end for end in failed if end.kind is not FailureKind.PEER_LOST]
     first = (blamed or failed)[0]
     kinds = [end.kind for end in ends]
     everywhere = len(ends) == workers and all(kind is FailureKind.EXCEPTION for kind in kinds)
+    at_start = is_first and not made_steps
+    if first.kind is FailureKind.NO_MEMORY:
+        return Failure(first.rank, _out_of_memory(first), _exit_code(first), repeatable=True)
     if not first.cause:
         first = replace(first, cause=last_line(first.rank))
     if first.kind is FailureKind.UNKNOWN:
-        return _unexplained(first)
+        return _unexplained(first, at_start=at_start)
     mendable = first.kind is not FailureKind.UNMENDABLE
     if first.kind is FailureKind.EXCEPTION:
         mendable = made_steps and not everywhere
     if first.kind is FailureKind.REFUSED:
-        mendable = made_steps or not is_first
+        mendable = not at_start
     repeatable = first.kind is not FailureKind.PEER_LOST
-    code = first.code if first.code < 128 else 1
-    return Failure(first.rank, _cause_of(first), code, mendable, repeatable)
+    return Failure(first.rank, _cause_of(first), _exit_code(first), mendable, repeatable)
 
 
-def _unexplained(end: RankEnd) -> Failure:
+def _exit_code(end: RankEnd) -> int:
+    return end.code if end.code < 128 else 1
+
+
+def _out_of_memory(end: RankEnd) -> str:
+    if end.code > 128:
+        return "it ran out of memory, and the system killed it; lower the batch size or workers"
+    return f"it ran out of memory ({_cause_of(end)}); lower the batch size or workers"
+
+
+def _unexplained(end: RankEnd, *, at_start: bool) -> Failure:
     """Returns the failure of a rank that could not say anything, or was no rank of ours."""
     number = end.code - 128
     if number in set(signal.Signals):
         name = signal.Signals(number).name
         is_crash = name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
-        hint = " (kill -9, or the system was short of memory)" if name == "SIGKILL" else ""
+        hint = " (kill -9)" if name == "SIGKILL" else ""
+        if name == "SIGABRT" and end.cause:  # a program says why it aborts
+            hint = f": {_cause_of(end)}"
         return Failure(end.rank, f"ended by {name}{hint}", repeatable=is_crash)
     if end.code == EXIT_STOPPED:
         # All ranks save and end alike; which one got the signal is not known.
         return Failure(None, "a worker was asked to stop (preemption)", EXIT_STOPPED)
     if end.code == _SSH_FAILED:
         return Failure(end.rank, f"the connection to its host was lost {end.cause}".strip())
-    mendable = end.code != 2
+    mendable = end.code != 2 and not at_start  # such as a package that is not installed there
     return Failure(end.rank, _cause_of(end), end.code, mendable, repeatable=True)
 
 
@@ -142,7 +157,7 @@ class Budget:
         """
         if not failure.mendable:
             return "restarting cannot mend that"
-        same = (failure.cause, step)
+        same = (re.sub(r"0x[0-9a-f]+|\d+", "#", failure.cause), step)
         if failure.repeatable and same == self._last:
             return f"it failed in the same way at step {step} twice"
         self._last = same

@@ -1,5 +1,6 @@
 """The output of the ranks: each to a file of its own, and that of rank 0 to the terminal too."""
 
+import contextlib
 import re
 import threading
 from collections import deque
@@ -37,7 +38,7 @@ class RankOutput:
         self._last = {rank: deque(maxlen=KEPT_LINES) for rank in range(workers)}
         self._own_last = ""
         for rank in range(workers):
-            self._file(f"rank-{rank}").write(f"--- attempt {attempt}\n".encode())
+            self._write(f"rank-{rank}", f"--- attempt {attempt}\n".encode())
 
     def copy(self, source: IO[bytes], stream: str) -> threading.Thread:
         """Copies a stream of the ranks' launcher until it ends, in a thread."""
@@ -77,14 +78,14 @@ class RankOutput:
         text = part[found.end() :] if found else part
         with self._lock:
             if found is None:
-                self._file("launcher").write(text)
+                self._write("launcher", text)
                 line = text.decode(errors="replace").strip()
                 if line and not _OWN.match(text):
                     self._own_last = line
                     self._show(text, stream)
                 return
             rank = int(found[1])
-            self._file(f"rank-{rank}").write(text)
+            self._write(f"rank-{rank}", text)
             line = text.decode(errors="replace").rstrip()
             if line:
                 self._last.setdefault(rank, deque(maxlen=KEPT_LINES)).append(line)
@@ -99,7 +100,9 @@ class RankOutput:
         except (OSError, ValueError):
             pass  # nobody reads it any more; the files have it
 
-    def _file(self, name: str) -> IO[bytes]:
-        if name not in self._files:
-            self._files[name] = (self.folder / f"{name}.log").open("ab", buffering=0)
-        return self._files[name]
+    def _write(self, name: str, text: bytes) -> None:
+        """Adds a text to a file; a full disk loses it, but does not stop the run."""
+        with contextlib.suppress(OSError):
+            if name not in self._files:
+                self._files[name] = (self.folder / f"{name}.log").open("ab", buffering=0)
+            self._files[name].write(text)

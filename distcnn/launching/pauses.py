@@ -8,6 +8,8 @@ FIRST_SECONDS = 10.0
 MOST_SECONDS = 600.0
 TOLERATED = 1
 """Failures in a row after which a host is used again at once."""
+STEADY_SECONDS = 60.0
+"""A host that trained this long before it failed does not count as failing again and again."""
 
 
 class HostPauses:
@@ -17,17 +19,19 @@ class HostPauses:
         self._failures: dict[str, int] = {}
         self._until: dict[str, float] = {}
 
-    def failed(self, name: str, now: float) -> float:
+    def failed(self, name: str, now: float, trained: float = 0.0) -> float:
         """Notes that a host was the first to fail.
 
         Args:
             name: The host.
             now: The time in seconds.
+            trained: For how many seconds it had trained.
 
         Returns:
             For how many seconds it is left out.
         """
-        count = self._failures[name] = self._failures.get(name, 0) + 1
+        before = self._failures.get(name, 0) if trained < STEADY_SECONDS else 0
+        count = self._failures[name] = before + 1
         if count <= TOLERATED:
             return 0.0
         seconds = float(min(FIRST_SECONDS * 2.0 ** (count - TOLERATED - 1), MOST_SECONDS))

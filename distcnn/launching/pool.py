@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from distcnn.launching.hosts import DiscoveryError, Host, choose_workers, count_workers
 from distcnn.launching.pauses import HostPauses
-from distcnn.launching.reaching import Ssh, reachable
+from distcnn.launching.reaching import Ssh, reachable, unreachable
 
 log = logging.getLogger("distcnn")
 
@@ -26,6 +26,7 @@ class HostPool:
         pauses: The failures of each host.
         fewest: The fewest workers to go on with.
         most: The most workers; None for all slots.
+        obstacles: Why hosts could not be used when they were last asked, in words.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class HostPool:
         self._ssh = ssh
         self._token = token
         self._shards = shards
+        self.obstacles = ""
         self._used: dict[str, Host] = {}
-        self._warned = ""
+        self._warned: dict[str, str] = {}
 
     def next_hosts(self) -> list[Host]:
         """Returns the workers that could run now, and kills what is left of the run there."""
@@ -53,10 +55,16 @@ class HostPool:
         usable = self.pauses.usable(listed, time.monotonic())
         if count_workers(usable) < self.fewest:
             usable = listed  # a host that fails is better than none
-        others = [host for name, host in self._used.items() if host not in usable]
-        reachable(others, self._ssh, self._token)
-        chosen = self._choose(reachable(usable, self._ssh, self._token))
-        return chosen if count_workers(chosen) >= self.fewest else []
+        names = {host.name for host in usable}
+        others = [host for name, host in self._used.items() if name not in names]
+        silent = unreachable([*usable, *others], self._ssh, self._token)
+        reasons = [f"{host.name}: {silent[host.name]}" for host in usable if host.name in silent]
+        self.obstacles = "; ".join(reasons) or self._warned.get("discovery", "")
+        chosen = self._choose([host for host in usable if host.name not in silent])
+        if count_workers(chosen) < self.fewest:
+            return []
+        self._warn("silent", f"no answer from {'; '.join(reasons)}" if reasons else "")
+        return chosen
 
     def use(self, hosts: Sequence[Host]) -> None:
         """Notes the hosts of an attempt."""
@@ -79,26 +87,31 @@ class HostPool:
 
     def sweep(self) -> None:
         """Kills what is left of the run on every host that was used."""
-        reachable(list(self._used.values()), self._ssh, self._token)
+        unreachable(list(self._used.values()), self._ssh, self._token)
 
     def _choose(self, hosts: Sequence[Host]) -> list[Host]:
         shards = self._shards()
         chosen = choose_workers(hosts, self.most, shards)
         if count_workers(chosen) < count_workers(choose_workers(hosts, self.most)):
             self._warn(
+                "shards",
                 f"{count_workers(chosen)} of {count_workers(hosts)} slots are used, since the "
-                f"number of workers must divide that of the virtual workers, {shards}"
+                f"number of workers must divide that of the virtual workers, {shards}",
             )
         return chosen
 
     def _list(self) -> list[Host]:
+        listed: list[Host] = []
+        problem = ""
         try:
-            return list(self._listed())
+            listed = list(self._listed())
         except DiscoveryError as error:
-            self._warn(str(error))
-            return []
+            problem = str(error)
+        self._warn("discovery", problem)
+        return listed
 
-    def _warn(self, text: str) -> None:
-        if text != self._warned:
-            self._warned = text
+    def _warn(self, topic: str, text: str) -> None:
+        """Warns of something, once until something else is to be said about it."""
+        if text and text != self._warned.get(topic):
             log.warning("warning: %s", text)
+        self._warned[topic] = text

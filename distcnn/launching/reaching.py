@@ -19,6 +19,8 @@ from distcnn.runtime.notice import is_announced
 REACH_SECONDS = 5
 """How long a host may take to answer."""
 
+_TAKEN_AWAY = "a notice says that it will be taken away"
+
 
 @dataclass(frozen=True)
 class Ssh:
@@ -61,7 +63,15 @@ def is_local(name: str) -> bool:
 
 
 def reachable(hosts: Sequence[Host], ssh: Ssh, token: str | None = None) -> list[Host]:
-    """Returns the hosts that answer and will stay, in the same order; this host always answers.
+    """Returns the hosts that `unreachable` does not, in the same order."""
+    silent = unreachable(hosts, ssh, token)
+    return [host for host in hosts if host.name not in silent]
+
+
+def unreachable(hosts: Sequence[Host], ssh: Ssh, token: str | None = None) -> dict[str, str]:
+    """Returns the names of the hosts that do not answer or will not stay, and why.
+
+    This host always answers.
 
     Args:
         hosts: The hosts.
@@ -69,17 +79,19 @@ def reachable(hosts: Sequence[Host], ssh: Ssh, token: str | None = None) -> list
         token: Kills what is left of this run there; None to kill nothing.
     """
     if not hosts:
-        return []
+        return {}
     with ThreadPoolExecutor(len(hosts)) as pool:
-        answers = list(pool.map(lambda host: _answers(host.name, ssh, token), hosts))
-    return [host for host, answer in zip(hosts, answers, strict=True) if answer]
+        reasons = list(pool.map(lambda host: _why_silent(host.name, ssh, token), hosts))
+    return {host.name: why for host, why in zip(hosts, reasons, strict=True) if why}
 
 
-def _answers(name: str, ssh: Ssh, token: str | None) -> bool:
+def _why_silent(name: str, ssh: Ssh, token: str | None) -> str:
+    """Returns why a host does not answer; nothing if it does."""
     if is_local(name):
         if token is not None:
             sweep.sweep(token)
-        return ssh.notice is None or not is_announced(ssh.notice)
+        gone = ssh.notice is not None and is_announced(ssh.notice)
+        return _TAKEN_AWAY if gone else ""
     program = [sys.executable, "-I", str(Path(sweep.__file__)), token or ""]
     asked = "true" if token is None else shlex.join(program)
     if ssh.notice is not None:
@@ -89,13 +101,19 @@ def _answers(name: str, ssh: Ssh, token: str | None) -> bool:
             ssh.command(name, asked),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             timeout=REACH_SECONDS,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+    except OSError as error:
+        return f"ssh cannot be run: {error}"
+    except subprocess.TimeoutExpired:
+        return f"it gave no answer within {REACH_SECONDS} s"
+    if done.returncode == 0:
+        return ""
+    lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+    silent = f"ssh ended with {done.returncode}" if ssh.notice is None else _TAKEN_AWAY
+    return lines[-1].strip() if lines else silent
 
 
 def interface_to(hosts: Sequence[Host]) -> str | None:

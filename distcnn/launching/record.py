@@ -1,7 +1,9 @@
 """The record of restarts: `restarts.jsonl` in the launcher's folder, and a summary of it."""
 
+import contextlib
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +19,9 @@ log = logging.getLogger("distcnn")
 FILE = "restarts.jsonl"
 
 Restart = dict[str, Any]
-"""One restart: attempt, cause, rank, host, step (the last one before the fault); then workers,
-resumed_at (the step from which the next attempt went on), steps_lost, and seconds by phase. A
-restart that did not reach a step lacks the latter."""
+"""One restart: attempt, time (of detection, in seconds since the epoch), cause, rank, host, step (
+the last one before the fault); then workers, resumed_at (from which step the next attempt went on),
+steps_lost, and seconds by phase. A restart that did not reach a step lacks the latter."""
 
 
 class RestartLog:
@@ -32,6 +34,7 @@ class RestartLog:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pending: tuple[Restart, dict[str, float]] | None = None
+        self._unwritten: list[Restart] = []
 
     def begin(
         self, number: int, attempt: Attempt, failure: Failure, fault: float, detected: float
@@ -49,6 +52,7 @@ class RestartLog:
         rank = failure.rank
         restart: Restart = {
             "attempt": number,
+            "time": round(detected, 2),
             "cause": failure.cause,
             "rank": rank,
             "host": None if rank is None else host_of_rank(attempt.hosts, rank),
@@ -63,6 +67,8 @@ class RestartLog:
             return
         restart, times = self._pending
         chief = attempt.ranks[0]
+        if not chief.stepped and not attempt.is_over():
+            return  # its own report, with the other times, comes within half a second
         times |= {"joined": chief.joined, "restored": chief.restored, "stepped": attempt.stepped}
         restart |= {
             "workers": attempt.workers,
@@ -74,10 +80,14 @@ class RestartLog:
         self.flush()
 
     def flush(self) -> None:
-        """Records a restart that may not have reached a step."""
+        """Records a restart that may not have reached a step; later, if the disk is full."""
         if self._pending is not None:
-            append(self._folder, self._pending[0])
+            self._unwritten.append(self._pending[0])
             self._pending = None
+        with contextlib.suppress(OSError):
+            while self._unwritten:
+                append(self._folder, self._unwritten[0])
+                self._unwritten.pop(0)
 
     def add_to_summary(self, out: Path | None) -> dict[str, Any]:
         """Adds what all restarts have cost to `summary.json` of a run, if it has one.
@@ -89,20 +99,24 @@ class RestartLog:
             restarts, restart_seconds and steps_lost.
         """
         self.flush()
-        known = summarise(read(self._folder))
+        known = summarise(read(self._folder) + self._unwritten)
         path = (out or self._folder) / "summary.json"
         try:
-            summary = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            return known
-        write_json(path, summary | known)
+            write_json(path, json.loads(path.read_bytes()) | known)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            log.warning("warning: the restarts cannot be added to %s: %s", path, error)
         return known
 
 
 def append(folder: Path, restart: Restart) -> None:
-    """Adds a restart to the record."""
-    with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(restart) + "\n")
+    """Adds a restart to the record; a line that a kill or a full disk has cut stays alone."""
+    with (folder / FILE).open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read(1) == b"\n" else b"\n")
+        file.write(json.dumps(restart).encode() + b"\n")
 
 
 def read(folder: Path) -> list[Restart]:

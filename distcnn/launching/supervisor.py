@@ -1,5 +1,6 @@
 """The supervisor: one attempt after another, until the command is done or nothing helps."""
 
+import contextlib
 import logging
 import signal
 import time
@@ -17,6 +18,7 @@ from distcnn.launching.pauses import pause_after
 from distcnn.launching.pool import HostPool
 from distcnn.launching.reaching import Ssh
 from distcnn.launching.record import RestartLog
+from distcnn.launching.space import why_not_writable
 from distcnn.launching.watching import Limits, Watch
 from distcnn.runtime.signals import REPEAT_SECONDS, SIGNALS
 
@@ -24,8 +26,17 @@ log = logging.getLogger("distcnn")
 
 EXIT_KILLED = 130
 
-_WAIT_SECONDS = 2.0
+WAIT_SECONDS = 600.0
+"""How long a run that has made steps waits for enough hosts."""
+
+START_WAIT_SECONDS = 20.0
+"""How long it waits for hosts that do not answer before its first step, and for a full disk: long
+enough for what ends by itself, and no longer, as somebody has to mend it."""
+
+_ASK_SECONDS = 2.0
 """How often hosts are asked for while there are too few."""
+
+_SPACE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,8 @@ class Options:
         fewest: The fewest workers to go on with.
         most: The most workers; None for all slots.
         restarts: Restarts without progress.
-        wait: Seconds to wait for enough hosts.
+        wait: Seconds to wait for enough hosts, or for space on a disk; None for `WAIT_SECONDS` or
+            `START_WAIT_SECONDS`.
         limits: When a rank counts as hanging.
         ssh: How hosts are reached.
     """
@@ -44,7 +56,7 @@ class Options:
     fewest: int = 1
     most: int | None = None
     restarts: int = 3
-    wait: float = 600.0
+    wait: float | None = None
     limits: Limits = field(default_factory=Limits)
     ssh: Ssh = field(default_factory=Ssh)
 
@@ -70,6 +82,8 @@ class Supervisor:
         self._restarts = RestartLog(command.folder)
         self._signals: list[str] = []
         self._attempts = 0
+        self._waited = 0.0
+        self._begun = False
 
     def run(self) -> int:
         """Runs attempts until one is done, the run is stopped, or nothing helps.
@@ -107,6 +121,7 @@ class Supervisor:
             watch.wait(lambda: self._restarts.reached(attempt))
         finally:
             attempt.close()
+            self._begun = self._begun or attempt.step > 0
         code = attempt.process.returncode
         if code == 0:
             return self._finish()
@@ -135,7 +150,8 @@ class Supervisor:
         )
 
     def _finish(self) -> int:
-        keep_command(self._command, finished=True)
+        with contextlib.suppress(OSError):  # what the run wrote is whole
+            keep_command(self._command, finished=True)
         known = self._restarts.add_to_summary(self._command.out)
         if known["restarts"]:
             log.info(
@@ -169,7 +185,8 @@ class Supervisor:
             self._pool.sweep()
             log.error("error: %s%s (%s)", where, failure.cause, why)
             return failure.code if failure.code != EXIT_STOPPED else 1
-        left_out = self._judge_hosts(attempt, host)
+        is_full = why_not_writable(self._command.folder)  # which is the fault of no host
+        left_out = self._judge_hosts(attempt, None if is_full else host)
         log.warning(
             "launch: %s%s; restarting (%d of %d without progress)%s",
             where,
@@ -184,7 +201,7 @@ class Supervisor:
         fault = min(fault or detected, detected)
         self._restarts.begin(self._attempts, attempt, failure, fault, detected)
         self._sleep(pause_after(self._budget.used))
-        return None
+        return self._wait_for_space()
 
     def _judge_hosts(self, attempt: Attempt, failed: str | None) -> str:
         """Notes which hosts worked, and which one failed; returns whether it is left out."""
@@ -194,7 +211,8 @@ class Supervisor:
                 self._pool.pauses.worked(name)
         if failed is None:
             return ""
-        seconds = self._pool.pauses.failed(failed, time.monotonic())
+        trained = time.time() - attempt.stepped if attempt.stepped else 0.0
+        seconds = self._pool.pauses.failed(failed, time.monotonic(), trained)
         return f"; {failed} is left out for {seconds:g} s" if seconds and len(names) > 1 else ""
 
     def _show_last_lines(self, failure: Failure) -> None:
@@ -209,20 +227,44 @@ class Supervisor:
 
     def _wait_for_hosts(self) -> list[Host]:
         """Returns the hosts of the next attempt; none if there were too few for too long."""
-        deadline, said = time.monotonic() + self._options.wait, False
+        began, said = time.monotonic(), False
         while not self._signals:
             hosts = self._pool.next_hosts()
-            if hosts or time.monotonic() > deadline:
+            # New hosts may be listed at any time; those that are listed and do not answer are more
+            # likely to be given wrongly, if they never did.
+            at_start = not self._begun and self._pool.obstacles
+            self._waited = self._patience(START_WAIT_SECONDS if at_start else WAIT_SECONDS)
+            if hosts or time.monotonic() > began + self._waited:
                 return hosts
             if not said:
                 said = True
+                why = f" ({self._pool.obstacles})" if self._pool.obstacles else ""
                 log.warning(
-                    "launch: fewer than %d workers could run; waiting up to %g s",
+                    "launch: fewer than %d workers could run%s; waiting up to %g s",
                     self._pool.fewest,
-                    self._options.wait,
+                    why,
+                    self._waited,
                 )
-            self._sleep(_WAIT_SECONDS)
+            self._sleep(_ASK_SECONDS)
         return []
+
+    def _wait_for_space(self) -> int | None:
+        """Waits until the run directory can be written; returns the exit code if it cannot be."""
+        began, said = time.monotonic(), False
+        while (why := why_not_writable(self._command.folder)) and not self._signals:
+            seconds = self._patience(START_WAIT_SECONDS)
+            if time.monotonic() > began + seconds:
+                self._pool.sweep()
+                log.error("error: %s; free some space and run the same command again", why)
+                return 1
+            if not said:
+                said = True
+                log.warning("launch: %s; waiting up to %g s", why, seconds)
+            self._sleep(_SPACE_SECONDS)
+        return None
+
+    def _patience(self, usual: float) -> float:
+        return usual if self._options.wait is None else self._options.wait
 
     def _give_up_waiting(self) -> int:
         if self._signals:
@@ -231,10 +273,11 @@ class Supervisor:
             )
             return EXIT_STOPPED
         log.error(
-            "error: fewer than %d workers could run for %g s; run the same command again to "
+            "error: fewer than %d workers could run for %g s%s; run the same command again to "
             "continue, or lower --min",
             self._pool.fewest,
-            self._options.wait,
+            self._waited,
+            f": {self._pool.obstacles}" if self._pool.obstacles else "",
         )
         return 1
 

@@ -14,7 +14,7 @@ log = logging.getLogger("distcnn")
 SUSPENDED_SECONDS = 2.0
 """How long a rank may be suspended."""
 
-SILENT_SECONDS = 5.0
+SILENT_SECONDS = 4.0
 """How long the process that reports on a rank may be silent; it reports every half second."""
 
 START_FACTOR = 10

@@ -27,6 +27,8 @@ _SIGN_SECONDS = 1.0
 _GRACE = {b"t": rank_process.GRACE_SECONDS, b"f": rank_process.FAILED_GRACE_SECONDS}
 _MARGIN_SECONDS = 3
 """How long after the end of its grace a rank on another host counts as lost."""
+_KILL_MARGIN_SECONDS = 1.5
+"""How long after it was to be killed: the link to the host is then most likely down."""
 _NOT_FAILED = (0, 75)
 """Exit codes of a rank that is done, or that has saved because a signal asked it to."""
 
@@ -196,7 +198,8 @@ class RankGroup:
             if order not in (b"", given):
                 given = order
                 self._say(process, order)
-                deadline = now + _GRACE.get(order, 0) + _MARGIN_SECONDS
+                grace = _GRACE.get(order)
+                deadline = now + (grace + _MARGIN_SECONDS if grace else _KILL_MARGIN_SECONDS)
             elif is_remote and now > deadline:
                 process.kill()  # the link to the host is down
             elif is_remote and now > said + _SIGN_SECONDS:

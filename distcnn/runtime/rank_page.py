@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 from distcnn.errors import DistcnnError, PeerLostError
+from distcnn.runtime import rank_process
 from distcnn.runtime.rank_process import FIELDS, LAYOUT, PAGE_VARIABLE
+from distcnn.runtime.text import wrapped_data_error
 
 
 class FailureKind(IntEnum):
@@ -31,6 +33,8 @@ class FailureKind(IntEnum):
     """An exception of the program, such as the user's own code."""
     SYSTEM = 5
     """An exception of the system, TensorFlow or Horovod."""
+    NO_MEMORY = rank_process.NO_MEMORY
+    """It ran out of memory."""
 
 
 def kind_of(error: BaseException) -> FailureKind:
@@ -39,8 +43,12 @@ def kind_of(error: BaseException) -> FailureKind:
         return FailureKind.PEER_LOST
     if isinstance(error, DistcnnError):
         return FailureKind.REFUSED if error.mendable else FailureKind.UNMENDABLE
+    if isinstance(error, MemoryError):
+        return FailureKind.NO_MEMORY
+    if wrapped_data_error(str(error)) is not None:
+        return FailureKind.UNMENDABLE
     modules = {each.__module__.partition(".")[0] for each in type(error).__mro__}
-    if isinstance(error, (OSError, MemoryError)) or modules & {"tensorflow", "horovod"}:
+    if isinstance(error, OSError) or modules & {"tensorflow", "horovod"}:
         return FailureKind.SYSTEM
     return FailureKind.EXCEPTION
 

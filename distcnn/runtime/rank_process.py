@@ -14,6 +14,7 @@ Further arguments:
   error.
 """
 
+import collections
 import contextlib
 import ctypes
 import json
@@ -60,6 +61,9 @@ FIELDS = ("step", "first", "epoch", "kind", "joined", "restored", "stepped")
 LAYOUT = struct.Struct("<qqqqddd")
 """The page; see `distcnn.runtime.rank_page.RankPage`."""
 
+NO_MEMORY = 6
+"""The kind of a rank that the system has killed for lack of memory; see `FailureKind`."""
+
 _PATIENCE_SECONDS = 2
 """How long the end of a line is awaited before a report divides it."""
 
@@ -67,6 +71,10 @@ _DRAIN_SECONDS = 5
 """How long the output is awaited after the rank's end; a process that it left may keep it open."""
 
 _SET_PARENT_DEATH_SIGNAL = 1
+
+_MEMORY_SAMPLES = 20
+"""For how many reports before the rank's end a kill for lack of memory is taken for its cause: a
+process with much memory takes seconds to die."""
 
 
 def run(command: str, *flags: str) -> int:
@@ -105,13 +113,17 @@ def run(command: str, *flags: str) -> int:
     for thread in (*relays, threading.Thread(target=_obey, args=(rank, patience), daemon=True)):
         thread.start()
     if page is not None:
+        _seen_kills.append(_memory_kills())
         threading.Thread(target=_report_often, args=(rank, page), daemon=True).start()
     code = rank.wait()
     for relay in relays:
         relay.join(_DRAIN_SECONDS)
     code = code if code >= 0 else 128 - code
     if page is not None:
-        _report({**_read(page), "code": code})
+        values = {**_read(page), "code": code}
+        if code == 128 + signal.SIGKILL and _memory_kills() > _seen_kills[0]:
+            values["kind"] = NO_MEMORY
+        _report(values)
     return code
 
 
@@ -142,6 +154,7 @@ def _die_with_parent() -> Callable[[], None] | None:
     return ask
 
 
+_seen_kills: collections.deque[int] = collections.deque(maxlen=_MEMORY_SAMPLES)
 _output = threading.Lock()
 _ends_line = [True]
 
@@ -166,6 +179,7 @@ def _report_often(rank: subprocess.Popen[bytes], page: int) -> None:
     """Reports what the page holds, and whether the rank is suspended, until it ends."""
     reported = time.monotonic()
     while rank.returncode is None:
+        _seen_kills.append(_memory_kills())
         if _ends_line[0] or time.monotonic() > reported + _PATIENCE_SECONDS:
             reported = time.monotonic()
             _report({**_read(page), "suspended": _is_suspended(rank.pid)})
@@ -179,6 +193,15 @@ def _read(page: int) -> dict[str, Any]:
 def _report(values: dict[str, Any]) -> None:
     with _output:
         _write(f"{MARK}{json.dumps(values)}\n".encode(), 2)
+
+
+def _memory_kills() -> int:
+    """Returns how many processes the system has killed for lack of memory since it started."""
+    try:
+        with open("/proc/vmstat", "rb") as file:  # noqa: PTH123
+            return int(file.read().partition(b"\noom_kill ")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _is_suspended(pid: int) -> bool:

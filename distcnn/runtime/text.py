@@ -5,6 +5,7 @@ import re
 # Controls that a terminal obeys, separators that break a line, and marks that reorder a line.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_DATA_ERROR = re.compile(r"(?:DamagedFile|UndecodableImage)Error: (.*)")
 
 
 def printable(text: object) -> str:
@@ -14,6 +15,19 @@ def printable(text: object) -> str:
     output shows the true name. Escaping twice changes nothing.
     """
     return _CONTROLS.sub(lambda match: _escape(match[0]), str(text))
+
+
+def wrapped_data_error(text: str) -> str | None:
+    """Returns the message of an error of the data, which TensorFlow wraps into a traceback.
+
+    Args:
+        text: The message of TensorFlow's error.
+
+    Returns:
+        None if it wraps none.
+    """
+    found = _DATA_ERROR.search(text)
+    return found[1] if found else None
 
 
 def valid_unicode(text: str) -> str:

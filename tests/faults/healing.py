@@ -1,240 +1,297 @@
 """Disturbs a launched run at random, and checks that it ends with the weights of one left alone.
 
-    python -m tests.faults.healing [--faults N] [--seed S] [--hosts] [--folder DIR]
+    python -m tests.faults.healing [--faults N] [--seed S] [--hosts] [--folder DIR] [--json FILE]
+    python -m tests.faults.healing --hosts --resize
+    python -m tests.faults.healing --table FILE...
 
 Three workers on this host; with --hosts, as root, on two hosts that are made for it: network
-namespaces with an sshd of their own. Prints for each fault after how many seconds it was detected,
-and training went on, and how many steps were lost.
+namespaces with an sshd of their own, and a small disk for the run directory. Prints for each fault
+after how many seconds it was detected, and training went on, and how many steps were lost. With
+--resize, the two hosts lose all workers but one, and get them back. --table sums several campaigns
+up. The batches have 6 shards (virtual workers), so that the weights are the same to the last bit.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import random
-import resource
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from tests.faults.disks import Disk, mounted
+from tests.faults.disturbances import Disturbance, Disturbances
+from tests.faults.healing_table import print_table
+from tests.faults.observing import Observer, Recovery
+from tests.faults.steered import FOLDER_VARIABLE, HURRY
 from tests.hosts.conftest import SEARCH
 from tests.hosts.machines import ADDRESSES, PORT, Machines, two_hosts
-from tests.launching.launched import OVERRIDES, LaunchedRun
-from tests.launching.processes import everything_of, is_on, ranks_of
-from tests.lockstep.test_equality import difference
-from tests.lockstep.test_failures import weights_of
+from tests.launching.launched import OVERRIDES, LaunchedRun, still_running
+from tests.launching.processes import everything_of, ranks_of
 from tests.runs import small_run
 
-_MOST_SECONDS = 240
 FIRST, SECOND = ADDRESSES
+
+_WORKERS = 3
+_MOST_SECONDS = 150.0
+_SETTLE_SECONDS = 90.0
+_POLL_SECONDS = 0.1
+_DISK_MEGABYTES = 64
+
+_OVERRIDES: dict[str, Any] = OVERRIDES | {
+    "data__synthetic_examples": 1200,  # 45 steps an epoch
+    "model__factory": "tests.tiny:tiny",
+    "train__global_batch_size": 24,
+    "train__virtual_workers": 6,
+    "train__callbacks": ["tests.faults.steered:Steered"],
+    "checkpoint__every_steps": 5,
+}
 
 
 class Campaign:
-    """A run, and what can be done to it.
+    """A run, and what happens to it.
 
     Args:
-        folder: Where to work.
-        seed: Of the random choices.
+        folder: Where to work; the run directory is on a disk of its own.
         epochs: The length of the run.
+        seed: Of the random choices.
         machines: Two hosts; None for this one alone.
+        disk: The disk; None for that of the folder.
     """
 
-    def __init__(self, folder: Path, seed: int, epochs: int, machines: Machines | None) -> None:
+    def __init__(
+        self, folder: Path, epochs: int, seed: int, machines: Machines | None, disk: Disk | None
+    ) -> None:
         self.random = random.Random(seed)
         self.machines = machines
-        self.overrides: dict[str, Any] = {"train__epochs": epochs, "checkpoint__every_steps": 10}
-        self._out = folder / "run"
-        self.run = self.launch()
+        self.out = (disk.folder if disk else folder) / "run"
+        self.slots = folder / "slots"
+        self.slots.write_text(self.places(2, 1))
+        self._folder, self._epochs = folder, epochs
+        self._disk = disk
+        self.observer = Observer(self.out)
+        for left in (folder / HURRY, folder / "launcher.txt", *folder.glob("hungry-*")):
+            left.unlink(missing_ok=True)
+        self.launch()
 
-    def launch(self) -> LaunchedRun:
+    def places(self, first: int, second: int) -> str:
+        """Returns the hosts with a number of workers each, as a discovery script prints them."""
+        if self.machines is None:
+            return f"localhost:{first + second}\n"
+        lines = [(ADDRESSES[FIRST], first), (ADDRESSES[SECOND], second)]
+        return "".join(f"{address}:{workers}\n" for address, workers in lines if workers)
+
+    def launch(self) -> None:
         """Starts the launcher."""
-        own, prefix, environment = ["--workers", "3"], [], {}
+        own, prefix, environment = [], [], {FOLDER_VARIABLE: str(self._folder)}
         if self.machines is not None:
-            own = ["-H", f"{ADDRESSES[FIRST]}:2,{ADDRESSES[SECOND]}:1", "--ssh-port", PORT]
-            own += ["--ssh-key", str(self.machines.key)]
-            prefix, environment = ["ip", "netns", "exec", FIRST], {"PATH": SEARCH}
-        own += ["--stall", "60", "--restarts", "5"]
-        return LaunchedRun(self._out, own, environment=environment, prefix=prefix, **self.overrides)
+            own = ["--ssh-port", PORT, "--ssh-key", str(self.machines.key)]
+            prefix, environment["PATH"] = ["ip", "netns", "exec", FIRST], SEARCH
+        own += ["--discover", f"cat {self.slots}", "--stall", "60", "--restarts", "5"]
+        self.run = LaunchedRun(
+            self.out,
+            own,
+            environment=environment,
+            prefix=prefix,
+            log=self._folder / "launcher.txt",
+            **_OVERRIDES | {"train__epochs": self._epochs},
+        )
 
-    def rank(self) -> psutil.Process:
-        """Returns a rank."""
-        ranks = ranks_of(self.run.out)
-        return ranks[self.random.choice(sorted(ranks))]
+    def faults(self) -> dict[str, Disturbance]:
+        """Returns what can happen, by name."""
+        given = Disturbances(lambda: self.run, self.launch, self.random, self._folder)
+        found = given.here()
+        if self.machines is not None:
+            found |= given.between(self.machines)
+        if self._disk is not None:
+            found |= given.on(self._disk)
+        return found
 
-    def all_of(self, host: str) -> list[psutil.Process]:
-        """Returns what runs on a host."""
-        if self.machines is None:
-            return list(ranks_of(self.run.out).values())
-        found = [p for p in everything_of(self.run.out) if is_on(p, host)]
-        return [p for p in found if p.name() != "ssh"]
+    def settle(self, workers: int = _WORKERS, steps: int = 30) -> bool:
+        """Waits until all workers train, and for some steps more; returns whether they do."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        aim = None
+        while time.monotonic() < deadline and self.run.process.poll() is None:
+            if self.observer.training() != workers:
+                aim = None
+            elif aim is None:
+                aim = self.observer.step() + steps
+            elif self.observer.step() >= aim:
+                return True
+            time.sleep(_POLL_SECONDS)
+        return False
 
-    def send(self, number: signal.Signals) -> None:
-        """Sends a signal to a rank."""
-        self.rank().send_signal(number)
+    def disturb(self, name: str, disturbance: Disturbance) -> dict[str, Any] | str:
+        """Lets something happen to the run.
 
-    def send_all(self, number: signal.Signals) -> None:
-        """Sends a signal to everything on one host."""
-        for process in self.all_of(SECOND):
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(number)
+        Returns:
+            A row of the table, or what went wrong.
+        """
+        recovery = Recovery(self.observer, self.run)
+        timer = disturbance.happen()
+        try:
+            while time.time() < recovery.began + _MOST_SECONDS:
+                if recovery.look():
+                    time.sleep(1)  # the launcher writes it down
+                    return recovery.row(name, self.run, by_hand=disturbance.by_hand)
+                if (code := self.run.process.poll()) is not None:
+                    if code == 0:
+                        return {"fault": name, "over": True}
+                    return f"{name}: the launcher ended with {code}: {self.said()}"
+                time.sleep(_POLL_SECONDS)
+            return f"{name}: no step for {_MOST_SECONDS:g} s: {self.said()}"
+        finally:
+            timer.join()
 
-    def exhaust(self) -> None:
-        """Leaves a rank no memory."""
-        limit = 1 << 20
-        resource.prlimit(self.rank().pid, resource.RLIMIT_AS, (limit, limit))
+    def finish(self) -> list[str]:
+        """Lets the run end as fast as it can; returns what went wrong."""
+        (self._folder / HURRY).touch()
+        code = self.run.wait(400)
+        left = still_running(everything_of(self.out), 10)
+        failed = [f"these processes are left: {left}"] if left else []
+        return failed + ([f"the launcher ended with {code}: {self.said()}"] if code else [])
 
-    def kill_ranks_launcher(self) -> None:
-        """Kills the process that started the ranks."""
-        for process in psutil.Process(self.run.process.pid).children():
-            if "distcnn.horovodrun" in process.cmdline():
-                process.kill()
-
-    def kill_launcher(self) -> None:
-        """Kills the launcher, and starts it again."""
-        self.run.process.kill()
-        self.run.process.wait()
-        self.run = self.launch()
-
-    def kill_sessions(self) -> None:
-        """Kills the ssh session of the other host's rank, at that host."""
-        assert self.machines is not None
-        for process in psutil.process_iter(["name"]):
-            with contextlib.suppress(psutil.Error):
-                parent = process.parent()
-                inner = parent is not None and parent.name().startswith("sshd")
-                if inner and process.name().startswith("sshd") and is_on(process, SECOND):
-                    process.kill()
-
-    def pull_cable(self) -> None:
-        """Pulls the cable between the hosts for 20 seconds."""
-        assert self.machines is not None
-        self.machines.set_link("down")
-        time.sleep(20)
-        self.machines.set_link("up")
-
-    def faults(self) -> dict[str, Callable[[], None]]:
-        """Returns what can be done, by name."""
-        here: dict[str, Callable[[], None]] = {
-            "kill -9 of a rank": lambda: self.send(signal.SIGKILL),
-            "kill -STOP of a rank": lambda: self.send(signal.SIGSTOP),
-            "segmentation fault of a rank": lambda: self.send(signal.SIGSEGV),
-            "no memory for a rank": self.exhaust,
-            "SIGTERM to a rank": lambda: self.send(signal.SIGTERM),
-            "kill -9 of a host's all": lambda: self.send_all(signal.SIGKILL),
-            "kill -STOP of a host's all": lambda: self.send_all(signal.SIGSTOP),
-            "kill -9 of the ranks' launcher": self.kill_ranks_launcher,
-            "kill -9 of the launcher": self.kill_launcher,
-        }
-        if self.machines is None:
-            return here
-        return {
-            **here,
-            "kill -9 of an ssh session": self.kill_sessions,
-            "link down": self.pull_cable,
-        }
-
-
-def disturb(campaign: Campaign, name: str, act: Callable[[], None]) -> str | None:
-    """Does one thing to the run, and prints what came of it.
-
-    Returns:
-        What went wrong, or None.
-    """
-    before, reached = len(campaign.run.restarts()), campaign.run.step()
-    began = time.time()
-    act()
-    launcher_killed = "of the launcher" in name
-    while time.time() < began + _MOST_SECONDS:
-        restarts = campaign.run.restarts()[before:]
-        if launcher_killed and campaign.run.step() > reached:
-            print(f"{name:32} {'':>10} {time.time() - began:10.1f} {'':>6}", flush=True)
-            return None
-        if restarts and "seconds" in restarts[-1] and not launcher_killed:
-            first, last = restarts[0], restarts[-1]
-            seconds = last["seconds"]
-            stepped = last["seconds"]["total"] if first is last else time.time() - began
-            lost = sum(restart.get("steps_lost", 0) for restart in restarts)
-            print(
-                f"{name:32} {seconds['detect']:10.1f} {stepped:10.1f} {lost:6} "
-                f" {first['cause'][:60]}",
-                flush=True,
-            )
-            return None
-        if campaign.run.process.poll() is not None:
-            code = campaign.run.process.returncode
-            if code == 0:
-                print(f"{name:32} the run ended before", flush=True)
-                return None
-            return f"{name}: the launcher ended with {code}: {campaign.run.said()[-1000:]}"
-        time.sleep(0.1)
-    if name.startswith("no memory"):
-        print(f"{name:32} it needed none", flush=True)
-        return None
-    return f"{name}: nothing came of it in {_MOST_SECONDS} s: {campaign.run.said()[-1000:]}"
+    def said(self) -> str:
+        """Returns the last lines of the launcher, without the progress of the training."""
+        lines = [line for line in self.run.said().splitlines() if "epoch" not in line]
+        return "\n".join(lines[-15:])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the campaign; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--faults", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--hosts", action="store_true")
-    parser.add_argument("--folder", type=Path)
-    options = parser.parse_args(arguments)
+    options = _options(arguments)
+    if options.table:
+        print_table(options.table)
+        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # and stops the run
     folder = options.folder or Path(tempfile.mkdtemp(prefix="distcnn-healing-"))
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(folder / ".cache")
-    print(f"seed {options.seed}, load {os.getloadavg()[0]:.1f}", flush=True)
-    with _machines(folder) if options.hosts else contextlib.nullcontext() as machines:
-        campaign = Campaign(folder, options.seed, 12 + 4 * options.faults, machines)
-        try:
-            failed = _run(campaign, options.faults)
-        finally:
-            campaign.run.__exit__()
-    small_run(folder / "whole", **OVERRIDES | campaign.overrides)
-    apart = difference(weights_of(campaign.run.out), weights_of(folder / "whole"))
-    print(f"weights: {apart:.1e} from those of the uninterrupted run")
-    for line in failed:
-        print(line)
-    return int(bool(failed) or not apart <= 1e-5)
+    epochs = options.epochs or 10 + 4 * options.faults
+    with contextlib.ExitStack() as stack:
+        machines, disk = stack.enter_context(_hosts(folder)) if options.hosts else (None, None)
+        campaign = Campaign(folder, epochs, options.seed, machines, disk)
+        stack.callback(lambda: campaign.run.__exit__())
+        print(f"seed {options.seed}, {epochs} epochs", flush=True)
+        rows, failed = [], []
+        for result in _resized(campaign) if options.resize else _disturbed(campaign, options):
+            if isinstance(result, str):
+                failed.append(result)
+                print(result, flush=True)
+                continue
+            rows.append(result)
+            if options.json:
+                with options.json.open("a") as file:
+                    file.write(json.dumps(result | {"seed": options.seed}) + "\n")
+        if campaign.run.process.poll() is None or not failed:
+            failed += campaign.finish()
+        found = _summary(campaign.out)
+        kept = folder / f"launch-{options.seed}"
+        shutil.copytree(campaign.out / "launch", kept, dirs_exist_ok=True)
+    return _compare(found, folder / f"whole-{epochs}", epochs, failed)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--faults", type=int, default=10)
+    parser.add_argument("--only", action="append", help="A part of the name of a fault.")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--epochs", type=int, help="The length of the run.")
+    parser.add_argument("--hosts", action="store_true")
+    parser.add_argument("--resize", action="store_true", help="Loses workers and gets them back.")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--json", type=Path, help="File to which a line for each fault is added.")
+    parser.add_argument("--table", type=Path, nargs="+", help="Such files, to print as a table.")
+    return parser.parse_args(arguments)
 
 
 @contextlib.contextmanager
-def _machines(folder: Path) -> Iterator[Machines]:
-    (folder / "ssh").mkdir()
-    with two_hosts(folder / "ssh") as machines:
-        yield machines
+def _hosts(folder: Path) -> Iterator[tuple[Machines, Disk]]:
+    with contextlib.ExitStack() as stack:
+        disk = stack.enter_context(mounted(folder / "disk", _DISK_MEGABYTES))
+        keys = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+        yield stack.enter_context(two_hosts(keys)), disk
 
 
-def _run(campaign: Campaign, count: int) -> list[str]:
-    print(f"{'fault':32} {'detected':>10} {'stepping':>10} {'lost':>6}  cause", flush=True)
-    failed: list[str] = []
-    campaign.run.wait_for_step(20)
-    for number in range(count):
-        faults = campaign.faults()
-        names = sorted(faults)
-        # Each of them once, in a random order, before any comes a second time.
-        if number % len(names) == 0:
-            campaign.random.shuffle(names)
-            order = names
-        name = order[number % len(names)]
-        problem = disturb(campaign, name, faults[name])
-        failed += [problem] if problem else []
+def _disturbed(campaign: Campaign, options: argparse.Namespace) -> Iterator[dict[str, Any] | str]:
+    """Lets faults happen, one after the other, and yields what came of each."""
+    print(f"{'fault':44} {'detected':>8} {'stepping':>8} {'lost':>4}  cause", flush=True)
+    chosen = [n for n in campaign.faults() if not options.only or any(o in n for o in options.only)]
+    order: list[str] = []
+    for _ in range(options.faults):
+        if not campaign.settle(steps=campaign.random.randrange(20, 50)):
+            yield f"not all workers train after {_SETTLE_SECONDS:g} s: {campaign.said()}"
         if campaign.run.process.poll() is not None:
-            break
-        aim = campaign.run.step() + campaign.random.randrange(30, 80)
-        with contextlib.suppress(AssertionError):
-            campaign.run.wait_for_step(aim)
-    code = campaign.run.wait(900)
-    if code:
-        failed.append(f"the launcher ended with {code}: {campaign.run.said()[-2000:]}")
-    return failed
+            return
+        if not order:  # each of them once, in a random order, before any comes a second time
+            order = campaign.random.sample(chosen, len(chosen))
+        name = order.pop()
+        result = campaign.disturb(name, campaign.faults()[name])
+        if isinstance(result, dict):
+            result["load"] = round(os.getloadavg()[0], 1)
+            if "over" in result:
+                yield f"{name}: the run was over before"
+                return
+            print(
+                f"{name:44} {result['detected']:8.1f} {result['stepping']:8.1f} "
+                f"{result['lost']:4}  {str(result['cause'])[:60]} (load {result['load']})",
+                flush=True,
+            )
+        yield result
+
+
+def _resized(campaign: Campaign) -> Iterator[dict[str, Any] | str]:
+    """Takes all workers but one away, and gives them back."""
+    if not campaign.settle():
+        yield f"three workers did not train: {campaign.said()}"
+        return
+    for name, first, second in (("3 -> 1 workers", 1, 0), ("1 -> 3 workers", 2, 1)):
+        before = len(campaign.run.restarts())
+        campaign.slots.write_text(campaign.places(first, second))
+        changed = time.time()
+        if first + second == 1:
+            ranks = ranks_of(campaign.out)
+            for rank in (1, 2):
+                ranks[rank].kill()
+        if not campaign.settle(first + second):
+            yield f"{name}: {campaign.said()}"
+            return
+        restart = campaign.run.restarts()[before]
+        row = {"fault": name, "lost": restart["steps_lost"], "cause": restart["cause"]}
+        row |= {"detected": round(restart["time"] - changed, 2), "seconds": restart["seconds"]}
+        row["stepping"] = round(row["detected"] + _after_detection(restart["seconds"]), 2)
+        print(f"{name}: {json.dumps(row)}", flush=True)
+        yield row
+
+
+def _after_detection(seconds: dict[str, float]) -> float:
+    return seconds["total"] - seconds["detect"]
+
+
+def _summary(out: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((out / "summary.json").read_bytes())
+    except FileNotFoundError:
+        return {}
+    return content
+
+
+def _compare(found: dict[str, Any], whole: Path, epochs: int, failed: list[str]) -> int:
+    """Compares the weights with those of a run that nothing happened to."""
+    expected = _summary(whole) or small_run(whole, **_OVERRIDES | {"train__epochs": epochs})
+    names = ("steps", "restarts", "restart_seconds", "steps_lost", "world_size")
+    print(", ".join(f"{name} {found.get(name)}" for name in names))
+    same = found.get("weights_sha256") == expected["weights_sha256"]
+    print(f"weights_sha256 {found.get('weights_sha256')}: {'the same' if same else 'not the same'}")
+    for line in failed:
+        print(line)
+    return int(bool(failed) or not same)
 
 
 if __name__ == "__main__":

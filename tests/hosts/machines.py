@@ -2,12 +2,17 @@
 
 import contextlib
 import os
+import shlex
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
+from distcnn.runtime.files import locked
 from tests.hosts.conftest import SEARCH
+from tests.launching.processes import is_on
 
 ADDRESSES = {"distcnn-a": "10.77.0.1", "distcnn-b": "10.77.0.2"}
 PORT = "2222"
@@ -32,12 +37,19 @@ class Machines:
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
         self.key = folder / "user"
 
-    def start_sshd(self, name: str) -> None:
-        """Starts the sshd of a host, after stopping the one before."""
+    def start_sshd(self, name: str, missing: Sequence[Path] = ()) -> None:
+        """Starts the sshd of a host, after stopping the one before.
+
+        Args:
+            name: The host.
+            missing: Folders that are empty there.
+        """
         self.stop_sshd(name)
-        command = ["ip", "netns", "exec", name, "/usr/sbin/sshd", "-D"]
+        server = ["exec", "/usr/sbin/sshd", "-D", "-f", str(self._folder / f"{name}.conf")]
+        hide = [shlex.join(["mount", "-t", "tmpfs", "none", str(each)]) for each in missing]
+        line = " && ".join([*hide, shlex.join(server)])  # `ip` gives it mounts of its own
         self._servers[name] = subprocess.Popen(
-            [*command, "-f", str(self._folder / f"{name}.conf")],
+            ["ip", "netns", "exec", name, "/bin/sh", "-c", line],
             env={**os.environ, "PATH": SEARCH},
         )
 
@@ -46,6 +58,11 @@ class Machines:
         if name in self._servers:
             self._servers[name].terminate()
             self._servers.pop(name).wait()
+
+    def servers(self, name: str) -> list[psutil.Process]:
+        """Returns the sshd of a host and its sessions."""
+        found = [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("sshd")]
+        return [process for process in found if is_on(process, name)]
 
     def set_link(self, state: str) -> None:
         """Pulls the cable between the hosts (`down`), or plugs it in again (`up`)."""
@@ -86,10 +103,14 @@ class Machines:
 
 @contextlib.contextmanager
 def two_hosts(folder: Path) -> Iterator[Machines]:
-    """Makes two hosts for a context."""
+    """Makes two hosts for a context; another process that wants them waits."""
     machines = Machines(folder)
-    try:
-        machines.make()
-        yield machines
-    finally:
-        machines.remove()
+    with locked(Path("/run/distcnn-two-hosts.lock")):
+        for name in ADDRESSES:  # of a process that was killed
+            if Path("/run/netns", name).exists():
+                run("ip", "netns", "del", name)
+        try:
+            machines.make()
+            yield machines
+        finally:
+            machines.remove()

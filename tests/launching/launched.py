@@ -34,6 +34,7 @@ class LaunchedRun:
         command: The command to launch; by default, a small training run.
         environment: Further environment variables.
         prefix: What runs before the launcher.
+        log: File for what the launcher prints. Default: one beside the directory.
         **overrides: Other values of the training run.
     """
 
@@ -44,11 +45,12 @@ class LaunchedRun:
         command: Sequence[str] = (),
         environment: dict[str, str] | None = None,
         prefix: Sequence[str] = (),
+        log: Path | None = None,
         **overrides: object,
     ) -> None:
         self.out = out
         out.parent.mkdir(parents=True, exist_ok=True)
-        self.log = out.parent / f"{out.name}-launcher.txt"
+        self.log = log or out.parent / f"{out.name}-launcher.txt"
         words = command or ["train", *flags(small_config(out, **OVERRIDES | overrides))]
         with self.log.open("ab") as file:
             self.process = subprocess.Popen(

@@ -6,6 +6,11 @@ from pathlib import Path
 
 import psutil
 
+from distcnn.runtime.rank_process import FIELDS, LAYOUT, PAGE_VARIABLE
+
+Page = dict[str, float]
+"""What a rank says about itself; see `distcnn.runtime.rank_page`."""
+
 
 def everything_of(out: Path) -> list[psutil.Process]:
     """Returns all processes of a run but the launcher: ranks, what guards them, and ssh."""
@@ -34,9 +39,18 @@ def ranks_among(processes: Iterable[psutil.Process]) -> dict[int, psutil.Process
             environment, name = process.environ(), process.name()
         except psutil.Error:
             continue
-        if "DISTCNN_RANK_PAGE" in environment and name.startswith("python"):
+        if PAGE_VARIABLE in environment and name.startswith("python"):
             found[int(environment["HOROVOD_RANK"])] = process
     return found
+
+
+def page_of(rank: psutil.Process) -> Page | None:
+    """Returns what a rank says now, without asking its launcher; None if it has ended."""
+    try:
+        content = Path(f"/proc/{rank.pid}/fd/{rank.environ()[PAGE_VARIABLE]}").read_bytes()
+    except (OSError, KeyError, psutil.Error):
+        return None
+    return dict(zip(FIELDS, LAYOUT.unpack(content), strict=True))
 
 
 def is_on(process: psutil.Process, host: str) -> bool:

@@ -1,17 +1,25 @@
 """The command that is launched, and the command line of the launcher."""
 
+import errno
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from distcnn.errors import UsageError
 from distcnn.launch import main
+from distcnn.launching import record
+from distcnn.launching.attempt import Attempt
 from distcnn.launching.command import holding, keep_command, parse_command, value_of, with_folder
+from distcnn.launching.ends import Failure
+from distcnn.launching.hosts import Host
 from distcnn.launching.output import RankOutput
-from distcnn.launching.record import append, read, summarise
+from distcnn.launching.record import RestartLog, append, read, summarise
+from distcnn.launching.space import why_not_writable
 
 PYTHON = shlex.quote(sys.executable)
 
@@ -76,6 +84,7 @@ def test_the_number_of_workers_divides_that_of_the_virtual_workers(capsys, tmp_p
         (["--workers", "0", "train"], "workers is 0; expected at least 1"),
         (["--workers", "2", "-H", "a", "train"], "the hosts are given by --workers and -H"),
         (["--min", "3", "--max", "2", "train"], "max is 2; expected at least min, 3"),
+        (["--min", "3", "--workers", "2", "train"], "min is 3; expected at most 2, the workers"),
         (["--stall", "-1", "train"], "stall is -1.0; expected at least 0"),
         (["--wrokers", "2", "train"], "unknown argument --wrokers"),
     ],
@@ -144,6 +153,50 @@ def test_restarts_are_summed_up(tmp_path):
     append(tmp_path, {"cause": "killed again"})
     with (tmp_path / "restarts.jsonl").open("a") as file:
         file.write('{"cause": "cut of')
+    append(tmp_path, {"cause": "of another launcher", "seconds": {"total": 1}})
     restarts = read(tmp_path)
-    assert len(restarts) == 2
-    assert summarise(restarts) == {"restarts": 2, "restart_seconds": 9.5, "steps_lost": 3}
+    assert len(restarts) == 3
+    assert summarise(restarts) == {"restarts": 3, "restart_seconds": 10.5, "steps_lost": 3}
+
+
+def full_disk(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_does_not_stop_the_launcher(tmp_path, monkeypatch):
+    logs = tmp_path / "launch"
+    logs.mkdir()
+    for name in ("rank-0.log", "rank-1.log"):
+        (logs / name).symlink_to("/dev/full")
+    with (tmp_path / "shown").open("w+b") as shown, (tmp_path / "pipe").open("w+b") as pipe:
+        pipe.write(b"[1]<stderr>:oh\n[0]<stdout>:one\n")
+        pipe.seek(0)
+        output = RankOutput(logs, {"stdout": shown})
+        output.begin(1, 2)
+        output.copy(pipe, "stdout").join()
+        assert (tmp_path / "shown").read_bytes() == b"one\n"
+    output.close()
+    assert output.last_lines(1) == ["oh"]
+    attempt = Attempt.__new__(Attempt)
+    attempt.hosts, attempt.ranks = [Host("a", 2)], {}
+    restarts = RestartLog(logs)
+    restarts.begin(1, attempt, Failure(1, "no space"), 1.0, 2.0)
+    with monkeypatch.context() as full:
+        full.setattr(record, "append", full_disk)
+        restarts.flush()
+        assert restarts.add_to_summary(tmp_path)["restarts"] == 1
+    restarts.flush()
+    assert [(each["cause"], each["time"]) for each in read(logs)] == [("no space", 2.0)]
+
+
+def test_a_directory_that_cannot_be_written_is_noticed(tmp_path, monkeypatch):
+    folder = tmp_path / "launch"
+    folder.mkdir()
+    assert why_not_writable(folder) == ""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000010.npz").write_bytes(b"123")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2))
+    assert why_not_writable(folder).endswith("full: 2 bytes are free, and a checkpoint takes 3")
+    monkeypatch.undo()
+    (folder / ".probe").symlink_to("/dev/full")
+    assert why_not_writable(folder).endswith("cannot be written: No space left on device")

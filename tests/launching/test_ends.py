@@ -37,6 +37,7 @@ def find(*ends: tuple[int, FailureKind], made_steps: bool = True, is_first: bool
         ([(1, SYSTEM), (1, SYSTEM)], 0, True),
         ([(139, UNKNOWN), (1, LOST)], 0, True),
         ([(2, UNKNOWN), (143, UNKNOWN)], 0, False),
+        ([(137, FailureKind.NO_MEMORY), (1, LOST)], 0, True),
     ],
 )
 def test_the_rank_to_blame_and_whether_another_attempt_helps(ends, rank, mendable):
@@ -50,6 +51,9 @@ def test_an_exception_before_the_first_step_is_a_bug():
     assert find((1, REFUSED), (1, REFUSED), made_steps=False, is_first=False).mendable
     assert find((1, SYSTEM), (1, LOST), made_steps=False, is_first=True).mendable
     assert find((137, UNKNOWN), (1, LOST), made_steps=False, is_first=True).mendable
+    for code in (1, 127):  # a package, or Python itself, is not installed on a host
+        assert not find((code, UNKNOWN), (1, LOST), made_steps=False, is_first=True).mendable
+        assert find((code, UNKNOWN), (1, LOST), made_steps=False, is_first=False).mendable
 
 
 def test_a_rank_without_a_cause_is_described_by_its_last_line():
@@ -58,7 +62,9 @@ def test_a_rank_without_a_cause_is_described_by_its_last_line():
         [end], workers=1, made_steps=True, is_first=False, last_line=lambda rank: f"line of {rank}"
     )
     assert failure.cause == "line of 1"
-    none = find_failure([], workers=1, made_steps=False, is_first=True, last_line=lambda r: "ssh")
+    none = find_failure(
+        [], workers=1, made_steps=False, is_first=True, last_line=lambda r: "error: ssh"
+    )
     assert (none.cause, none.mendable) == ("ssh", False)
 
 
@@ -76,9 +82,28 @@ def test_the_same_failure_at_the_same_step_is_not_tried_a_third_time():
     assert budget.spend(bug, 10) is None
     assert budget.spend(bug, 12) is None
     assert "in the same way at step 12 twice" in str(budget.spend(bug, 12))
+    budget = Budget(9)
+    for number, why in ((1, None), (2, "in the same way at step 12 twice")):
+        bug = Failure(1, f"<Cat at 0x{number}f> is {number} s late", repeatable=True)
+        assert (why or "None") in str(budget.spend(bug, 12))
     killed = Failure(1, "killed")
     budget = Budget(9)
     assert [budget.spend(killed, 12) for _ in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "cause"),
+    [
+        (137, FailureKind.NO_MEMORY, "it ran out of memory, and the system killed it"),
+        (1, FailureKind.NO_MEMORY, "it ran out of memory (cause 0)"),
+        (137, UNKNOWN, "ended by SIGKILL (kill -9)"),
+        (134, UNKNOWN, "ended by SIGABRT: cause 0"),
+    ],
+)
+def test_a_rank_that_the_system_ended_says_why(code, kind, cause):
+    failure = find((code, kind), (1, LOST))
+    assert failure.cause.startswith(cause)
+    assert failure.repeatable == (cause != "ended by SIGKILL (kill -9)")
 
 
 def test_the_phases_of_a_restart_add_up():
@@ -105,7 +130,8 @@ def test_the_phases_of_a_restart_add_up():
         (ChiefError("x"), REFUSED),
         (PeerLostError("x"), LOST),
         (OSError("x"), SYSTEM),
-        (MemoryError(), SYSTEM),
+        (MemoryError(), FailureKind.NO_MEMORY),
+        (RuntimeError("Traceback ...\nDamagedFileError: x.png is no image"), UNMENDABLE),
         (ValueError("x"), EXCEPTION),
     ],
 )

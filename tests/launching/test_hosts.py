@@ -1,5 +1,6 @@
 """Hosts: how they are given, chosen and left out."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from distcnn.launching.hosts import (
 )
 from distcnn.launching.pauses import MOST_SECONDS, HostPauses, pause_after
 from distcnn.launching.pool import HostPool
-from distcnn.launching.reaching import Ssh, is_local, reachable
+from distcnn.launching.reaching import Ssh, is_local, reachable, unreachable
+from distcnn.launching.supervisor import START_WAIT_SECONDS
 
 A, B = Host("a", 2), Host("b", 1)
 
@@ -89,8 +91,35 @@ def test_this_host_answers_and_one_that_does_not_exist_does_not():
     assert not is_local("no-such-host.invalid")
     here, none = Host("127.0.0.1", 1), Host("no-such-host.invalid", 1)
     assert reachable([none, here], Ssh()) == [here]
+    why = unreachable([none, here], Ssh())
+    assert list(why) == [none.name]
+    assert "not known" in why[none.name] or "no such" in why[none.name].lower(), why
     line = Ssh(2222, "key").command("a", "true")
     assert line[-6:] == ["-p", "2222", "-i", "key", "a", "true"]
+
+
+def test_hosts_that_do_not_answer_are_named_once(caplog):
+    here, none = Host("localhost", 1), Host("no-such-host.invalid", 1)
+    pool = HostPool(lambda: [here, none], Ssh(), 1, None, "token")
+    for _ in range(2):
+        assert pool.next_hosts() == [here]
+    (record,) = caplog.records
+    assert "no answer from no-such-host.invalid: ssh: Could not resolve" in record.message
+    pool = HostPool(lambda: discover_hosts("false"), Ssh(), 1, None, "token")
+    assert pool.next_hosts() == []
+    assert pool.obstacles == ("the discovery script false exits with 1: it printed no reason")
+
+
+def test_hosts_that_never_answered_are_not_waited_for_long(run_module):
+    words = ("--wait", "0", "-H", "no-such-host.invalid:1", "train", "--out", "run")
+    done = run_module("distcnn.launch", *words)
+    assert done.returncode == 1
+    assert re.search(
+        r"^error: fewer than 1 workers could run for 0 s: no-such-host.invalid: "
+        r"ssh: Could not resolve hostname .*; run the same command again to continue",
+        done.stderr.splitlines()[-1],
+    ), done.stderr
+    assert START_WAIT_SECONDS < 30
 
 
 def test_a_host_that_will_be_taken_away_counts_as_one_that_does_not_answer(tmp_path, monkeypatch):
@@ -121,6 +150,8 @@ def test_a_host_that_fails_again_is_left_out_for_longer_each_time():
     pauses.worked("a")
     assert pauses.usable([A, B], 0) == [A, B]
     assert pauses.failed("a", 0) == 0
+    assert pauses.failed("a", 0, trained=59) == 10
+    assert pauses.failed("a", 0, trained=60) == 0  # once a day is not again and again
 
 
 def test_pauses_between_attempts_grow():

@@ -26,7 +26,7 @@ def rank(step: int, moved: float, *, heard: float = 100.0, runs: float = 100.0) 
     ("ranks", "now", "expected"),
     [
         ([rank(9, 99), rank(9, 99)], 101, None),
-        ([rank(9, 99), rank(9, 99, heard=94)], 100, (1, "nothing was heard of it for 5 s", 94)),
+        ([rank(9, 99), rank(9, 99, heard=95)], 100, (1, "nothing was heard of it for 4 s", 95)),
         ([rank(9, 40), rank(9, 41)], 100, None),
         ([rank(9, 39), rank(9, 38)], 100, (None, "made no step for 60 s (--stall)", 39)),
         ([rank(9, 39), rank(8, 38)], 100, (1, "made no step for 60 s (--stall)", 39)),

@@ -1,6 +1,7 @@
 """How the launcher's ranks are started, stopped and reported."""
 
 import io
+import json
 import os
 import re
 import shlex
@@ -245,3 +246,22 @@ def started(file: Path) -> psutil.Process:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return psutil.Process(int(file.read_text()))
+
+
+@pytest.mark.parametrize(("kills", "kind"), [("[0, 0]", 0), ("[0, 1]", 6)])
+def test_a_kill_for_lack_of_memory_is_told_from_another(kills, kind):
+    program = (
+        "import itertools\nfrom distcnn.runtime import rank_process\n"
+        f"first, *rest = {kills}\n"
+        "counts = itertools.chain([first], itertools.repeat(rest[0]))\n"
+        "rank_process._memory_kills = lambda: next(counts)\n"
+        "rank_process.run('kill -9 $$', 'report')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    said = process.stderr.read()  # its input stays open, so that it is not stopped
+    process.communicate()
+    last = json.loads(said.splitlines()[-1].removeprefix(rank_process.MARK))
+    assert (last["code"], last["kind"]) == (137, kind)
