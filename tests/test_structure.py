@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 
 COMMANDS = {
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("install_horovod", "horovodrun", "launch", "launchers", "__main__"),
+    *("install_horovod", "horovodrun", "launch", "launchers", "search", "__main__"),
 }
 
 LAYERS: list[set[str]] = [
@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
     {"engine"},
     {"cli"},
     {"launching"},
+    {"searching"},
     {"inference"},
     {"training"},
     {"scripting"},
