@@ -1,6 +1,5 @@
 """The command `python -m distcnn.search`: looks for the best settings of a recipe."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from distcnn.cli.command import EXIT_STOPPED, require_at_least_one, run_command,
 from distcnn.cli.outputs import require_writable
 from distcnn.cli.parser import Parser, parse_config
 from distcnn.errors import UsageError
+from distcnn.runtime.extras import require_extra
 from distcnn.runtime.files import write_text
 from distcnn.runtime.text import printable
 from distcnn.searching.space import Space, read_space
@@ -40,10 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("--space is missing; expected a YAML file of what to vary")
     space = read_space(Path(options.space))
     _require_valid(options.recipe, flags, space)
-    if importlib.util.find_spec("optuna") is None:
-        raise UsageError(
-            'distcnn.search needs optuna, not installed here; pip install "distcnn[search]"'
-        )
+    require_extra("distcnn.search", "search", ["optuna"])
     from distcnn.searching.search import Search  # imported late: the extra may be missing
 
     folder = Path(options.out or Path("runs", f"search-{Path(options.recipe).stem}"))

@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("distcnn.run:main", "Runs a Keras script of your own on any number of workers."),
     "evaluate": ("distcnn.evaluate:main", "Evaluates a classifier on labelled images."),
     "predict": ("distcnn.predict:main", "Prints the most probable classes of images."),
+    "export": ("distcnn.export:main", "Writes a classifier in the formats of other runtimes."),
     "search": ("distcnn.search:main", "Looks for the best settings of a recipe by many trials."),
     "records": ("distcnn.records:main", "Writes a data set as TFRecord shards."),
     "benchmark": (

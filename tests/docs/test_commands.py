@@ -24,13 +24,14 @@ from tests.docs.pages import PAGES, SITE, anchors, blocks, commands, inline_code
 
 COMMANDS = (
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("launch", "search"),
+    *("launch", "search", "export"),
 )
 
 NEEDED = {
     "run": ["script.py"],
     "evaluate": ["RUN"],
     "predict": ["RUN", "IMAGE"],
+    "export": ["RUN"],
     "records": ["--out", "SHARDS"],
 }
 """Arguments without which a command refuses every flag."""
