@@ -17,7 +17,16 @@ TESTS = Path(__file__).parent
 
 COMMANDS = {
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("install_horovod", "horovodrun", "launch", "launchers", "export", "search", "__main__"),
+    *(
+        "install_horovod",
+        "horovodrun",
+        "launch",
+        "launchers",
+        "export",
+        "search",
+        "runs",
+        "__main__",
+    ),
 }
 
 LAYERS: list[set[str]] = [

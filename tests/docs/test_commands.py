@@ -24,7 +24,7 @@ from tests.docs.pages import PAGES, SITE, anchors, blocks, commands, inline_code
 
 COMMANDS = (
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("launch", "search", "export"),
+    *("launch", "search", "export", "runs"),
 )
 
 NEEDED = {
