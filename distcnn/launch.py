@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         os.execv(sys.executable, [sys.executable, "-m", f"distcnn.{words[0]}", *words[1:]])
     command = with_folder(parsed)
     listed = _listed(options)
-    settings = _settings(options)
+    settings = _settings(options, command.notice())
     if options.dry_run:
         hosts = choose_workers(listed(), settings.most, command.shards())
         print(shlex.join(ranks_line(command.line(), hosts, settings.ssh)))
@@ -151,7 +151,7 @@ def _listed(options: Any) -> Callable[[], list[Host]]:
     return lambda: [Host("localhost", workers)]
 
 
-def _settings(options: Any) -> Options:
+def _settings(options: Any, notice: str | None) -> Options:
     require_at_least_one(options, "min")
     if options.max is not None and options.max < options.min:
         raise UsageError(f"max is {options.max}; expected at least min, {options.min}")
@@ -164,7 +164,7 @@ def _settings(options: Any) -> Options:
         restarts=options.restarts,
         wait=options.wait,
         limits=Limits(options.stall),
-        ssh=Ssh(options.ssh_port, options.ssh_key, options.nic),
+        ssh=Ssh(options.ssh_port, options.ssh_key, options.nic, notice),
     )
 
 

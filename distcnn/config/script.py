@@ -51,6 +51,12 @@ class ScriptConfig:
     signal stops the run; 0: none."""
     checkpoint_every_minutes: float = 0.0
     """Minutes of training between checkpoints inside an epoch, about; 0: none."""
+    checkpoint_signal: Literal["SIGUSR1", "SIGUSR2"] = "SIGUSR1"
+    """The signal that asks a run with `resume` to save and stop, besides SIGTERM and Ctrl-C."""
+    checkpoint_notice: str | None = None
+    """A shell command that ends with exit code 0 when this host is about to be taken away, such as
+    one that asks a cloud's metadata. Each host runs it every five seconds; the run then saves and
+    stops, as on a signal."""
     distribute: DistributeConfig = field(default_factory=DistributeConfig)
     """Devices and processes of the run."""
     precision: ScriptPrecisionConfig = field(default_factory=ScriptPrecisionConfig)
@@ -76,7 +82,7 @@ class ScriptConfig:
             raise UsageError(
                 f"checkpoint_every_minutes is {self.checkpoint_every_minutes}; expected at least 0"
             )
-        for name in ("checkpoint_every_steps", "checkpoint_every_minutes"):
+        for name in ("checkpoint_every_steps", "checkpoint_every_minutes", "checkpoint_notice"):
             if getattr(self, name) and self.resume is None:
                 raise UsageError(f"{name} needs a directory for the checkpoints; add --resume DIR")
 

@@ -164,18 +164,19 @@ class Backend(abc.ABC):
         rows[self.rank] = values
         return self.sum(rows)
 
-    def broadcast(self, values: np.ndarray) -> np.ndarray:
-        """Returns the chief's array (float64) in every process."""
-        return self.sum(values if self.is_chief else np.zeros(values.shape))
+    def broadcast(self, values: np.ndarray, source: int = 0) -> np.ndarray:
+        """Returns the array (float64) of one rank, by default the chief's, in every process."""
+        return self.sum(values if self.rank == source else np.zeros(values.shape))
 
-    def broadcast_object(self, content: Any) -> Any:
-        """Returns the chief's value, which JSON must be able to represent, in every process."""
+    def broadcast_object(self, content: Any, source: int = 0) -> Any:
+        """Returns the value of one rank, which JSON can represent, in every process."""
         if self.size == 1:
             return content
-        text = np.frombuffer(json.dumps(content).encode() if self.is_chief else b"", np.uint8)
-        length = int(self.broadcast(np.array([float(len(text))]))[0])
-        padded = text.astype(np.float64) if self.is_chief else np.zeros(length)
-        return json.loads(self.broadcast(padded).astype(np.uint8).tobytes())
+        is_source = self.rank == source
+        text = np.frombuffer(json.dumps(content).encode() if is_source else b"", np.uint8)
+        length = int(self.broadcast(np.array([float(len(text))]), source)[0])
+        padded = text.astype(np.float64) if is_source else np.zeros(length)
+        return json.loads(self.broadcast(padded, source).astype(np.uint8).tobytes())
 
     def run_on_chief(self, function: Callable[[], Any]) -> Any:
         """Calls a function on the chief alone, while the other processes wait.

@@ -79,15 +79,15 @@ def average_across_replicas(backend: Backend, variables: Sequence[Any]) -> None:
     _assign(variables, mean)
 
 
-def broadcast_variables(backend: Backend, variables: Sequence[Any]) -> None:
-    """Copies the chief's values to every replica."""
+def broadcast_variables(backend: Backend, variables: Sequence[Any], source: int = 0) -> None:
+    """Copies the values of one rank, by default the chief's, to every replica."""
     if backend.replicas == 1:
         return
     for chunk in _chunks(variables):
         flat = np.concatenate(
             [backend.local_values(v)[0].ravel().astype(np.float64) for v in chunk]
         )
-        _assign(chunk, backend.broadcast(flat))
+        _assign(chunk, backend.broadcast(flat, source))
 
 
 def require_identical_state(

@@ -284,9 +284,9 @@ class Horovod(Backend):
         return self._hvd.allreduce(tensor, op=self._hvd.Sum, name="distcnn.sum").numpy()
 
     @override
-    def broadcast(self, values: np.ndarray) -> np.ndarray:
+    def broadcast(self, values: np.ndarray, source: int = 0) -> np.ndarray:
         tensor = tf.constant(values, tf.float64)
-        return self._hvd.broadcast(tensor, root_rank=0, name="distcnn.broadcast").numpy()
+        return self._hvd.broadcast(tensor, root_rank=source, name="distcnn.broadcast").numpy()
 
     @override
     def close(self) -> None:

@@ -78,7 +78,8 @@ def convolve_depthwise(
 
     The gradient of the inputs is a convolution by the mirrored kernel, of the upstream gradient
     with zeros between and around its pixels. That is faster than TensorFlow's gradient, several
-    times so for strides above 1.
+    times so for strides above 1. The gradient of a kernel is computed up to three columns at a
+    time, since oneDNN's is four to nine times slower for a kernel of more columns.
 
     Args:
         inputs: Tensor of shape `(batch, height, width, channels)`.
@@ -110,18 +111,49 @@ def convolve_depthwise(
             else:
                 spread = _between_zeros(upstream, first, full, strides[0])
                 to_inputs = tf.nn.depthwise_conv2d(spread, mirrored, [1, 1, 1, 1], "VALID")
-            to_weights = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-                input=x,
-                filter_sizes=weights.shape,
-                out_backprop=upstream,
-                strides=steps,
-                padding=padding,
-            )
+            to_weights = _kernel_gradient(x, upstream, weights.shape, strides[0], padding)
             return tf.ensure_shape(to_inputs, x.shape), to_weights
 
         return tf.nn.depthwise_conv2d(x, weights, steps, padding), gradient
 
     return convolved(inputs, kernel)
+
+
+_MOST_COLUMNS = 3
+
+
+def _kernel_gradient(
+    inputs: tf.Tensor, upstream: tf.Tensor, shape: tf.TensorShape, stride: int, padding: str
+) -> tf.Tensor:
+    """Returns the gradient of a depthwise kernel, of `shape`."""
+    rows, columns, channels, _ = shape
+
+    def gradient(part: tf.Tensor, width: int, padding: str) -> tf.Tensor:
+        return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+            input=part,
+            filter_sizes=[rows, width, channels, 1],
+            out_backprop=upstream,
+            strides=[1, stride, stride, 1],
+            padding=padding,
+        )
+
+    if columns <= _MOST_COLUMNS:
+        return gradient(inputs, columns, padding)
+    around = []
+    for new, size, pixels in zip(
+        upstream.shape[1:3], (rows, columns), inputs.shape[1:3], strict=True
+    ):
+        before = _padded_before(pixels, size, stride, padding)
+        around.append([before, max(0, (new - 1) * stride + size - pixels - before)])
+    padded = tf.pad(inputs, [[0, 0], *around, [0, 0]])
+    used = (upstream.shape[2] - 1) * stride
+    firsts = range(0, columns, _MOST_COLUMNS)
+    widths = [min(_MOST_COLUMNS, columns - first) for first in firsts]
+    parts = [
+        gradient(padded[:, :, first : first + used + width], width, "VALID")
+        for first, width in zip(firsts, widths, strict=True)
+    ]
+    return tf.concat(parts, axis=1)
 
 
 def _between_zeros(

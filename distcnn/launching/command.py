@@ -74,6 +74,11 @@ class Launched:
         resolved = _resolved(self.out).get("virtual_workers")  # as a recipe may say
         return resolved if isinstance(resolved, int) else None
 
+    def notice(self) -> str | None:
+        """Returns the command that tells whether a host is about to be taken away, or None."""
+        flag = "--checkpoint_notice" if self.name == "run" else "--checkpoint.notice"
+        return value_of(self.own, flag)
+
     def has_summary(self) -> bool:
         """Returns whether the directory holds a training run that has ended."""
         return self.out is not None and (self.out / "summary.json").exists()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from distcnn.launching.hosts import Host
 from distcnn.runtime import sweep
+from distcnn.runtime.notice import is_announced
 
 REACH_SECONDS = 5
 """How long a host may take to answer."""
@@ -27,11 +28,14 @@ class Ssh:
         port: Port of sshd on the hosts; None for ssh's own choice.
         key: File of the private key; None for ssh's own choice.
         nic: Network interface between the hosts; None to find it.
+        notice: A command that tells whether a host is about to be taken away; such a host counts as
+            one that does not answer. None for none.
     """
 
     port: int | None = None
     key: str | None = None
     nic: str | None = None
+    notice: str | None = None
 
     def command(self, host: str, *remote: str) -> list[str]:
         """Returns the command line that runs a command on a host, and asks for no password."""
@@ -57,7 +61,7 @@ def is_local(name: str) -> bool:
 
 
 def reachable(hosts: Sequence[Host], ssh: Ssh, token: str | None = None) -> list[Host]:
-    """Returns the hosts that answer, in the same order; this host always does.
+    """Returns the hosts that answer and will stay, in the same order; this host always answers.
 
     Args:
         hosts: The hosts.
@@ -75,11 +79,14 @@ def _answers(name: str, ssh: Ssh, token: str | None) -> bool:
     if is_local(name):
         if token is not None:
             sweep.sweep(token)
-        return True
+        return ssh.notice is None or not is_announced(ssh.notice)
     program = [sys.executable, "-I", str(Path(sweep.__file__)), token or ""]
+    asked = "true" if token is None else shlex.join(program)
+    if ssh.notice is not None:
+        asked += f" && ! sh -c {shlex.quote(ssh.notice)}"
     try:
         done = subprocess.run(
-            ssh.command(name, "true" if token is None else shlex.join(program)),
+            ssh.command(name, asked),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

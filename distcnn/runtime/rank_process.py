@@ -79,7 +79,8 @@ def run(command: str, *flags: str) -> int:
     Returns:
         Its exit code; 128 + N if signal N ended it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    passed_on = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    for number in passed_on:
         signal.signal(number, lambda *_: None)  # the rank handles them; it inherits no handlers
     page = _make_page() if "report" in flags else None
     rank = subprocess.Popen(

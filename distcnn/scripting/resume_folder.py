@@ -37,6 +37,7 @@ class ScriptIdentity:
         fast_path: Whether models may compute in their fast form.
         lr_scaling: How the learning rate grows with the workers.
         workers: The number of workers if each has the script's batch, else 0: any number.
+        virtual_workers: The number of shards of a batch; None for one per worker.
     """
 
     sha256: str
@@ -46,6 +47,7 @@ class ScriptIdentity:
     fast_path: str
     lr_scaling: str
     workers: int
+    virtual_workers: int | None = None
 
     @classmethod
     def of(
@@ -68,6 +70,7 @@ class ScriptIdentity:
             fast_path=config.fast_path,
             lr_scaling=config.lr_scaling,
             workers=workers if config.batch == "per_worker" else 0,
+            virtual_workers=config.virtual_workers,
         )
 
 
@@ -162,7 +165,7 @@ class ResumeFolder:
             write_json(file, now)
             return
         try:
-            before = json.loads(file.read_bytes())
+            before = {"virtual_workers": None, **json.loads(file.read_bytes())}
             differs = [name for name, value in now.items() if before[name] != value]
         except (ValueError, LookupError, TypeError):
             raise UsageError(f"resume is {self.path}, whose {file.name} is damaged") from None

@@ -59,6 +59,7 @@ class Resuming:
         metric_variables: Returns the variables of a model's metrics.
         every_steps: Steps between checkpoints inside an epoch; 0 for none.
         every_minutes: Minutes between them; 0 for none.
+        stop: Whether somebody has asked to stop.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Resuming:
         metric_variables: Variables,
         every_steps: int,
         every_minutes: float = 0.0,
+        stop: StopRequest | None = None,
     ) -> None:
         self._folder = folder
         self._backend = backend
@@ -76,7 +78,7 @@ class Resuming:
         self._metric_variables = metric_variables
         self._every_steps = every_steps
         self._intervals = SaveIntervals(backend, 0, 60 * every_minutes, 0)
-        self._stop = StopRequest()
+        self._stop = stop or StopRequest()
         self._vote = StopVote(backend, self._stop)
         self._saving = BackgroundSaving(backend)
         self._buffers: dict[str, np.ndarray] = {}

@@ -32,6 +32,7 @@ from distcnn.runtime.keras_hooks import EPOCH_ITERATOR, EVALUATE, FIT, MAYBE_BUI
 from distcnn.runtime.keras_internals import forget_dtype_policy
 from distcnn.runtime.keras_steps import build_symbolically, forget_functions, has_own_train_step
 from distcnn.runtime.rank_page import own_page
+from distcnn.runtime.signals import stop_request
 from distcnn.scripting.batch_size import BatchPerWorker
 from distcnn.scripting.batches import BatchComparison, as_mismatch
 from distcnn.scripting.callbacks import install_callback_hooks
@@ -183,6 +184,7 @@ class Session:
             self._engine.metrics.variables,
             config.checkpoint_every_steps,
             config.checkpoint_every_minutes,
+            stop_request(config.checkpoint_signal, config.checkpoint_notice, self.context.cluster),
         )
         return resuming.active(self._hooks)
 

@@ -14,6 +14,11 @@ class BackgroundWriter:
     def __init__(self) -> None:
         self._in_flight: Future[None] | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being written."""
+        return self._in_flight is not None and not self._in_flight.done()
+
     def start(self, write: Callable[[], object]) -> None:
         """Starts a write, after waiting for the one before.
 

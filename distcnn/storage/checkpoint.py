@@ -124,15 +124,16 @@ class Checkpoints:
         """
         metrics = self._folder.parent / METRICS_FILE
         size = metrics.stat().st_size if metrics.is_file() else None
-        return lambda: self._write(arrays, progress, None if size is None else (metrics, size))
+        return lambda: self._write(arrays, progress, size)
 
     def _write(
-        self, arrays: dict[str, np.ndarray], progress: Progress, metrics: tuple[Path, int] | None
+        self, arrays: dict[str, np.ndarray], progress: Progress, metrics_bytes: int | None
     ) -> Path:
         path = self.path(progress.step)
         try:
             self._folder.mkdir(exist_ok=True)  # not its parent, which somebody may have deleted
-            write_checkpoint(path, arrays, progress, metrics)
+            mark = metrics_mark(self._folder.parent / METRICS_FILE, metrics_bytes)
+            write_checkpoint(path, arrays, progress, mark)
             self._delete_old()
         except OSError as error:
             newest = self.newest_first()
@@ -149,8 +150,12 @@ class Checkpoints:
         kept |= {self.path(step) for path in kept if (step := _best_step(path)) is not None}
         for old in newest:
             if old not in kept:
-                old.unlink()
-                _checksum_file(old).unlink(missing_ok=True)
+                self.delete(old)
+
+    def delete(self, path: Path) -> None:
+        """Deletes a checkpoint and its checksum."""
+        path.unlink()
+        _checksum_file(path).unlink(missing_ok=True)
 
     def load_newest(self) -> tuple[dict[str, np.ndarray], Progress] | None:
         """Loads the newest intact checkpoint; damaged ones are skipped with a warning."""
@@ -166,7 +171,7 @@ def write_checkpoint(
     path: Path,
     arrays: dict[str, np.ndarray],
     progress: Progress,
-    metrics: tuple[Path, int] | None = None,
+    mark: dict[str, Any] | None = None,
 ) -> None:
     """Writes a checkpoint and its checksum, each atomically.
 
@@ -174,42 +179,56 @@ def write_checkpoint(
         path: The checkpoint.
         arrays: The state: arrays by name.
         progress: The progress of the run.
-        metrics: The file of metrics, and how many of its bytes belong to the checkpoint, which
-            stores their number and checksum if the file still exists.
+        mark: Which metrics belong to it, from `metrics_mark`; None if there are none.
     """
     described = {_META: asdict(progress)}
-    if metrics is not None and metrics[0].is_file():
-        described[_METRICS] = _describe_metrics(*metrics)
+    if mark is not None:
+        described[_METRICS] = mark
     own = {key: np.frombuffer(json.dumps(d).encode(), np.uint8) for key, d in described.items()}
     with replacing(path) as partial:
         np.savez(partial, allow_pickle=False, **own, **arrays)
         write_text(_checksum_file(path), f"{file_digest(partial)}  {path.name}\n")
 
 
-def _describe_metrics(path: Path, size: int) -> dict[str, Any]:
+def metrics_mark(path: Path, size: int | None = None) -> dict[str, Any] | None:
+    """Describes the metrics that belong to a state: their number of bytes and their checksum.
+
+    Args:
+        path: The file of metrics.
+        size: How many of its bytes belong to the state; None for all of them.
+
+    Returns:
+        The description, which JSON can represent; None if there is no file.
+    """
+    if not path.is_file():
+        return None
     with open_regular(path) as file:
         os.fsync(file.fileno())  # a power failure must not leave less than the checkpoint expects
-        content = file.read(size)
+        content = file.read(-1 if size is None else size)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def metrics_until(checkpoint: Path, content: bytes) -> bytes:
-    """Returns the part of a file of metrics that existed when a checkpoint was written.
+def stored_mark(checkpoint: Path) -> dict[str, Any] | None:
+    """Returns the `metrics_mark` in a checkpoint; None for one of an earlier version."""
+    mark = _read_meta(checkpoint, _METRICS)
+    return mark if isinstance(mark, dict) else None
+
+
+def metrics_until(mark: dict[str, Any] | None, content: bytes) -> bytes:
+    """Returns the part of a file of metrics that belongs to a state.
 
     Args:
-        checkpoint: An intact checkpoint.
-        content: The content of the file; all of it is returned for a checkpoint of an earlier
-            version, which does not know.
+        mark: The description of that part; None if it is unknown, for which all is returned.
+        content: The content of the file.
 
     Raises:
         ValueError: The file does not begin as it did then.
     """
-    stored = _read_meta(checkpoint, _METRICS)
-    if stored is None:
+    if mark is None:
         return content
-    beginning = content[: stored["bytes"]]
-    if hashlib.sha256(beginning).hexdigest() != stored["sha256"]:
-        raise ValueError(f"it is not as {checkpoint.name} expects")
+    beginning = content[: mark["bytes"]]
+    if hashlib.sha256(beginning).hexdigest() != mark["sha256"]:
+        raise ValueError("it is not as the checkpoint expects")
     return beginning
 
 

@@ -4,6 +4,8 @@ import fcntl
 import json
 import logging
 import os
+import re
+import secrets
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +14,7 @@ from distcnn.config.safe_yaml import read_yaml, sealed
 from distcnn.config.schema import WHOLE_KEYS, Config
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import open_regular, write_json, write_text
-from distcnn.storage.checkpoint import METRICS_FILE, Checkpoints, metrics_until
+from distcnn.storage.checkpoint import METRICS_FILE, Checkpoints, metrics_until, stored_mark
 
 log = logging.getLogger("distcnn")
 
@@ -37,11 +39,13 @@ class RunDirectory:
     Attributes:
         path: The folder; it may not exist yet.
         begun: Whether it contains an unfinished run of the same configuration.
+        run_id: Tells the run from others that had this folder before; empty before `create`.
     """
 
     def __init__(self, path: Path, begun: bool) -> None:
         self.path = path
         self.begun = begun
+        self.run_id = ""
         self._lock: int | None = None
 
     @classmethod
@@ -79,7 +83,8 @@ class RunDirectory:
         try:
             self._take(config)
             self._require_same_course(environment)
-            write_json(self.path / "environment.json", environment)
+            self.run_id = (read_run_id(self.path) if self.begun else "") or secrets.token_hex(8)
+            write_json(self.path / "environment.json", {**environment, "run_id": self.run_id})
             write_text(self.path / "config.yaml", sealed(config.to_yaml()))
         except DistcnnError:
             self.close()
@@ -162,11 +167,13 @@ class RunDirectory:
                 "choose another --out, or delete it"
             )
 
-    def cut_metrics(self, step: int) -> list[dict[str, Any]]:
+    def cut_metrics(self, step: int, copied: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Removes the rows of `metrics.jsonl` after a step, from which the run is resumed.
 
         Args:
             step: Last global step to keep.
+            copied: What belongs to a state that was copied at that step, from `metrics_mark`; None
+                if the step has a checkpoint, or is the first one.
 
         Returns:
             The remaining rows.
@@ -177,20 +184,33 @@ class RunDirectory:
         path = self.path / METRICS_FILE
         checkpoint = Checkpoints(self.path / "checkpoints", keep=1).path(step)
         rows: list[dict[str, Any]] = []
-        if checkpoint.exists() and path.exists():
-            try:
-                with open_regular(path) as file:
-                    kept = metrics_until(checkpoint, file.read())
-                rows = [row for row in _parse_rows(kept) if row["step"] <= step]
-            except (OSError, ValueError) as error:
-                raise DistcnnError(
-                    f"{path} is damaged ({error}); restore it, or delete it, which lets the run go "
-                    "on without its rows"
-                ) from None
-        elif checkpoint.exists():
+        is_resumed = copied is not None or checkpoint.exists()
+        if is_resumed and path.exists():
+            rows = self.read_metrics(copied or stored_mark(checkpoint))
+        elif is_resumed:
             log.warning("warning: %s is missing; its rows up to step %d are lost", path, step)
+        rows = [row for row in rows if row["step"] <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
+
+    def read_metrics(self, mark: dict[str, Any] | None) -> list[dict[str, Any]]:
+        """Reads the rows of `metrics.jsonl` that belong to a state.
+
+        Args:
+            mark: Their description, from `metrics_mark`; None for all rows.
+
+        Raises:
+            DistcnnError: If the file is damaged, or is not as it was then.
+        """
+        path = self.path / METRICS_FILE
+        try:
+            with open_regular(path) as file:
+                return _parse_rows(metrics_until(mark, file.read()))
+        except (OSError, ValueError) as error:
+            raise DistcnnError(
+                f"{path} is damaged ({error}); restore it, or delete it, which lets the run go "
+                "on without its rows"
+            ) from None
 
     def close(self) -> None:
         """Unlocks the folder for other processes."""
@@ -227,6 +247,17 @@ def _admit(path: Path, config: Config) -> bool:
             "choose another --out, or delete it"
         )
     return _is_begun(path)
+
+
+def read_run_id(path: Path) -> str:
+    """Returns the id of the run in a folder; empty if there is none, or it cannot be read."""
+    try:
+        with open_regular(path / "environment.json") as content:
+            run_id = json.loads(content.read())["run_id"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    is_id = isinstance(run_id, str) and re.fullmatch("[0-9a-f]{16}", run_id)
+    return run_id if is_id else ""
 
 
 _COURSE = ("training_images", "images_hash", "global_batch_size")

@@ -81,9 +81,10 @@ class TrainState:
         if restarts and self._training.ema is not None:
             self._training.ema.restart()
 
-    def broadcast(self) -> None:
-        """Copies the chief's state to every replica."""
-        broadcast_variables(self._backend, [v for group in self.variables.values() for v in group])
+    def broadcast(self, source: int = 0) -> None:
+        """Copies the state of one rank, by default the chief's, to every replica."""
+        variables = [v for group in self.variables.values() for v in group]
+        broadcast_variables(self._backend, variables, source)
         self._training.continue_metrics()
 
     def synchronise(self) -> None:

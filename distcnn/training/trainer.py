@@ -19,7 +19,7 @@ from distcnn.launching.command import FOLDER
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.keras_internals import follows_schedule
 from distcnn.runtime.rank_page import own_page
-from distcnn.runtime.signals import StopRequest
+from distcnn.runtime.signals import StopRequest, stop_request
 from distcnn.storage.checkpoint import CALLBACKS, Checkpoints, Progress
 from distcnn.storage.environment import describe_environment
 from distcnn.storage.run_directory import RunDirectory
@@ -41,6 +41,7 @@ from distcnn.training.loop import run_epochs
 from distcnn.training.resuming import start_from
 from distcnn.training.saving import BackgroundSaving
 from distcnn.training.setup import TrainingSetup
+from distcnn.training.state_copies import StateCopies
 
 if TYPE_CHECKING:
     from distcnn.training.tracking.trackers import Trackers
@@ -113,7 +114,8 @@ class Trainer:
         Raises:
             DistcnnError: If the run cannot continue; what was saved before is kept.
         """
-        stop = StopRequest()
+        checkpoint = self.config.checkpoint
+        stop = stop_request(checkpoint.signal, checkpoint.notice, self.setup.context.cluster)
         with self._open_directory(), stop.listening():
             log_resolved(self.directory.path, self.setup.resolved())
             with self._trackers() as trackers:
@@ -152,10 +154,13 @@ class Trainer:
     def _train(self, stop: StopRequest, trackers: "Trackers | None") -> TrainedRun:
         """Trains from the newest checkpoint to the end."""
         setup, backend, users = self.setup, self.setup.backend, self._user_callbacks
-        progress, saved_callbacks = self._resume()
-        rows: list[Row] = backend.run_on_chief(lambda: self.directory.cut_metrics(progress.step))
-        is_finished = self._is_finished(progress)
         with contextlib.ExitStack() as stack:
+            copies = stack.enter_context(self._state_copies())
+            progress, saved_callbacks, mark = self._resume(copies)
+            rows: list[Row] = backend.run_on_chief(
+                lambda: self.directory.cut_metrics(progress.step, mark)
+            )
+            is_finished = self._is_finished(progress)
             display = stack.enter_context(self._progress_display(progress.step, is_finished))
             sinks: list[Callable[[Row], None]] = [rows.append, display]
             if backend.is_chief and not is_finished:
@@ -172,6 +177,7 @@ class Trainer:
                 users,
                 recorder.measured,
                 stop,
+                copies,
             )
             own = [NonFiniteLossGuard(setup.training, self.config.logging.every_steps), recorder]
             if not is_finished:
@@ -222,13 +228,40 @@ class Trainer:
         if saved is not None:
             load_callbacks(self._user_callbacks, saved, self.setup.backend)
 
-    def _resume(self) -> tuple[Progress, dict[str, np.ndarray] | None]:
-        """Restores the newest state on the chief, and copies it to every replica.
+    @contextlib.contextmanager
+    def _state_copies(self) -> Iterator[StateCopies | None]:
+        """Opens the copies in memory, which only the loss of a process leaves there."""
+        if not self.config.checkpoint.memory_every_steps:
+            yield None
+            return
+        users = self._user_callbacks
+        copies = StateCopies(self.setup, self.directory, self._checkpoints(), users)
+        try:
+            yield copies
+        except StoppedBySignal:
+            copies.close(remove=True)
+            raise
+        except BaseException:
+            copies.close(remove=False)
+            raise
+        copies.close(remove=True)
+
+    def _resume(
+        self, copies: StateCopies | None
+    ) -> tuple[Progress, dict[str, np.ndarray] | None, dict[str, Any] | None]:
+        """Restores the newest state on one rank, and copies it to every replica.
+
+        Args:
+            copies: Copies of the state in memory, if there may be any.
 
         Returns:
-            The progress, and on the chief the saved state of the user's callbacks; None in place of
-            the latter if this run has no checkpoint yet.
+            The progress; on the chief the saved state of the user's callbacks, or None if this run
+            has saved nothing yet; and which metrics belong to a state from memory, or None.
         """
+        copy = copies.find() if copies is not None else None
+        if copy is not None:
+            self._take_state(copy.progress, copy.source)
+            return copy.progress, copy.callbacks, copy.mark
         setup, saved = self.setup, {}
 
         def restore() -> dict[str, Any]:
@@ -243,10 +276,14 @@ class Trainer:
 
         found = setup.backend.run_on_chief(restore)
         progress = Progress(**found["progress"])
-        setup.state.broadcast()
+        self._take_state(progress)
+        return progress, saved if found["own"] else None, None
+
+    def _take_state(self, progress: Progress, source: int = 0) -> None:
+        setup = self.setup
+        setup.state.broadcast(source)
         setup.training.step = progress.step
         own_page().restored(progress.step, progress.step // setup.sampler.steps_per_epoch)
-        return progress, saved if found["own"] else None
 
     def _begin(self) -> Progress:
         """Returns where a run without a checkpoint begins."""

@@ -65,7 +65,7 @@ def depthwise() -> keras.Model:
     x = layers.Conv2D(8, 2, strides=(1, 2), padding="same", groups=8)(x)
     x = layers.DepthwiseConv2D(2, padding="same", depth_multiplier=2, use_bias=False)(x)
     x = layers.UpSampling2D()(layers.BatchNormalization()(x))
-    x = layers.DepthwiseConv2D(3, strides=3, padding="valid", activation="tanh")(x)
+    x = layers.DepthwiseConv2D((3, 4), strides=3, padding="valid", activation="tanh")(x)
     x = layers.DepthwiseConv2D(2, strides=3, padding="same")(x)
     x = layers.Concatenate()([layers.Flatten()(x), layers.Flatten()(y)])
     return keras.Model(inputs, layers.Dense(4, activation="softmax")(x))

@@ -93,6 +93,21 @@ def test_this_host_answers_and_one_that_does_not_exist_does_not():
     assert line[-6:] == ["-p", "2222", "-i", "key", "a", "true"]
 
 
+def test_a_host_that_will_be_taken_away_counts_as_one_that_does_not_answer(tmp_path, monkeypatch):
+    here, there = Host("127.0.0.1", 1), Host("no-such-host.invalid", 1)
+    sign = tmp_path / "sign"
+    program = tmp_path / "ssh"  # the host is the argument before the last
+    program.write_text('#!/bin/bash\nexec bash -c "${!#}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    ssh = Ssh(notice=f"test -e {sign} && echo 'it will'")
+    for token in (None, "token"):
+        assert reachable([here, there], ssh, token) == [here, there]
+    sign.touch()
+    for token in (None, "token"):
+        assert reachable([here, there], ssh, token) == []
+
+
 def test_a_host_that_fails_again_is_left_out_for_longer_each_time():
     pauses = HostPauses()
     assert pauses.failed("a", 0) == 0

@@ -20,6 +20,7 @@ from distcnn.storage.checkpoint import (
     reserve,
     restore,
     snapshot,
+    stored_mark,
 )
 from distcnn.training.callbacks.saved_state import save_callbacks
 from distcnn.training.trainer import Trainer
@@ -115,7 +116,7 @@ def test_training_goes_on_and_the_checkpoint_has_the_state_of_its_step(tmp_path)
         for name in set(expected) - {"names"}:
             np.testing.assert_array_equal(arrays[name], expected[name], name)
         assert progress.best_loss == expected_progress.best_loss
-        rows = metrics_until(mine, (run / "metrics.jsonl").read_bytes())
+        rows = metrics_until(stored_mark(mine), (run / "metrics.jsonl").read_bytes())
         assert rows.count(b"\n") == {7: 3, 14: 6}[step]  # steps 3, 6, 7, 9, 12, 14
     assert (run / "summary.json").exists()
 

@@ -1,6 +1,7 @@
 """The section `checkpoint`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from distcnn.config.sections.bounds import require_at_least
 
@@ -18,10 +19,21 @@ class CheckpointConfig:
     """Steps between checkpoints inside an epoch, besides those at its end; 0: none."""
     every_minutes: float = 0.0
     """Minutes of training between checkpoints inside an epoch, about; 0: none."""
+    memory_every_steps: int = 0
+    """Steps between copies of the state in the memory of every host (`/dev/shm`), from which a run
+    goes on that has lost processes; 0: none. A copy takes the memory of three checkpoints."""
+    signal: Literal["SIGUSR1", "SIGUSR2"] = "SIGUSR1"
+    """The signal that asks the run to save and stop, besides SIGTERM and Ctrl-C."""
+    notice: str | None = None
+    """A shell command that ends with exit code 0 when this host is about to be taken away, such as
+    one that asks a cloud's metadata. Each host runs it every five seconds; the run then saves and
+    stops, as on a signal."""
     keep: int = 2
     """Number of recent checkpoints to keep, besides the best one."""
 
     def __post_init__(self) -> None:
         """Validates the counts."""
         require_at_least("checkpoint", self, 1, "every_epochs", "keep")
-        require_at_least("checkpoint", self, 0, "every_steps", "every_minutes")
+        require_at_least(
+            "checkpoint", self, 0, "every_steps", "every_minutes", "memory_every_steps"
+        )

@@ -16,6 +16,7 @@ from distcnn.training.callbacks.save_intervals import SaveIntervals
 from distcnn.training.callbacks.saved_state import Indexed, save_callbacks
 from distcnn.training.saving import BackgroundSaving, Write
 from distcnn.training.setup import TrainingSetup
+from distcnn.training.state_copies import StateCopies
 
 
 class StoppedBySignal(BaseException):
@@ -37,6 +38,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         users: The user's callbacks, whose state is saved too.
         measured: Returns the seconds and images that this process has measured so far.
         stop: Whether a signal has asked to stop.
+        copies: Keeps copies in memory between checkpoints; None to keep none.
 
     Attributes:
         progress: The run's progress at the last checkpoint.
@@ -54,6 +56,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         users: Indexed,
         measured: Callable[[], tuple[float, int]],
         stop: StopRequest,
+        copies: StateCopies | None = None,
     ) -> None:
         super().__init__()
         self._setup = setup
@@ -71,6 +74,10 @@ class CheckpointSaver(keras.callbacks.Callback):
             setup.config.checkpoint.every_steps,
             60 * setup.config.checkpoint.every_minutes,
             setup.training.step,
+        )
+        self._copies = copies
+        self._copy_intervals = SaveIntervals(
+            setup.backend, setup.config.checkpoint.memory_every_steps, 0, setup.training.step
         )
         self._patience = setup.config.train.early_stopping
         self._stop = stop
@@ -92,9 +99,13 @@ class CheckpointSaver(keras.callbacks.Callback):
             return
         is_alone = self._backend.size == 1
         stop = self._stop.name is not None if is_alone else self._training.voted_to_stop()
+        copy_is_due = self._copy_intervals.is_due(self._training.step)
         if self._intervals.is_due(self._training.step) or stop:
             self._setup.state.synchronise()
             self._save()
+        elif copy_is_due and self._copies is not None:
+            self._setup.state.synchronise()
+            self._copies.copy(self._update_progress())
         if stop:
             self._saving.wait()
             raise StoppedBySignal
@@ -120,6 +131,11 @@ class CheckpointSaver(keras.callbacks.Callback):
             raise StoppedBySignal
 
     def _save(self) -> None:
+        self._update_progress()
+        self._saving.save(self._copy)
+        self._intervals.saved(self._training.step)
+
+    def _update_progress(self) -> Progress:
         require_finite_loss(self._training)
         seconds, images = self._measured()
         self.progress = dataclasses.replace(
@@ -129,8 +145,7 @@ class CheckpointSaver(keras.callbacks.Callback):
             train_seconds=self._initial_progress.train_seconds + seconds,
             images=self._initial_progress.images + images,
         )
-        self._saving.save(self._copy)
-        self._intervals.saved(self._training.step)
+        return self.progress
 
     def _copy(self) -> Write:
         self._directory.require_present()
