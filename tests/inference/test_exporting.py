@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -65,7 +66,7 @@ def run(tmp_path_factory):
     folder.mkdir()
     save_model(folder / "model.keras", model, metadata)
     data = {"name": "folder", "dir": str(root / "images"), **framing}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": data, "out": str(folder)}))
     (folder / "environment.json").write_text("{}")
     return folder
 
@@ -76,16 +77,17 @@ def export(run, out, *wanted, **options):
     return export_model(run, out, wanted, *found, **options)
 
 
-def require_close(report, *, least=0.99):
+def require_close(report):
     """Checks the report of exports by what each precision can keep."""
     trained, reference = report.keras
     assert (trained.precision, reference.precision) == ("mixed_bfloat16", "float32")
     assert reference.parity.largest_difference == 0
-    assert 0 < trained.parity.largest_difference < 0.05
-    bounds = {"float32": 1e-5, "float16": 0.01, "int8": 0.1}
+    assert 0 < trained.parity.largest_difference < 0.1
+    bounds = {"float32": (1e-5, 1), "float16": (0.02, 1), "int8": (0.5, 0.9)}
     for each in report.exports:
-        assert each.parity.largest_difference < bounds[each.precision], each
-        assert each.parity.agreement >= least, each
+        difference, agreement = bounds[each.precision]
+        assert each.parity.largest_difference < difference, each
+        assert each.parity.agreement >= agreement, each
         assert each.parity.accuracy == pytest.approx(reference.parity.accuracy, abs=0.1)
         assert each.parity.milliseconds > 0
 
@@ -96,14 +98,18 @@ def test_savedmodel_and_litert_compute_the_same(run, tmp_path):
     report = export(run, tmp_path, *wanted)
     require_close(report)
     assert (report.split, report.images) == ("test", 18)
-    # By hand, without the code under test: what evaluation returns, but in float32.
-    expected = distcnn.evaluate(run).probabilities
+    # By hand, without the code under test.
     loaded = tf.saved_model.load(str(tmp_path / "savedmodel")).signatures["serving_default"]
     files = sorted((run.parent / "images/test").rglob("*.jpg"))
     images = [np.asarray(Image.open(file).crop((15, 5, 45, 35))) for file in files]
-    resized = np.stack([tf.image.resize(image, (SIDE, SIDE), antialias=True) for image in images])
-    found = loaded(images=tf.constant(np.round(resized), tf.uint8))["probabilities"]
-    np.testing.assert_allclose(found, expected, atol=0.05)
+    resized = [tf.image.resize(image, (SIDE, SIDE), antialias=True) for image in images]
+    stored = np.round(np.stack(resized)).astype(np.uint8)
+    plain = build("float32")
+    plain.set_weights(keras.models.load_model(run / "model.keras").get_weights())
+    scaled = stored / 127.5 - 1
+    expected = tf.nn.softmax((plain(scaled) + plain(scaled[:, :, ::-1])) / 2)
+    found = loaded(images=tf.constant(stored))["probabilities"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.ptp(found, axis=0).min() > 0.05
     description = json.loads((tmp_path / "export.json").read_text())
     assert description["classes"] == list(CLASSES)
@@ -126,16 +132,19 @@ def test_other_runtimes_compute_the_same(name, run, tmp_path):
     require_close(report)
 
 
-def test_bytes_in_labels_out(run, tmp_path):
-    report = export(run, tmp_path, ("savedmodel", "float32"), bytes_in=True)
-    require_close(report)
-    loaded = tf.saved_model.load(str(tmp_path / "savedmodel_bytes"))
+def test_bytes_in_labels_out(run, capsys):
+    assert export_command([str(run), "--bytes_in", "--json", "report.json"]) == 0
+    (row,) = json.loads(Path("report.json").read_text())["exports"]
+    assert row["largest_difference"] < 1e-5
+    assert row["path"] == str(run / "export/savedmodel_bytes")
+    assert "compared on 18 test images" in capsys.readouterr().out
+    loaded = tf.saved_model.load(row["path"])
     serve = loaded.signatures["serving_default"]
     files = sorted((run.parent / "images/test").rglob("*.jpg"))
     found = serve(images=tf.constant([file.read_bytes() for file in files]))
     predicted = distcnn.predict(run, files)
     np.testing.assert_allclose(
-        found["probabilities"], [each.probabilities for each in predicted], atol=0.05
+        found["probabilities"], [each.probabilities for each in predicted], atol=0.1
     )
     labels = [label.decode() for label in found["labels"].numpy()]
     assert labels == [CLASSES[best] for best in found["probabilities"].numpy().argmax(axis=1)]
