@@ -60,6 +60,7 @@ def test_a_table_holds_each_row_once():
     assert [row["val_loss"] for row in rows] == ["", "0.5", "", "0.5"]
 
 
+@pytest.mark.filterwarnings("ignore")  # of libraries that do not know each other's newest versions
 @pytest.mark.usefixtures("_run")
 def test_mlflow_has_one_run(monkeypatch):
     mlflow = pytest.importorskip("mlflow")
@@ -81,6 +82,7 @@ def test_mlflow_has_one_run(monkeypatch):
     assert names == {"config.yaml", "summary.json"}
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("_run")
 def test_weights_and_biases_goes_on_offline(monkeypatch):
     pytest.importorskip("wandb")
