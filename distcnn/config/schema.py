@@ -61,6 +61,11 @@ class Config:
             self.train.early_stopping == 0 or self.data.validation != "none",
             "train.early_stopping needs validation; drop --data.validation none",
         )
+        require(
+            self.checkpoint.mirror is None or self.out is not None,
+            f"checkpoint.mirror is {self.checkpoint.mirror}, which needs the same run directory at "
+            "each start; add --out DIR",
+        )
         if self.data.factory is not None:
             self._require_fit_for_own_data()
         if self.train.virtual_workers is not None:

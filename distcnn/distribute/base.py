@@ -166,7 +166,8 @@ class Backend(abc.ABC):
 
     def broadcast(self, values: np.ndarray, source: int = 0) -> np.ndarray:
         """Returns the array (float64) of one rank, by default the chief's, in every process."""
-        return self.sum(values if self.rank == source else np.zeros(values.shape))
+        # -0.0 leaves every number as it is in a sum, 0.0 changes the sign of a zero.
+        return self.sum(values if self.rank == source else np.full(values.shape, -0.0))
 
     def broadcast_object(self, content: Any, source: int = 0) -> Any:
         """Returns the value of one rank, which JSON can represent, in every process."""

@@ -15,6 +15,7 @@ from distcnn.config.schema import WHOLE_KEYS, Config
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import open_regular, write_json, write_text
 from distcnn.storage.checkpoint import METRICS_FILE, Checkpoints, metrics_until, stored_mark
+from distcnn.storage.mirror import Mirror
 
 log = logging.getLogger("distcnn")
 
@@ -114,6 +115,7 @@ class RunDirectory:
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
+                self._fetch(config)
                 self.begun = _admit(self.path, config)
                 return
             except DistcnnError:
@@ -122,6 +124,21 @@ class RunDirectory:
                     raise
             other = self.choose(config)
             self.path, self.begun = other.path, other.begun
+
+    def _fetch(self, config: Config) -> None:
+        """Takes the run from its mirror, if that is newer than what the folder has.
+
+        Raises:
+            DistcnnError: If the mirror cannot be read, or has another run.
+        """
+        address, resume = config.checkpoint.mirror, config.checkpoint.resume
+        if address is None:
+            return
+        mirror = Mirror(address, self.path)
+        if resume == "auto" or _is_begun(self.path):
+            mirror.pull(read_run_id(self.path) if _is_begun(self.path) else "")
+        else:
+            mirror.require_empty()
 
     def require_present(self) -> None:
         """Checks that the folder is still the one that this run locked.

@@ -22,6 +22,7 @@ from distcnn.runtime.rank_page import own_page
 from distcnn.runtime.signals import StopRequest, stop_request
 from distcnn.storage.checkpoint import CALLBACKS, Checkpoints, Progress
 from distcnn.storage.environment import describe_environment
+from distcnn.storage.mirror import Mirror
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.storage.summary import log_resolved
 from distcnn.training.build import build_setup
@@ -94,6 +95,7 @@ class Trainer:
             with backend.scope():
                 paths = config.train.callbacks
                 configured = [import_object(path, "train.callbacks")() for path in paths]
+        self._mirror: Mirror | None = None
         self._user_callbacks = callbacks_for_rank(
             [*callbacks, *configured],
             is_chief=backend.is_chief,
@@ -126,6 +128,8 @@ class Trainer:
                     return None
                 finish = RunFinish(self.setup, self.directory, self._checkpoints())
                 summary = finish.finish(trained)
+                if self._mirror is not None:
+                    self._mirror.push(self.directory.run_id, trained.progress.step, is_last=True)
                 if trackers is not None:
                     trackers.finish(summary, self.setup)
                 return summary
@@ -135,9 +139,11 @@ class Trainer:
         """Creates the run directory, and keeps it locked during the context."""
         hardware = self.setup.context.hardware
         environment = describe_environment(hardware.gpu, self.setup.resolved())
-        backend = self.setup.backend
+        backend, address = self.setup.backend, self.config.checkpoint.mirror
         with reporting_lost_peers(backend):
             backend.run_on_chief(lambda: self.directory.create(self.config, environment))
+            if address is not None and backend.is_chief:
+                self._mirror = Mirror(address, self.directory.path)
             try:
                 yield
             finally:
@@ -178,6 +184,7 @@ class Trainer:
                 recorder.measured,
                 stop,
                 copies,
+                self._mirror,
             )
             own = [NonFiniteLossGuard(setup.training, self.config.logging.every_steps), recorder]
             if not is_finished:

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def healed(tmp_path_factory: pytest.TempPathFactory) -> LaunchedRun:
     slots = folder / "slots"
     slots.write_text("localhost:3\n")
     own = ["--discover", f"cat {slots}", "--stall", "60"]
-    copies = {"checkpoint__memory_every_steps": 5}
+    copies: dict[str, Any] = {"checkpoint__memory_every_steps": 5}
     with LaunchedRun(folder / "run", own, **copies) as killed:
         killed.wait_for_step(50)
         processes = killed.processes()

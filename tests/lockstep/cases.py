@@ -85,10 +85,11 @@ CASES |= {
         "optimizer__lr": 0.001,
         "train__epochs": 5,  # of 4 steps
     },
+    "virtual_float16": _VIRTUAL | {"precision__policy": "mixed_float16"},
     "not_virtual": _VIRTUAL | {"train__virtual_workers": None},
 }
 
-VIRTUAL = ("virtual", "virtual_uneven", "virtual_bfloat16")
+VIRTUAL = ("virtual", "virtual_uneven", "virtual_bfloat16", "virtual_float16")
 """The cases whose weights are the same to the last bit."""
 
 

@@ -34,6 +34,18 @@ def plan(workers: int, run: str) -> list[dict[str, Any]]:
     return cases
 
 
+CLUSTER = ("virtual", "virtual_bfloat16")
+"""What a TF_CONFIG cluster of two trains."""
+
+
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """The outcomes of TensorFlow's own collectives, by case."""
+    own = {"distribute__strategy": "multi_worker"}
+    entries = [{"name": case, "case": case, "overrides": own} for case in CLUSTER]
+    return run_plan("multi_worker", 2, entries, tmp_path_factory.mktemp("cluster") / "2")
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Outcome]]:
     """The outcomes by number of workers."""
@@ -64,6 +76,11 @@ def test_any_number_of_workers_reaches_the_bits_of_one(case, made):
     assert [numbers(made[workers][case]) for workers in (2, 4)] == [alone, alone]
     if case == "virtual_uneven":
         assert numbers(made[2]["by sockets"]) == alone
+
+
+@pytest.mark.parametrize("case", CLUSTER)
+def test_the_collectives_of_tensorflow_reach_them_too(case, made, clustered):
+    assert numbers(clustered[case]) == numbers(made[1][case])
 
 
 @pytest.mark.parametrize("case", ["virtual", "virtual_bfloat16"])

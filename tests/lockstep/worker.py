@@ -123,6 +123,16 @@ def sum_of_upcast(backend: Any) -> float:
     return float(add_up().numpy()[0])
 
 
+def check_broadcast(backend: Any) -> None:
+    """Checks that the values of any rank arrive with the sign of their zeros."""
+    for source in range(backend.size):
+        own = np.array([-0.0, 0.0, np.inf, 1e-300, source])
+        there = own if backend.rank == source else np.full(5, 7.0)
+        np.testing.assert_array_equal(
+            backend.broadcast(there, source).view(np.int64), own.view(np.int64)
+        )
+
+
 def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
     """Trains one case and returns its results."""
     overrides = entry.get("overrides", {}) | (entry.get("rank_1", {}) if rank == 1 else {})
@@ -158,6 +168,7 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
             summary = trainer.fit()
         except DistcnnError as error:
             return {"error": str(error)}
+    check_broadcast(trainer.setup.backend)
     if trainer.setup.backend.is_chief:
         np.savez(out / "weights.npz", *trainer.model.get_weights())
     moved = max(

@@ -28,6 +28,9 @@ class CheckpointConfig:
     """A shell command that ends with exit code 0 when this host is about to be taken away, such as
     one that asks a cloud's metadata. Each host runs it every five seconds; the run then saves and
     stops, as on a signal."""
+    mirror: str | None = None
+    """Address to which every checkpoint is copied, such as s3://bucket/runs/a, and from which a
+    host without the run directory takes the run. It needs `out`."""
     keep: int = 2
     """Number of recent checkpoints to keep, besides the best one."""
 

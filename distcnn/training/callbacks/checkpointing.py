@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from distcnn.runtime.signals import StopRequest
 from distcnn.storage.checkpoint import Checkpoints, Progress, reserve, snapshot
+from distcnn.storage.mirror import Mirror
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.training.callbacks.non_finite import require_finite_loss
 from distcnn.training.callbacks.save_intervals import SaveIntervals
@@ -39,6 +40,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         measured: Returns the seconds and images that this process has measured so far.
         stop: Whether a signal has asked to stop.
         copies: Keeps copies in memory between checkpoints; None to keep none.
+        mirror: Where checkpoints are copied to; None for nowhere.
 
     Attributes:
         progress: The run's progress at the last checkpoint.
@@ -57,6 +59,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         measured: Callable[[], tuple[float, int]],
         stop: StopRequest,
         copies: StateCopies | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         super().__init__()
         self._setup = setup
@@ -76,6 +79,7 @@ class CheckpointSaver(keras.callbacks.Callback):
             setup.training.step,
         )
         self._copies = copies
+        self._mirror = mirror
         self._copy_intervals = SaveIntervals(
             setup.backend, setup.config.checkpoint.memory_every_steps, 0, setup.training.step
         )
@@ -151,10 +155,13 @@ class CheckpointSaver(keras.callbacks.Callback):
         self._directory.require_present()
         self._buffers = snapshot(self._setup.state.variables, self._buffers)
         arrays = self._buffers | save_callbacks(self._users)
-        save = self._checkpoints.prepare(arrays, self.progress)
+        progress = self.progress
+        save = self._checkpoints.prepare(arrays, progress)
 
         def write() -> None:
             self._directory.require_present()
             save()
+            if self._mirror is not None:
+                self._mirror.push(self._directory.run_id, progress.step)
 
         return write
