@@ -115,8 +115,8 @@ def test_savedmodel_and_litert_compute_the_same(run, tmp_path):
     assert description["classes"] == list(CLASSES)
     assert description["input"]["shape"] == ["batch", SIDE, SIDE, 3]
     assert (tmp_path / "labels.txt").read_text() == "black cat\ndog\nowl\n"
-    files = {each.precision: each for each in report.exports if each.format == "litert"}
-    assert files["int8"].size == (tmp_path / "model_int8.tflite").stat().st_size
+    by_precision = {each.precision: each for each in report.exports if each.format == "litert"}
+    assert by_precision["int8"].size == (tmp_path / "model_int8.tflite").stat().st_size
     assert {path.name for path in tmp_path.iterdir()} == {
         *("export.json", "labels.txt", "savedmodel", "savedmodel_float16", "savedmodel_int8"),
         *("model.tflite", "model_float16.tflite", "model_int8.tflite"),
