@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from distcnn.cli.command import EXIT_STOPPED, run_command
 from distcnn.cli.parser import parse_config
 from distcnn.cli.startup import import_tensorflow
+from distcnn.runtime.extras import require_extra
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -16,6 +17,9 @@ def main(arguments: Sequence[str]) -> int:
     config = parse_config("distcnn.train", "Trains an image classifier.", arguments)
     if config is None:
         return 0
+    for name in config.logging.tracker_names:
+        if name in ("mlflow", "wandb"):
+            require_extra(f"--logging.trackers {name}", name, [name])
     import_tensorflow()
     if config.data.factory is not None:
         from distcnn.scripting.own_run import OwnDataRun  # imported late to keep --help fast

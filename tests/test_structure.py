@@ -1,6 +1,7 @@
 """The shape of the code: imports point down, private names stay in adapters, tests mirror rooms."""
 
 import ast
+import itertools
 import re
 import sys
 import tomllib
@@ -16,7 +17,17 @@ TESTS = Path(__file__).parent
 
 COMMANDS = {
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("inspect", "install_horovod", "horovodrun", "launch", "launchers", "__main__"),
+    *(
+        "install_horovod",
+        "horovodrun",
+        "launch",
+        "launchers",
+        "export",
+        "inspect",
+        "search",
+        "runs",
+        "__main__",
+    ),
 }
 
 LAYERS: list[set[str]] = [
@@ -29,6 +40,7 @@ LAYERS: list[set[str]] = [
     {"engine"},
     {"cli"},
     {"launching"},
+    {"searching"},
     {"inference"},
     {"training"},
     {"scripting"},
@@ -41,9 +53,18 @@ LAYERS: list[set[str]] = [
 
 ADAPTERS = {
     *("keras_internals.py", "keras_hooks.py", "keras_steps.py", "keras_fit.py"),
-    *("horovod_internals.py", "tf_data_internals.py"),
+    *("horovod_internals.py", "tf_data_internals.py", "tf2onnx_internals.py"),
 }
 """The modules that may use private attributes of the libraries."""
+
+OPTIONAL = {
+    "onnx_format.py": {"onnx", "onnxruntime", "tf2onnx"},
+    "openvino_format.py": {"openvino"},
+    "study.py": {"optuna"},
+    "mlflow_run.py": {"mlflow"},
+    "wandb_run.py": {"wandb"},
+}
+"""The modules that import packages of extras, and are imported only if those are asked for."""
 
 
 def modules_of(package: Path) -> dict[str, Path]:
@@ -195,6 +216,8 @@ def test_what_is_imported_at_once_is_a_dependency() -> None:
     names = {re.split(r"[~<>=]", entry)[0].lower() for entry in project["dependencies"]}
     imported = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL"}
     known = {imported.get(name, name.replace("-", "_")) for name in names}
+    extras = " ".join(itertools.chain(*project["optional-dependencies"].values()))
+    assert all(package in extras for package in itertools.chain(*OPTIONAL.values()))
     for path in PACKAGE.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -204,7 +227,11 @@ def test_what_is_imported_at_once_is_a_dependency() -> None:
                 top = module.partition(".")[0]
                 if path.parent.name == "peers" and path.name.startswith(f"{top}_"):
                     continue  # the side of another framework, imported in its own process only
-                assert top in {*known, *sys.stdlib_module_names, "distcnn"}, (path.name, module)
+                optional = OPTIONAL.get(path.name, set())
+                assert top in {*known, *optional, *sys.stdlib_module_names, "distcnn"}, (
+                    path.name,
+                    module,
+                )
 
 
 def test_functions_fit_on_a_screen():

@@ -14,6 +14,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("distcnn.evaluate:main", "Evaluates a classifier on labelled images."),
     "predict": ("distcnn.predict:main", "Prints the most probable classes of images."),
     "inspect": ("distcnn.inspect:main", "Reports on labelled images before training."),
+    "export": ("distcnn.export:main", "Writes a classifier in the formats of other runtimes."),
+    "search": ("distcnn.search:main", "Looks for the best settings of a recipe by many trials."),
+    "runs": ("distcnn.runs:main", "Lists runs: what they reached, and which settings differ."),
     "records": ("distcnn.records:main", "Writes a data set as TFRecord shards."),
     "benchmark": (
         "distcnn.benchmark:main",

@@ -85,6 +85,7 @@ class Parser(jsonargparse.ArgumentParser):
         flags = [f"--data.{key}={_as_flag(value)}" for key, value in known_values.items()]
         if not any(argument.startswith("--data.name") for argument in arguments):
             known = {flag for action in self._actions for flag in action.option_strings}
+            known = {flag for flag in known if flag.startswith("--data.")}  # --out is our own
             of_run = [f"--{k}={_as_flag(v)}" for k, v in settings.items() if f"--{k}" in known]
             flags = [*of_run, *flags]
             labelled = any(argument.startswith("--data.labels") for argument in arguments)

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +43,29 @@ def stretch_contrast(maps: np.ndarray) -> np.ndarray:
     axes = tuple(range(1, maps.ndim))
     low, high = maps.min(axes, keepdims=True), maps.max(axes, keepdims=True)
     return 255 * (maps - low) / np.maximum(high - low, 1e-12)
+
+
+def curves_figure(
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], metric: str
+) -> "Figure":
+    """Draws a metric of several runs by step.
+
+    Args:
+        curves: Steps and values by the name of the run; those without values are left out.
+        metric: Name of the metric.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, (steps, values) in curves.items():
+        if steps:
+            axes.plot(steps, values, ".-", linewidth=1, label=valid_unicode(printable(name)))
+    axes.set(xlabel="step", ylabel=metric)
+    axes.grid(alpha=0.3)
+    if 0 < len(axes.lines) <= 20:
+        axes.legend(fontsize="small")
+    return figure
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":

@@ -99,7 +99,7 @@ def run(command: str, *flags: str) -> int:
         start_new_session=True,
         env=None if page is None else {**os.environ, PAGE_VARIABLE: str(page)},
         pass_fds=() if page is None else (page,),
-        preexec_fn=_die_with_parent(),
+        preexec_fn=die_with_parent(),
     )
     assert rank.stdout is not None
     assert rank.stderr is not None
@@ -138,7 +138,7 @@ def _make_page() -> int:
     return page
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def die_with_parent() -> Callable[[], None] | None:
     """Returns what makes a child die with this process; None if the system cannot do that."""
     try:
         prctl = ctypes.CDLL(None).prctl

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -43,6 +43,9 @@ from distcnn.training.resuming import start_from
 from distcnn.training.saving import BackgroundSaving
 from distcnn.training.setup import TrainingSetup
 from distcnn.training.state_copies import StateCopies
+
+if TYPE_CHECKING:
+    from distcnn.training.tracking.trackers import Trackers
 
 log = logging.getLogger("distcnn")
 
@@ -117,15 +120,19 @@ class Trainer:
         stop = stop_request(checkpoint.signal, checkpoint.notice, self.setup.context.cluster)
         with self._open_directory(), stop.listening():
             log_resolved(self.directory.path, self.setup.resolved())
-            try:
-                trained = self._train(stop)
-            except StoppedBySignal:
-                self._finish_stopped(stop)
-                return None
-            summary = RunFinish(self.setup, self.directory, self._checkpoints()).finish(trained)
-            if self._mirror is not None:
-                self._mirror.push(self.directory.run_id, trained.progress.step, is_last=True)
-            return summary
+            with self._trackers() as trackers:
+                try:
+                    trained = self._train(stop, trackers)
+                except StoppedBySignal:
+                    self._finish_stopped(stop)
+                    return None
+                finish = RunFinish(self.setup, self.directory, self._checkpoints())
+                summary = finish.finish(trained)
+                if self._mirror is not None:
+                    self._mirror.push(self.directory.run_id, trained.progress.step, is_last=True)
+                if trackers is not None:
+                    trackers.finish(summary, self.setup)
+                return summary
 
     @contextlib.contextmanager
     def _open_directory(self) -> Iterator[None]:
@@ -142,7 +149,15 @@ class Trainer:
             finally:
                 self.directory.close()
 
-    def _train(self, stop: StopRequest) -> TrainedRun:
+    def _trackers(self) -> contextlib.AbstractContextManager["Trackers | None"]:
+        """Returns the trackers that the chief writes to; None for the others, and without any."""
+        if not (self.config.logging.trackers and self.setup.backend.is_chief):
+            return contextlib.nullcontext()
+        from distcnn.training.tracking.trackers import Trackers  # imported only if asked for
+
+        return Trackers(self.config, self.directory.path)
+
+    def _train(self, stop: StopRequest, trackers: "Trackers | None") -> TrainedRun:
         """Trains from the newest checkpoint to the end."""
         setup, backend, users = self.setup, self.setup.backend, self._user_callbacks
         with contextlib.ExitStack() as stack:
@@ -174,6 +189,8 @@ class Trainer:
             own = [NonFiniteLossGuard(setup.training, self.config.logging.every_steps), recorder]
             if not is_finished:
                 own += self._tensorboard(sinks, progress.step, saving)
+                if trackers is not None:
+                    sinks.append(trackers.log)
             callbacks = self._callback_list(own, saver)
             self._begin_callbacks(callbacks, saved_callbacks)
             logs: dict[str, float] = {}

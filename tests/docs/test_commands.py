@@ -18,12 +18,13 @@ import pytest
 from distcnn.cli.parser import Parser, parse_config
 from distcnn.errors import UsageError
 from distcnn.launch import split_launched
+from distcnn.search import split_flags
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, SITE, anchors, blocks, commands, inline_code, links, name_of
 
 COMMANDS = (
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("launch", "inspect"),
+    *("launch", "inspect", "search", "export", "runs"),
 )
 
 NEEDED = {
@@ -31,6 +32,7 @@ NEEDED = {
     "run": ["script.py"],
     "evaluate": ["RUN"],
     "predict": ["RUN", "IMAGE"],
+    "export": ["RUN"],
     "records": ["--out", "SHARDS"],
 }
 """Arguments without which a command refuses every flag."""
@@ -90,6 +92,8 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
             words = split_launched(arguments)[1]
             if words:
                 run(words[0], words[1:])
+        if command == "search":
+            run("train", split_flags(arguments)[1])
 
     return run
 

@@ -1,0 +1,1 @@
+"""Exports of a trained classifier for other runtimes, each compared with the Keras model."""

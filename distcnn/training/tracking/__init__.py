@@ -1,0 +1,1 @@
+"""Trackers: services and files that runs are compared in, besides the run directory."""

@@ -1,0 +1,73 @@
+"""The tracker `mlflow`: a run in MLflow's store, the one of MLFLOW_TRACKING_URI or a local one."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from distcnn.training.tracking.values import files_of, numbers, results
+
+_LONGEST = 500  # the limit of a parameter's value in older servers
+
+
+class MlflowRun:
+    """One run in MLflow, for the whole life of the run directory.
+
+    Args:
+        folder: The run directory.
+        config: The configuration by dotted key.
+        experiment: Name of MLflow's experiment.
+        identity: The run's identity if it was begun before, else empty.
+    """
+
+    def __init__(
+        self, folder: Path, config: dict[str, Any], experiment: str, identity: str
+    ) -> None:
+        for name in ("mlflow", "alembic"):  # they report each table of a new store
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._client = mlflow.MlflowClient()
+        self._folder = folder
+        self._finished = False
+        self.identity = identity or self._begin(config, experiment)
+        self._client.update_run(self.identity, status="RUNNING")
+
+    def _begin(self, config: dict[str, Any], experiment: str) -> str:
+        found = self._client.get_experiment_by_name(experiment)
+        place = found.experiment_id if found else self._client.create_experiment(experiment)
+        run = self._client.create_run(place, run_name=self._folder.name)
+        name: str = run.info.run_id
+        values = [
+            mlflow.entities.Param(key, str(value)[:_LONGEST]) for key, value in config.items()
+        ]
+        for start in range(0, len(values), 100):  # as many as a request may hold
+            self._client.log_batch(name, params=values[start : start + 100])
+        return name
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Logs the numbers of a row at its step."""
+        now = mlflow.utils.time.get_current_time_millis()
+        metrics = [
+            mlflow.entities.Metric(key, value, now, row["step"])
+            for key, value in numbers(row).items()
+        ]
+        self._client.log_batch(self.identity, metrics=metrics)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Logs the results and the files, and ends the run."""
+        for key, value in results(summary).items():
+            self._client.log_metric(self.identity, f"final_{key}", value, step=summary["steps"])
+        for file in files_of(self._folder):
+            self._client.log_artifact(self.identity, str(file))
+        self._client.set_terminated(self.identity, "FINISHED")
+        self._finished = True
+
+    def close(self) -> None:
+        """Marks an unfinished run as stopped; resuming it marks it as running again."""
+        if not self._finished:
+            self._client.set_terminated(self.identity, "KILLED")
+
+
+def open_run(folder: Path, config: dict[str, Any], experiment: str, identity: str) -> MlflowRun:
+    """Returns the run in MLflow, begun or continued."""
+    return MlflowRun(folder, config, experiment, identity)
