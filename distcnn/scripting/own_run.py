@@ -152,6 +152,7 @@ def _train(
         "parameters": model.count_params() if model.built else None,
         "learning_rate": float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)),
         "pixels": None,
+        "task": None,
         "output": None,
     }
     _log_resolved(directory.path, resolved)

@@ -342,7 +342,9 @@ def _obstacle(path: Path, config: Config) -> str | None:
     differing = [
         f"{key} {old!r} -> {new!r}"
         for (key, new), (_, old) in zip(
-            _flat(asdict(config)), _flat(_like(stored, asdict(config))), strict=True
+            _flat(asdict(config)),
+            _flat(_like(stored, asdict(config), asdict(Config()))),
+            strict=True,
         )
         if old != new and not any(f"{key}.".startswith(f"{free}.") for free in free_keys)
     ]
@@ -354,13 +356,16 @@ def _obstacle(path: Path, config: Config) -> str | None:
     )
 
 
-def _like(stored: Any, template: dict[str, Any]) -> dict[str, Any]:
-    """Returns a stored configuration with exactly the keys of the current one."""
+def _like(stored: Any, template: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stored configuration with exactly the keys of the current one.
+
+    Keys that it does not have, as an earlier version wrote it, have their defaults.
+    """
     stored = stored if isinstance(stored, dict) else {}
     return {
-        key: _like(stored.get(key), value)
+        key: _like(stored.get(key), value, defaults[key])
         if isinstance(value, dict) and key not in _WHOLE
-        else stored.get(key)
+        else stored.get(key, defaults[key])
         for key, value in template.items()
     }
 

@@ -61,7 +61,7 @@ def run(tmp_path_factory):
     for variable in model.weights:  # far from the initial values
         variable.assign(variable + 0.5 * keras.random.normal(variable.shape, seed=4) ** 2)
     framing = {"resize": "crop", "crop_fraction": 0.75}
-    metadata = ModelMetadata(CLASSES, "signed", True, True, preprocessing=framing)
+    metadata = ModelMetadata(CLASSES, "signed", logits=True, test_flip=True, preprocessing=framing)
     folder = root / "run"
     folder.mkdir()
     save_model(folder / "model.keras", model, metadata)

@@ -9,8 +9,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import yaml
 
 from distcnn.config.recipe import settings_of_run
+from distcnn.config.safe_yaml import read_yaml, sealed
 from distcnn.errors import DistcnnError
 from distcnn.storage.summary import hash_weights
 from distcnn.training.trainer import Trainer
@@ -110,6 +112,12 @@ def test_another_configuration_is_refused_by_key(tmp_path):
     with pytest.raises(DistcnnError, match="would overwrite it"):
         small_run(run, checkpoint__resume="never")
     assert sorted(run.rglob("*")) == before
+    file = run / "config.yaml"  # as a version wrote it that did not have this key
+    content = read_yaml(file)
+    del content["optimizer"]["bias_lr_factor"]
+    file.write_text(sealed(yaml.safe_dump(content)))
+    with pytest.raises(DistcnnError, match=r"optimizer\.bias_lr_factor 1\.0 -> 2\.0\)"):
+        small_run(run, optimizer__bias_lr_factor=2.0)
     small_run(run, logging__every_steps=1)
 
 

@@ -93,8 +93,15 @@ def build_program(classifier: Classifier, framing: Framing, *, trust: bool) -> P
         trust: Whether to run code that the model needs, as for `load_classifier`.
 
     Raises:
-        DistcnnError: If a model of mixed precision cannot be rebuilt.
+        DistcnnError: If the model does not tell one class for each image, or is of mixed precision
+            and cannot be rebuilt.
     """
+    task = classifier.metadata.task
+    if task != "classification":
+        raise DistcnnError(
+            f"{classifier.path} was trained for {task}; only models that tell one class for each "
+            "image can be exported: save model.keras with Keras' own model.export"
+        )
     policy = short_policy(classifier.model)
     if policy is not None:
         model = _rebuilt(classifier, trust=trust)
