@@ -20,26 +20,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-_SLOW = ("hosts", "lockstep", "scripting", "launching", "benchmarking", "faults", "proving", "docs")
-"""Folders whose files take minutes; several processes begin with them, so as to end together."""
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file in one process, as they share what is slow to set up.
-
-    So it does those of `hosts`, which make network namespaces and clusters of the same names.
-    """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        file = item.path.relative_to(ROOT / "tests")
-        group = file.parts[0] if file.parts[0] == "hosts" else str(file)
-        item.add_marker(pytest.mark.xdist_group(group))
-    if hasattr(config, "workerinput"):
-        order = {name: place for place, name in enumerate(_SLOW)}
-        items.sort(key=lambda item: order.get(item.path.relative_to(ROOT / "tests").parts[0], 99))
-
-
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs every test in a folder of its own, with a cache of its own."""

@@ -2,8 +2,6 @@
 # Installs what is missing, Horovod included (two to ten minutes the first time), then runs the linters and the tests.
 #
 #   tests/run.sh [PYTEST ARGUMENT...]
-#
-# Without arguments, two processes share the tests: half of the time goes by in waiting.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,7 +16,4 @@ site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict --site-dir "$site"
 rm -rf "$site"
-if (($# == 0)); then
-  set -- --numprocesses 2 --dist loadgroup --no-loadscope-reorder --durations 25
-fi
 exec $bin/python -m pytest "$@"
