@@ -1,8 +1,10 @@
 """What asks a run to stop: the signals of the configuration, and the notice of a host."""
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +13,16 @@ import pytest
 from distcnn.runtime import notice
 from distcnn.runtime.membership import Cluster
 from distcnn.runtime.signals import REPEAT_SECONDS, StopRequest, stop_request
+
+
+@contextlib.contextmanager
+def own_interrupt() -> Iterator[None]:
+    """Lets Ctrl-C raise KeyboardInterrupt, which a job in the background of a shell ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("chosen", "other"), [("SIGUSR1", "SIGUSR2"), ("SIGUSR2", "SIGUSR1")])
@@ -32,7 +44,7 @@ def test_a_notice_stops_and_the_signal_after_it_is_the_first(tmp_path, monkeypat
     monkeypatch.setattr(notice, "EVERY_SECONDS", 0.05)
     sign = tmp_path / "sign"
     request = StopRequest("SIGUSR1", f"test -e {sign}")
-    with request.listening():
+    with own_interrupt(), request.listening():
         time.sleep(0.2)
         assert request.name is None
         sign.touch()
