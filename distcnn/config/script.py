@@ -85,6 +85,11 @@ class ScriptConfig:
         for name in ("checkpoint_every_steps", "checkpoint_every_minutes", "checkpoint_notice"):
             if getattr(self, name) and self.resume is None:
                 raise UsageError(f"{name} needs a directory for the checkpoints; add --resume DIR")
+        if self.checkpoint_signal != "SIGUSR1" and self.resume is None:
+            raise UsageError(
+                f"checkpoint_signal is {self.checkpoint_signal}, but nothing is saved on a signal "
+                "without a directory for checkpoints; add --resume DIR"
+            )
 
     def _require_fit_for_virtual_workers(self) -> None:
         if self.virtual_workers is None:

@@ -1,9 +1,7 @@
 """Checkpoints: the whole state of a run in one file with a checksum, for an exact resume."""
 
-import hashlib
 import json
 import logging
-import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -16,6 +14,7 @@ import tensorflow as tf
 
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import file_digest, open_regular, replacing, write_text
+from distcnn.storage.metrics_file import METRICS_FILE, metrics_mark
 
 log = logging.getLogger("distcnn")
 
@@ -23,7 +22,6 @@ _NAME = re.compile(r"step-(\d{8,})\.npz")
 _META = "meta"
 _METRICS = "metrics"
 _MAX_CHECKSUM_BYTES = 4096
-METRICS_FILE = "metrics.jsonl"
 
 NAMES = "names"
 """Name of the array that holds the paths of the variables."""
@@ -190,46 +188,10 @@ def write_checkpoint(
         write_text(_checksum_file(path), f"{file_digest(partial)}  {path.name}\n")
 
 
-def metrics_mark(path: Path, size: int | None = None) -> dict[str, Any] | None:
-    """Describes the metrics that belong to a state: their number of bytes and their checksum.
-
-    Args:
-        path: The file of metrics.
-        size: How many of its bytes belong to the state; None for all of them.
-
-    Returns:
-        The description, which JSON can represent; None if there is no file.
-    """
-    if not path.is_file():
-        return None
-    with open_regular(path) as file:
-        os.fsync(file.fileno())  # a power failure must not leave less than the checkpoint expects
-        content = file.read(-1 if size is None else size)
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
 def stored_mark(checkpoint: Path) -> dict[str, Any] | None:
     """Returns the `metrics_mark` in a checkpoint; None for one of an earlier version."""
     mark = _read_meta(checkpoint, _METRICS)
     return mark if isinstance(mark, dict) else None
-
-
-def metrics_until(mark: dict[str, Any] | None, content: bytes) -> bytes:
-    """Returns the part of a file of metrics that belongs to a state.
-
-    Args:
-        mark: The description of that part; None if it is unknown, for which all is returned.
-        content: The content of the file.
-
-    Raises:
-        ValueError: The file does not begin as it did then.
-    """
-    if mark is None:
-        return content
-    beginning = content[: mark["bytes"]]
-    if hashlib.sha256(beginning).hexdigest() != mark["sha256"]:
-        raise ValueError("it is not as the checkpoint expects")
-    return beginning
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:

@@ -18,7 +18,8 @@ from typing import Any
 
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.runtime.files import file_digest
-from distcnn.storage.checkpoint import METRICS_FILE, Checkpoints
+from distcnn.storage.checkpoint import Checkpoints
+from distcnn.storage.metrics_file import METRICS_FILE
 
 log = logging.getLogger("distcnn")
 

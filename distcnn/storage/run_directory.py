@@ -14,7 +14,8 @@ from distcnn.config.safe_yaml import read_yaml, sealed
 from distcnn.config.schema import WHOLE_KEYS, Config
 from distcnn.errors import DistcnnError
 from distcnn.runtime.files import open_regular, write_json, write_text
-from distcnn.storage.checkpoint import METRICS_FILE, Checkpoints, metrics_until, stored_mark
+from distcnn.storage.checkpoint import Checkpoints, stored_mark
+from distcnn.storage.metrics_file import METRICS_FILE, metrics_until
 from distcnn.storage.mirror import Mirror
 
 log = logging.getLogger("distcnn")

@@ -14,13 +14,12 @@ from distcnn.errors import DistcnnError
 from distcnn.storage.background import BackgroundWriter
 from distcnn.storage.checkpoint import (
     CALLBACKS,
-    METRICS_FILE,
     Checkpoints,
     Progress,
-    metrics_mark,
     snapshot,
 )
 from distcnn.storage.memory_copies import SHARED_MEMORY, MemoryCopies
+from distcnn.storage.metrics_file import METRICS_FILE, metrics_mark
 from distcnn.storage.run_directory import RunDirectory
 from distcnn.training.callbacks.saved_state import Indexed, save_callbacks
 from distcnn.training.setup import TrainingSetup

@@ -106,6 +106,23 @@ def test_the_newest_complete_state_is_there_wherever_the_writer_is_cut_off(store
     assert len(list((tmp_path / "mirror").glob("generation-*"))) == 2
 
 
+def test_the_newer_of_the_directory_and_its_mirror_is_taken(tmp_path):
+    run, address = tmp_path / "run", str(tmp_path / "mirror")
+    write_run(run, 5)
+    shutil.copytree(run, tmp_path / "older")
+    for step in (10, 15):
+        write_run(run, step)
+        if step == 10:
+            Mirror(address, run).push(RUN, step)
+    Mirror(address, run).pull(RUN)
+    assert rows(run)[-1]["step"] == 15
+    Mirror(address, tmp_path / "older").pull(RUN)
+    assert [row["step"] for row in rows(tmp_path / "older")] == [5, 10]
+    found = Checkpoints(tmp_path / "older" / "checkpoints", keep=1).load_newest()
+    assert found is not None
+    assert found[1].step == 10
+
+
 def test_a_damaged_object_is_not_taken(tmp_path, caplog):
     run, address = tmp_path / "run", str(tmp_path / "mirror")
     for step in (5, 10):

@@ -15,13 +15,13 @@ from distcnn.errors import DistcnnError
 from distcnn.storage import checkpoint
 from distcnn.storage.checkpoint import (
     Checkpoints,
-    metrics_until,
     read_checkpoint,
     reserve,
     restore,
     snapshot,
     stored_mark,
 )
+from distcnn.storage.metrics_file import metrics_until
 from distcnn.training.callbacks.saved_state import save_callbacks
 from distcnn.training.trainer import Trainer
 from tests.runs import SignalAt, small_config, small_run

@@ -1,9 +1,17 @@
 """A run that has lost its processes, and one host, goes on from the memory of the other."""
 
+import functools
 import json
 import shutil
 
+import keras
+import pytest
+
+from distcnn.storage.checkpoint import Checkpoints
+from distcnn.storage.memory_copies import MemoryCopies
 from distcnn.storage.run_directory import read_run_id
+from distcnn.training import trainer
+from distcnn.training.state_copies import StateCopies
 from tests.launching.launched import OVERRIDES
 from tests.lockstep.groups import start_group
 from tests.lockstep.test_equality import TOLERANCE, difference
@@ -35,4 +43,53 @@ def test_the_run_goes_on_from_the_host_that_is_left(tmp_path):
     assert difference(weights_of(run), weights_of(reference)) <= TOLERANCE
     assert [row["step"] for row in rows(run)] == [row["step"] for row in rows(reference)]
     assert json.loads((run / "environment.json").read_text())["run_id"] == run_id
+    assert not list(memory.rglob("*.npz"))
+
+
+class Losing(keras.callbacks.Callback):
+    """Loses the run in the middle of a step."""
+
+    def __init__(self, at):
+        super().__init__()
+        self._left = at
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._left -= 1
+        if self._left == 0:
+            raise RuntimeError("the run is lost")
+
+
+@pytest.fixture
+def memory(tmp_path, monkeypatch):
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    monkeypatch.setattr(trainer, "StateCopies", functools.partial(StateCopies, memory=folder))
+    return folder
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_copy_is_used_only_if_the_run_directory_has_what_it_builds_on(
+    fits, memory, tmp_path, caplog
+):
+    caplog.set_level("INFO", "distcnn")
+    run, reference = tmp_path / "run", tmp_path / "reference"
+    small_run(reference)  # 2 epochs of 7 steps
+    config = small_config(run, checkpoint__memory_every_steps=3, checkpoint__every_steps=2)
+    with pytest.raises(RuntimeError, match="the run is lost"):
+        trainer.Trainer(config, [Losing(11)]).fit()  # a copy of step 9, a checkpoint of 10
+    checkpoints = Checkpoints(run / "checkpoints", keep=1)
+    checkpoints.delete(checkpoints.path(10))
+    if not fits:  # the best epoch's, of step 7, as if it had been on its way to the disk
+        checkpoints.delete(checkpoints.path(7))
+    trainer.Trainer(config).fit()
+    assert ("at step 9, from the memory of" in caplog.text) == fits
+    mine, theirs = (json.loads((f / "summary.json").read_text()) for f in (run, reference))
+    assert mine["weights_sha256"] == theirs["weights_sha256"]
+
+
+def test_too_little_memory_is_a_warning(memory, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(MemoryCopies, "free_bytes", lambda copies: 1000)
+    small_run(tmp_path / "run", checkpoint__memory_every_steps=3, train__epochs=1)
+    assert "0 MB free, and a copy takes" in caplog.text
+    assert caplog.text.count("no copies of the state in the memory") == 1
     assert not list(memory.rglob("*.npz"))
