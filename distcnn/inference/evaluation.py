@@ -16,7 +16,7 @@ from distcnn.data.class_subset import with_all_classes
 from distcnn.data.dataset import load_split
 from distcnn.data.pipeline import evaluation_dataset
 from distcnn.data.sources import open_source
-from distcnn.data.split import Split
+from distcnn.data.split import Source, Split
 from distcnn.errors import DataError, UsageError
 from distcnn.inference.classifier import load_classifier
 from distcnn.inference.label_evaluation import LabelEvaluation
@@ -24,6 +24,9 @@ from distcnn.inference.number_evaluation import NumberEvaluation
 from distcnn.storage.model_metadata import division_of, preprocessing_of
 
 log = logging.getLogger("distcnn")
+
+SplitName = Literal["test", "validation", "train"]
+"""Which images of a data set."""
 
 _TINY = float(np.finfo(np.float32).tiny)  # least probability, so that its logarithm is finite
 
@@ -85,6 +88,18 @@ class Evaluation:
             for name, precision, recall, f1, support in zip(self.classes, *scores, strict=True)
         ]
 
+    def top_k(self, count: int) -> float:
+        """Returns the fraction of the images whose true class is among the most probable ones.
+
+        Args:
+            count: How many of the most probable classes count. Of equally probable ones the first
+                counts before the others, as in `predictions`.
+        """
+        ours = self.probabilities[np.arange(len(self.labels)), self.labels][:, np.newaxis]
+        earlier = np.arange(len(self.classes)) < self.labels[:, np.newaxis]
+        before = (self.probabilities > ours) | ((self.probabilities == ours) & earlier)
+        return float(np.mean(before.sum(axis=1) < count))
+
     def worst(self, count: int) -> np.ndarray:
         """Returns the indices of up to `count` mistakes, the most confident first."""
         wrong = np.flatnonzero(self.predictions != self.labels)
@@ -127,7 +142,7 @@ AnyEvaluation = Evaluation | LabelEvaluation | NumberEvaluation
 def evaluate(
     model: str | Path,
     *,
-    split: Literal["test", "validation", "train"] = "test",
+    split: SplitName = "test",
     data: DataConfig | None = None,
     batch_size: int = 512,
     trust: bool = False,
@@ -175,7 +190,7 @@ def evaluate_model(
     path: Path,
     data: DataConfig,
     seed: int,
-    split: Literal["test", "validation", "train"],
+    split: SplitName,
     batch_size: int,
     *,
     trust: bool = False,
@@ -190,31 +205,95 @@ def evaluate_model(
         batch_size: Images per step.
         trust: Whether to run code that the model needs.
     """
-    classifier = load_classifier(path, trust=trust)
+    return Evaluator(path, data, seed, batch_size, trust=trust).evaluate(split)
+
+
+class Evaluator:
+    """A trained classifier with the data set that it is evaluated on.
+
+    Args:
+        path: Run directory, or a `.keras` file.
+        data: The data set.
+        seed: Seed of the validation and test images that were drawn.
+        batch_size: Images per step.
+        trust: Whether to run code that the model needs.
+
+    Attributes:
+        classifier: The classifier.
+        data: The data set's section of the configuration.
+        source: The opened data set.
+
+    Raises:
+        DistcnnError: If the model cannot be loaded, or needs code that is not trusted.
+        DataError: If the images cannot be used, or have other classes than the model.
+    """
+
+    def __init__(
+        self, path: Path, data: DataConfig, seed: int, batch_size: int, *, trust: bool = False
+    ) -> None:
+        self.classifier = load_classifier(path, trust=trust)
+        self.data = data
+        self._seed, self._batch_size = seed, batch_size
+        known = self.classifier.metadata
+        self.source = open_for(data, seed, known.classes)
+        if self.source.division:
+            log.info("%s", self.source.division)
+        require_same_task(self.source.task, known.task)
+        outputs = self.classifier.model.output_shape[-1]
+        _require_same_classes(self.source.classes, known.classes, outputs)
+        self._model = self.classifier.on_stored_pixels()
+        self._splits: dict[SplitName, Split] = {}
+
+    def split(self, name: SplitName) -> Split:
+        """Returns a split with its images as the model takes them."""
+        if name not in self._splits:
+            shape = self.classifier.image_shape
+            self._splits[name] = load_split(self.data, self.source, shape, self._seed, name)
+        return self._splits[name]
+
+    def evaluate(self, name: SplitName) -> AnyEvaluation:
+        """Evaluates the classifier on every image of a split that can be decoded, once each."""
+        images, classes = self.split(name), self.source.classes
+        if self.source.task == "classification":
+            return evaluate_split(
+                self._predict, images, classes, logits=False, batch_size=self._batch_size
+            )
+        batches = evaluation_dataset(images, len(classes), self._batch_size)
+        values = np.asarray(self._predict(batches.map(lambda images, _: images)), np.float32)
+        good = self.evaluated(name)
+        result = LabelEvaluation if self.source.task == "multilabel" else NumberEvaluation
+        return result(images.labels[good], values[good], classes)
+
+    def evaluated(self, name: SplitName) -> np.ndarray:
+        """Returns the indices of the images in a split that its last evaluation counted, int64."""
+        split = self.split(name)
+        return np.delete(np.arange(len(split)), split.unreadable())
+
+    def _predict(self, batches: tf.data.Dataset) -> np.ndarray:
+        found: np.ndarray = self._model.predict(batches, verbose=0)
+        return found
+
+
+def open_for(data: DataConfig, seed: int, classes: tuple[str, ...]) -> Source:
+    """Opens a data set for a model, which may know more labels than the images have.
+
+    Args:
+        data: The data set.
+        seed: Seed of the test images, if they were drawn.
+        classes: Class names that the model knows; empty if it knows none.
+    """
     source = open_source(data, seed)
-    if source.division:
-        log.info("%s", source.division)
-    _require_same_task(source.task, classifier.metadata.task)
-    outputs, expected = classifier.model.output_shape[-1], classifier.metadata.classes
-    if data.labels and source.task != "regression" and set(source.classes) < set(expected):
-        source = with_all_classes(source, expected)  # no image of the file has the others
-    _require_same_classes(source.classes, expected, outputs)
-    images = load_split(data, source, classifier.image_shape, seed, split)
-    on_pixels = classifier.on_stored_pixels()
-
-    def predict(batches: tf.data.Dataset) -> np.ndarray:
-        return on_pixels.predict(batches, verbose=0)
-
-    if source.task == "classification":
-        return evaluate_split(predict, images, source.classes, logits=False, batch_size=batch_size)
-    batches = evaluation_dataset(images, outputs, batch_size).map(lambda images, _: images)
-    good = np.delete(np.arange(len(images)), images.unreadable())
-    values = np.asarray(predict(batches), np.float32)[good]
-    result = LabelEvaluation if source.task == "multilabel" else NumberEvaluation
-    return result(images.labels[good], values, source.classes)
+    if data.labels and source.task != "regression" and set(source.classes) < set(classes):
+        return with_all_classes(source, classes)  # no image of the file has the others
+    return source
 
 
-def _require_same_task(found: str, expected: str) -> None:
+def require_same_task(found: str, expected: str) -> None:
+    """Checks that the labels of the data are what a model was trained for.
+
+    Raises:
+        DataError: If they are not.
+    """
     if found != expected:
         raise DataError(
             f"the labels of the data are for {found}, but the model was trained for {expected}; "
