@@ -26,6 +26,7 @@ COMMANDS = {
         "inspect",
         "search",
         "runs",
+        "report",
         "__main__",
     ),
 }
@@ -44,7 +45,7 @@ LAYERS: list[set[str]] = [
     {"inference"},
     {"training"},
     {"scripting"},
-    {"proving"},
+    {"proving", "reporting"},
     {"benchmarking"},
     COMMANDS,
     {"__init__"},

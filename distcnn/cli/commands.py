@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("distcnn.export:main", "Writes a classifier in the formats of other runtimes."),
     "search": ("distcnn.search:main", "Looks for the best settings of a recipe by many trials."),
     "runs": ("distcnn.runs:main", "Lists runs: what they reached, and which settings differ."),
+    "report": ("distcnn.report:main", "Writes a report on a run as one HTML file."),
     "records": ("distcnn.records:main", "Writes a data set as TFRecord shards."),
     "benchmark": (
         "distcnn.benchmark:main",

@@ -12,8 +12,7 @@ from typing_extensions import override
 from distcnn.runtime.files import write_text
 from distcnn.runtime.keras_fit import plain_logs
 from distcnn.storage.checkpoint import Progress
-from distcnn.storage.metrics_file import METRICS_FILE
-from distcnn.storage.summary import MEASUREMENTS
+from distcnn.storage.metrics_file import MEASUREMENTS, METRICS_FILE
 from distcnn.training.callbacks.metrics import Row, row_as_json
 from distcnn.training.callbacks.non_finite import NotFiniteError
 

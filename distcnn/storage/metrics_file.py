@@ -1,4 +1,4 @@
-"""Which part of a run's metrics belongs to a state: a number of bytes and their checksum."""
+"""The metrics of a run: what a row holds, and which part of them belongs to a state."""
 
 import hashlib
 import os
@@ -9,6 +9,12 @@ from distcnn.runtime.files import open_regular
 
 METRICS_FILE = "metrics.jsonl"
 """The file in a run directory; it only grows while a run trains."""
+
+MEASUREMENTS = (
+    *("step", "epoch", "learning_rate"),
+    *("images_per_second", "step_ms", "input_wait"),
+)
+"""What a row of `metrics.jsonl` holds besides metrics."""
 
 
 def metrics_mark(path: Path, size: int | None = None) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from distcnn.runtime.text import printable
 from distcnn.storage.checkpoint import Progress
+from distcnn.storage.metrics_file import MEASUREMENTS
 
 log = logging.getLogger("distcnn")
 
@@ -28,12 +29,6 @@ _FROM_RESOLVED = (
     "learning_rate",
 )
 _FROM_LAST_ROW = ("loss", "accuracy", "val_loss", "val_accuracy")
-
-MEASUREMENTS = (
-    *("step", "epoch", "learning_rate"),
-    *("images_per_second", "step_ms", "input_wait"),
-)
-"""What a row of `metrics.jsonl` holds besides metrics."""
 
 
 def log_resolved(path: Path, resolved: dict[str, Any]) -> None:

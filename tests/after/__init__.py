@@ -1,1 +1,4 @@
-"""Commands and files that use a finished run. Joins cli, data, inference, storage, training."""
+"""Commands and files that use a finished run.
+
+Joins cli, data, inference, reporting, storage, training.
+"""

@@ -24,7 +24,7 @@ from tests.docs.pages import PAGES, SITE, anchors, blocks, commands, inline_code
 
 COMMANDS = (
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("launch", "inspect", "search", "export", "runs"),
+    *("launch", "inspect", "search", "export", "runs", "report"),
 )
 
 NEEDED = {
@@ -33,6 +33,7 @@ NEEDED = {
     "evaluate": ["RUN"],
     "predict": ["RUN", "IMAGE"],
     "export": ["RUN"],
+    "report": ["RUN"],
     "records": ["--out", "SHARDS"],
 }
 """Arguments without which a command refuses every flag."""

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from typing_extensions import override
 
-from distcnn.storage.summary import MEASUREMENTS
+from distcnn.storage.metrics_file import MEASUREMENTS
 from distcnn.training.setup import TrainingSetup
 
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from distcnn.runtime.text import duration
-from distcnn.storage.summary import MEASUREMENTS
+from distcnn.storage.metrics_file import MEASUREMENTS
 from distcnn.training.callbacks.metrics import Row
 
 Mode = Literal["auto", "live", "lines", "none"]

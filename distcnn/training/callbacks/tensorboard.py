@@ -20,7 +20,7 @@ from distcnn.inference.plots import (
 )
 from distcnn.launching.command import FOLDER
 from distcnn.launching.record import read
-from distcnn.storage.summary import MEASUREMENTS
+from distcnn.storage.metrics_file import MEASUREMENTS
 from distcnn.training.callbacks.metrics import Row
 from distcnn.training.setup import TrainingSetup
 from distcnn.training.step import TrainingStep
