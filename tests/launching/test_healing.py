@@ -40,7 +40,9 @@ def healed(tmp_path_factory: pytest.TempPathFactory) -> LaunchedRun:
         assert not left, left
 
     slots.write_text("localhost:2\n")
-    with LaunchedRun(folder / "run", own, **copies) as run:
+    # One worker must still train, however fast, when the slots of the others are found.
+    slow = {"UNHURRIED": "0.04"}
+    with LaunchedRun(folder / "run", own, environment=slow, **copies) as run:
         run.wait_for_step(killed.step() + 10)
         run.ranks()[1].send_signal(signal.SIGKILL)
         run.wait_until(lambda: len(run.restarts()) == 1)
