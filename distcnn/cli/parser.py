@@ -23,6 +23,7 @@ from distcnn.config.recipe import (
     settings_of_run,
     without_excluded,
 )
+from distcnn.config.sections.train import require_fitting_epochs
 from distcnn.data.sources import SOURCES, require_fitting_dir
 from distcnn.distribute.strategies import STRATEGY_NAMES, require_supported
 from distcnn.errors import UsageError
@@ -204,7 +205,10 @@ def parse_run(
         print_config = namespace.pop("print_config")
         namespace.pop("debug")
         options = {name: namespace.pop(name) for name in own}
+        epochs = namespace.train.epochs
         config = Config(**parser.instantiate(namespace).as_dict())
+        if "train.epochs" in {*values, *given}:
+            require_fitting_epochs(epochs, config.train)
         require_fitting_dir(config.data)
         require_supported(config.distribute)
     except UsageError as error:

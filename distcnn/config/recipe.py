@@ -83,7 +83,7 @@ FOR_IMAGES = (
         "optimizer.ema",
     ),
     *("train.accumulation_steps", "train.virtual_workers", "train.test_flip"),
-    *("train.test_shift", "model.whitening"),
+    *("train.test_shift", "train.phases", "model.whitening", "optimizer.layer_decay", "init_from"),
 )
 """Keys and sections that only apply to the images of a data set."""
 
@@ -91,14 +91,19 @@ FOR_IMAGES = (
 def without_excluded(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Drops the values of a recipe that do not apply beside the keys that replace others.
 
-    These are the global batch size if `keys` set the batch size per worker, the arguments of the
-    recipe's model and its whitening if `keys` choose another model, and what is for images if
-    `keys` choose the user's own data.
+    These are the global batch size if `keys` set the batch size per worker, the epochs if `keys`
+    set phases, pretrained weights and whitening if `keys` set the weights to begin with, the
+    arguments of the recipe's model and its whitening if `keys` choose another model, and what is
+    for images if `keys` choose the user's own data.
     """
     keys = set(keys)
     dropped = set()
     if "train.batch_size" in keys:
         dropped.add("train.global_batch_size")
+    if "train.phases" in keys:
+        dropped.add("train.epochs")
+    if "init_from" in keys:
+        dropped |= {"model.weights", "model.whitening"}
     if keys & {"model.name", "model.factory"}:
         dropped |= {"model.args", "model.whitening"}
     if "data.factory" in keys:

@@ -33,6 +33,10 @@ class Config:
     """Recipe to start from, a built-in name or a YAML file; the other flags override its values."""
     out: str | None = None
     """Run directory. Default: runs/RECIPE, or the next free runs/RECIPE-N."""
+    init_from: str | None = None
+    """Finished run, or model.keras, from which the weights of all layers that fit are taken at the
+    start; the head is a new one if the classes differ. Its epochs and optimizer are not continued:
+    for that, see checkpoint.resume."""
     data: DataConfig = field(default_factory=DataConfig)
     """Data set and input pipeline."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -66,6 +70,8 @@ class Config:
             f"checkpoint.mirror is {self.checkpoint.mirror}, which needs the same run directory at "
             "each start; add --out DIR",
         )
+        if self.init_from is not None or self.train.phases:
+            self._require_fit_for_fine_tuning()
         if self.data.factory is not None:
             self._require_fit_for_own_data()
         if self.train.virtual_workers is not None:
@@ -94,6 +100,32 @@ class Config:
             "travels between workers; drop --distribute.compression",
         )
 
+    def _require_fit_for_fine_tuning(self) -> None:
+        """Checks that the weights to begin with, and the phases, are the only ones."""
+        resume = self.checkpoint.resume
+        key = "init_from" if self.init_from is not None else "train.phases"
+        require(
+            resume in ("auto", "never"),
+            f"{key} is set, but checkpoint.resume {resume} takes weights, optimizer and epochs "
+            "from another run; drop one of them (--init_from takes weights alone)",
+        )
+        require(
+            self.init_from is None or self.model.weights == "none",
+            f"init_from is {self.init_from}, but model.weights {self.model.weights} loads others; "
+            "drop one of them",
+        )
+        require(
+            self.init_from is None or not self.model.whitening,
+            f"init_from is {self.init_from}, but model.whitening sets the first convolution; add "
+            "--model.whitening false",
+        )
+        for phase in self.train.parsed_phases:
+            require(
+                self.optimizer.warmup_epochs <= phase.epochs,
+                f"optimizer.warmup_epochs is {self.optimizer.warmup_epochs:g}, but a phase has "
+                f"{phase.epochs} epochs; lower it, since each phase warms up by itself",
+            )
+
     def _require_fit_for_own_data(self) -> None:
         """Checks that nothing is asked for that only data sets of images can do."""
         require(
@@ -102,6 +134,9 @@ class Config:
             "set; add --model.factory, a function that returns your compiled model",
         )
         needs_images = {
+            "init_from": self.init_from is not None,
+            "train.phases": bool(self.train.phases),
+            "optimizer.layer_decay": self.optimizer.layer_decay != 1,
             "data.dir": self.data.dir is not None,
             "data.labels": self.data.labels is not None,
             "data.augment": self.data.augment != AugmentConfig(),

@@ -18,6 +18,9 @@ MODELS: dict[str, Any] = {
     "airbench": "distcnn.models.airbench:airbench",
     "article": "distcnn.models.article:article",
     "compact": "distcnn.models.compact:compact",
+    "resnet9": "distcnn.models.resnet:resnet9",
+    "resnet18": "distcnn.models.resnet:resnet18",
+    "resnet50": "distcnn.models.resnet:resnet50",
     **{name: f"distcnn.models.applications:{name}" for name in APPLICATIONS},
 }
 """Functions of `(input_shape, num_classes, ...)` that return an uncompiled `keras.Model`, or the

@@ -58,7 +58,7 @@ def require_same_after_loading(config: ModelConfig, model: keras.Model, images: 
     if '"__lambda__"' in text:
         return
     name = config.factory or config.name
-    with _same_random_numbers():
+    with same_random_numbers():
         rebuilt = _rebuilt(name, model, text, _objects(config, model, json.loads(text)))
         try:
             rebuilt.set_weights(model.get_weights())
@@ -231,7 +231,7 @@ def _short(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _same_random_numbers() -> Iterator[None]:
+def same_random_numbers() -> Iterator[None]:
     """Lets the random numbers of Python and NumPy, Keras' seeds, go on as if nothing was drawn."""
     python, numpy = random.getstate(), np.random.get_state()
     try:

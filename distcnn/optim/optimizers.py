@@ -1,6 +1,7 @@
 """Builds optimizers, and scales the learning rate to the global batch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from distcnn.optim.catalog import OPTIMIZERS
 from distcnn.optim.fused_updates import fuse_updates
 from distcnn.optim.lars import Lars
 from distcnn.optim.schedules import Schedule
+from distcnn.runtime.keras_internals import scale_weight_decay, variable_index
 
 
 def scaled_learning_rate(config: OptimizerConfig, global_batch_size: int) -> float:
@@ -57,6 +59,7 @@ def build_optimizer(
     dtype_policy: str,
     *,
     fused: bool = True,
+    factors: Sequence[float] | None = None,
 ) -> keras.optimizers.Optimizer:
     """Builds the optimizer and creates its variables.
 
@@ -66,6 +69,7 @@ def build_optimizer(
         model: Built model whose trainable variables the optimizer will update.
         dtype_policy: Keras dtype policy; mixed_float16 adds dynamic loss scaling.
         fused: Whether adam, adamw and sgd update each variable in a single operation.
+        factors: Factor on the learning rate of each trainable variable. Default: 1.
 
     Returns:
         A built Keras optimizer.
@@ -81,6 +85,8 @@ def build_optimizer(
         fuse_updates(optimizer)
     if config.bias_lr_factor != 1:
         _scale_rate_of_vectors(optimizer, config.bias_lr_factor)
+    if factors is not None:
+        _scale_rates(optimizer, factors)
     if dtype_policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(model.trainable_variables)
@@ -96,6 +102,20 @@ def _scale_rate_of_vectors(optimizer: keras.optimizers.Optimizer, factor: float)
         plain(gradient, variable, learning_rate * factor if is_vector else learning_rate)
 
     optimizer.update_step = update_step
+
+
+def _scale_rates(optimizer: keras.optimizers.Optimizer, factors: Sequence[float]) -> None:
+    """Makes an optimizer update and decay each variable at another learning rate."""
+    plain = optimizer.update_step
+
+    def factor_of(variable: Any) -> float:
+        return factors[variable_index(optimizer, variable)]
+
+    def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
+        plain(gradient, variable, learning_rate * factor_of(variable))
+
+    optimizer.update_step = update_step
+    scale_weight_decay(optimizer, factor_of)
 
 
 def adam(config: OptimizerConfig, common: dict[str, Any]) -> keras.optimizers.Optimizer:

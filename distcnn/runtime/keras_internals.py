@@ -56,6 +56,48 @@ def all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
     return model._flatten_layers(include_self=False)
 
 
+def layers_in_order(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yields the layers that a model calls, in order; a layer may be yielded several times.
+
+    Those of a model without a graph come in the order in which it holds them.
+    """
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    if not isinstance(graph, _FUNCTIONAL):
+        yield from model.layers
+        return
+    for call in calls_in_order(graph):
+        if isinstance(call.operation, keras.layers.Layer):
+            yield call.operation
+
+
+def learned_variables(layer: keras.layers.Layer) -> list[Any]:
+    """Returns the variables that a layer and its inner ones train, unless they are frozen."""
+    return [v for each in layer._flatten_layers() for v in each._trainable_variables]
+
+
+def scale_weight_decay(
+    optimizer: keras.optimizers.Optimizer, factor_of: Callable[[Any], float]
+) -> None:
+    """Makes an optimizer decay each variable by another fraction of its weight decay.
+
+    Args:
+        optimizer: Optimizer that decays weights by itself, or not at all.
+        factor_of: From a variable to the fraction.
+    """
+    plain, decay = optimizer._apply_weight_decay, optimizer.weight_decay
+    if decay is None:
+        return
+
+    def apply(variables: Sequence[Any]) -> None:
+        # The replicas of a process are traced in threads that take turns, all in the same order.
+        for variable in variables:
+            optimizer.weight_decay = decay * factor_of(variable)
+            plain([variable])
+        optimizer.weight_decay = decay
+
+    optimizer._apply_weight_decay = apply
+
+
 def seed_generators(layer: keras.layers.Layer) -> Sequence[Any]:
     """Returns the seed generators that a layer tracks."""
     return getattr(layer, "_seed_generators", ())

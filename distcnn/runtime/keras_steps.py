@@ -183,6 +183,11 @@ def _without_optimizer(model: keras.Model) -> Iterator[None]:
         vars(model)["optimizer"] = optimizer
 
 
+def replace_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    """Gives a compiled model another optimizer; its loss and metrics stay as they are."""
+    vars(model)["optimizer"] = optimizer  # Keras' own assignment would make it a part of the model
+
+
 def optimized_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     """Returns the variables that an optimizer was built for; none if it is not built."""
     return list(optimizer._trainable_variables) if optimizer.built else []

@@ -63,7 +63,11 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
         _describe_batch(resolved),
         resolved["steps_per_epoch"],
     )
-    log.info("learning rate   %(base_learning_rate)g -> %(learning_rate)g", resolved)
+    if resolved["phases"]:
+        for phase in resolved["phases"]:
+            log.info("phase           %s", phase)
+    else:
+        log.info("learning rate   %(base_learning_rate)g -> %(learning_rate)g", resolved)
 
 
 def _describe_weights(resolved: dict[str, Any]) -> str:

@@ -1,14 +1,16 @@
 """Builds the setup of a run from its configuration, in phases."""
 
 import dataclasses
+import functools
 import zlib
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from distcnn.config import Config
+from distcnn.config import Config, OptimizerConfig
 from distcnn.config.recipe import flatten
 from distcnn.data.dataset import Dataset, default_image_shape, load_dataset
 from distcnn.data.pipeline import BalancedSampler, BatchSharding, EpochSampler
@@ -27,6 +29,7 @@ from distcnn.errors import DataError, UsageError
 from distcnn.inference.views import Views
 from distcnn.models.building import build_model
 from distcnn.models.compiled import is_compiled_by_owner
+from distcnn.models.depth import rate_factors
 from distcnn.models.head import Head
 from distcnn.models.interface import ModelInterface, inspect_model
 from distcnn.models.whitening import WHITENED_IMAGES, whiten_first_convolution
@@ -40,6 +43,9 @@ from distcnn.training.own_compile import own_objective, peak_rate
 from distcnn.training.setup import TrainingSetup, step_options
 from distcnn.training.state import TrainState
 from distcnn.training.step import TrainingStep
+
+if TYPE_CHECKING:
+    from distcnn.training.phases import Phases
 
 _INSPECTED_IMAGES = 4
 
@@ -178,15 +184,11 @@ def _build_steps(
     backend = context.backend
     precision = _precision_of_step(config, context, model)
     fast_path, fast_path_reason = resolve_fast_path(config.train, xla=precision.xla)
-    engine = StepEngine(
-        backend,
-        fast=fast_path,
-        sync_batchnorm=config.distribute.sync_batchnorm,
-        virtual_workers=config.train.virtual_workers,
-    )
-    engine.require_virtual(model)
+    engine = _engine(config, backend, model, fast=fast_path)
+    build = functools.partial(_build_optimizer, model, sampler, precision, fused=fast_path)
     with backend.scope():
-        objective = _compile(config, dataset, sampler, model, interface, head, precision, fast_path)
+        phases = _phases(config, backend, model, sampler, build)
+        objective = _compile(config, dataset, model, interface, head, phases, build)
         if objective.is_own:
             require_supported(model.optimizer, backend)
         model.jit_compile = precision.xla
@@ -203,6 +205,9 @@ def _build_steps(
         step_options(config, interface.pixels, sampler, sharding),
         ema=ema,
     )
+    state = TrainState(backend, model, optimizers, training)
+    if phases is not None:
+        phases.attach(training, state)
     return TrainingSetup(
         config=config,
         context=context,
@@ -216,8 +221,11 @@ def _build_steps(
         interface=interface,
         objective=objective,
         engine=engine,
-        peak_rate=peak_rate(config, sampler, objective, model.optimizer),
-        optimizer=model.optimizer,
+        peak_rate=phases.last_peak
+        if phases is not None
+        else peak_rate(config, sampler, objective, model.optimizer),
+        first_optimizer=model.optimizer,
+        phases=phases,
         ema=ema,
         training=training,
         evaluation=EvaluationStep(
@@ -227,19 +235,50 @@ def _build_steps(
             interface.pixels,
             Views(config.train.test_flip, config.train.test_shift),
         ),
-        state=TrainState(backend, model, optimizers, training),
+        state=state,
     )
+
+
+def _engine(config: Config, backend: Backend, model: keras.Model, *, fast: bool) -> StepEngine:
+    engine = StepEngine(
+        backend,
+        fast=fast,
+        sync_batchnorm=config.distribute.sync_batchnorm,
+        virtual_workers=config.train.virtual_workers,
+    )
+    engine.require_virtual(model)
+    return engine
+
+
+def _phases(
+    config: Config,
+    backend: Backend,
+    model: keras.Model,
+    sampler: EpochSampler,
+    build: Callable[[OptimizerConfig, int], keras.optimizers.Optimizer],
+) -> "Phases | None":
+    """Returns the phases of a run, having begun the first one; None without any."""
+    if not config.train.phases:
+        return None
+    if is_compiled_by_owner(model):
+        raise UsageError(
+            "train.phases is set, but the model is compiled, and a new phase needs a new "
+            "optimizer; return the model uncompiled, or drop --train.phases"
+        )
+    from distcnn.training.phases import Phases  # imported only if asked for
+
+    steps, batch = sampler.steps_per_epoch, sampler.global_batch_size
+    return Phases(config, backend, model, steps, batch, build)
 
 
 def _compile(
     config: Config,
     dataset: Dataset,
-    sampler: EpochSampler,
     model: keras.Model,
     interface: ModelInterface,
     head: Head,
-    precision: Precision,
-    fast_path: bool,
+    phases: "Phases | None",
+    build: Callable[[OptimizerConfig, int], keras.optimizers.Optimizer],
 ) -> Objective:
     """Compiles the model, unless its owner has; returns what it is compiled with."""
     weights = _class_weights(config, dataset, model)
@@ -249,7 +288,10 @@ def _compile(
     objective = Objective(
         interface.logits, task=dataset.task, scale=head.scale, class_weights=weights
     )
-    optimizer = _build_optimizer(config, model, sampler, precision, fused=fast_path)
+    if phases is not None:
+        optimizer = phases.optimizer
+    else:
+        optimizer = build(config.optimizer, config.train.epochs)
     arguments = objective.compile_arguments(len(dataset.classes))
     model.compile(optimizer, auto_scale_loss=False, **arguments)
     return objective
@@ -272,12 +314,20 @@ def _class_weights(
 
 
 def _build_optimizer(
-    config: Config, model: keras.Model, sampler: EpochSampler, precision: Precision, *, fused: bool
+    model: keras.Model,
+    sampler: EpochSampler,
+    precision: Precision,
+    config: OptimizerConfig,
+    epochs: int,
+    *,
+    fused: bool,
 ) -> keras.optimizers.Optimizer:
-    total_steps = config.train.epochs * sampler.steps_per_epoch
-    peak = scaled_learning_rate(config.optimizer, sampler.global_batch_size)
-    rate = learning_rate(config.optimizer, peak, sampler.steps_per_epoch, total_steps)
-    return build_optimizer(config.optimizer, rate, model, precision.policy, fused=fused)
+    """Builds an optimizer for what the model trains now, with a schedule over some epochs."""
+    peak = scaled_learning_rate(config, sampler.global_batch_size)
+    steps = sampler.steps_per_epoch
+    rate = learning_rate(config, peak, steps, epochs * steps)
+    factors = rate_factors(model, config.layer_decay) if config.layer_decay != 1 else None
+    return build_optimizer(config, rate, model, precision.policy, fused=fused, factors=factors)
 
 
 def _build_variables(

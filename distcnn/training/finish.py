@@ -77,6 +77,8 @@ class RunFinish:
         """
         setup = self._setup
         epoch = math.ceil(progress.step / setup.sampler.steps_per_epoch)
+        if setup.phases is not None and setup.config.train.early_stopping:
+            setup.phases.enter_before(max(progress.best_step, 0))
         if setup.backend.run_on_chief(lambda: self._restore_best(progress.best_step)):
             setup.state.broadcast()
             epoch = progress.best_epoch + 1

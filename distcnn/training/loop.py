@@ -33,6 +33,8 @@ def run_epochs(
     steps_per_epoch = setup.sampler.steps_per_epoch
     logs: dict[str, float] = {}
     for epoch in range(training.step // steps_per_epoch, setup.config.train.epochs):
+        if setup.phases is not None:
+            setup.phases.enter(training.step)
         if training.step_in_epoch == 0:
             training.reset_metrics()
         callbacks.on_epoch_begin(epoch)

@@ -1,7 +1,8 @@
-"""Starting a run from the state of another, as `--checkpoint.resume PATH` asks.
+"""Starting a run from the state of another, or from its weights alone.
 
-The configuration of the new run wins: its learning rate, schedule, batch size and data. The other
-run's state is taken over from the end of an epoch, or from any step if steps mean the same in both.
+`--checkpoint.resume PATH` takes the state. The configuration of the new run wins: its learning
+rate, schedule, batch size and data. The other run's state is taken over from the end of an epoch,
+or from any step if steps mean the same in both. `--init_from PATH` takes the weights.
 """
 
 import dataclasses
@@ -47,6 +48,36 @@ def start_from(setup: TrainingSetup, path: str) -> Progress:
         stopped=False,
         steps_per_epoch=setup.sampler.steps_per_epoch,
     )
+
+
+def take_initial_weights(setup: TrainingSetup) -> None:
+    """Gives a new run the weights that `init_from` names; called in the chief alone.
+
+    Raises:
+        DistcnnError: If there is no such model, or it has another architecture.
+    """
+    from distcnn.models.initial import take_weights  # imported only if asked for
+
+    config, here = setup.config, setup.interface.pixels
+    taken = take_weights(
+        setup.model,
+        Path(config.init_from or ""),
+        factory=config.model.factory,
+        classes=setup.dataset.classes,
+    )
+    if setup.ema is not None:
+        setup.ema.restart()
+    log.info("weights of      %s", taken.description)
+    there = taken.metadata.pixels if taken.metadata else here
+    if there != here:
+        log.warning(
+            "warning: the weights of %s were trained on pixels of the range %s, but this run has "
+            "%s; add --data.pixels %s",
+            config.init_from,
+            there,
+            here,
+            there,
+        )
 
 
 def _converted_step(setup: TrainingSetup, progress: Progress, path: str) -> int:

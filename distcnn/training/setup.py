@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -30,6 +30,9 @@ from distcnn.training.objective import Objective
 from distcnn.training.state import TrainState
 from distcnn.training.step import StepOptions, TrainingStep
 
+if TYPE_CHECKING:
+    from distcnn.training.phases import Phases
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSetup:
@@ -51,7 +54,8 @@ class TrainingSetup:
         objective: What the classifier is compiled with.
         engine: Computes the steps on each replica.
         peak_rate: The peak learning rate, scaled for the global batch.
-        optimizer: Updates the weights.
+        first_optimizer: Updates the weights; in a run of phases, in the first one.
+        phases: Which layers are trained in which epochs, or None if it is all of them.
         ema: Moving average of the weights, or None.
         training: The training step.
         evaluation: The evaluation step.
@@ -71,7 +75,8 @@ class TrainingSetup:
     objective: Objective
     engine: StepEngine
     peak_rate: float
-    optimizer: keras.optimizers.Optimizer
+    first_optimizer: keras.optimizers.Optimizer
+    phases: "Phases | None"
     ema: WeightEMA | None
     training: TrainingStep
     evaluation: EvaluationStep
@@ -81,6 +86,11 @@ class TrainingSetup:
     def backend(self) -> Backend:
         """The backend that runs the replicas."""
         return self.context.backend
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """What updates the weights now."""
+        return self.phases.optimizer if self.phases else self.first_optimizer
 
     @property
     def total_steps(self) -> int:
@@ -128,6 +138,8 @@ class TrainingSetup:
 
         A model that its owner has compiled stays as it is.
         """
+        if self.phases is not None:
+            self.phases.release()
         if self.objective.is_own:
             return
         with self.backend.scope():
@@ -173,6 +185,7 @@ class TrainingSetup:
             "global_batch_size": self.sampler.global_batch_size,
             "base_learning_rate": self.peak_rate if self.objective.is_own else config.optimizer.lr,
             "learning_rate": self.peak_rate,
+            "phases": self.phases.described() if self.phases else [],
             "steps_per_epoch": self.sampler.steps_per_epoch,
             "steps": self.total_steps,
             "parameters": self.model.count_params(),

@@ -1,6 +1,6 @@
 """The state of a run, held by every replica: restoring, broadcasting and synchronising it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import keras
@@ -38,6 +38,19 @@ class TrainState:
         self._model = model
         self._optimizers = optimizers
         self._training = training
+        self._frozen: set[int] = set()
+
+    def begin_phase(
+        self, optimizers: Sequence[keras.optimizers.Optimizer], frozen: Collection[Any]
+    ) -> None:
+        """Replaces the optimizers by other ones.
+
+        Args:
+            optimizers: The new optimizers.
+            frozen: Variables that the phase keeps from being trained, and so from changing.
+        """
+        self._optimizers = optimizers
+        self._frozen = {id(variable) for variable in frozen}
 
     @property
     def variables(self) -> dict[str, list[Any]]:
@@ -95,7 +108,11 @@ class TrainState:
         """
         ema = self._training.ema
         self._training.collect_metrics()
-        statistics = [w for w in self._model.non_trainable_weights if w.dtype in AVERAGED_TYPES]
+        statistics = [
+            weight
+            for weight in self._model.non_trainable_weights
+            if weight.dtype in AVERAGED_TYPES and id(weight) not in self._frozen
+        ]
         average_across_replicas(self._backend, [*statistics, *(ema.statistics if ema else ())])
         require_identical_state(self._backend, self.variables, self._training.step)
 

@@ -70,6 +70,7 @@ class StateCopies:
         memory: Path = SHARED_MEMORY,
     ) -> None:
         self._state = setup.state
+        self._phases = setup.phases
         self._backend = setup.backend
         self._directory = directory
         self._checkpoints = checkpoints
@@ -111,6 +112,8 @@ class StateCopies:
         progress, mark = Progress(**content["progress"]), content["mark"]
         if not backend.run_on_chief(lambda: self._fits(progress, mark)):
             return None
+        if self._phases is not None:
+            self._phases.enter_before(progress.step)
         if backend.rank == source:
             self._state.restore(arrays, f"the copy in the memory of {content['host']}")
         log.info(

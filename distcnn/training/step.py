@@ -91,6 +91,10 @@ class TrainingStep:
             self._metric_totals = [
                 tf.Variable(total, trainable=False) for total in engine.metrics.totals(model)
             ]
+        self.retrace()
+
+    def retrace(self) -> None:
+        """Makes the next execution trace the step anew, for another optimizer or other layers."""
         self._run_steps = tf.function(self._make_run_steps(), reduce_retracing=True)
 
     @property

@@ -39,7 +39,7 @@ from distcnn.training.callbacks.tensorboard import (
 )
 from distcnn.training.finish import RunFinish, TrainedRun
 from distcnn.training.loop import run_epochs
-from distcnn.training.resuming import start_from
+from distcnn.training.resuming import start_from, take_initial_weights
 from distcnn.training.saving import BackgroundSaving
 from distcnn.training.setup import TrainingSetup
 from distcnn.training.state_copies import StateCopies
@@ -92,6 +92,9 @@ class Trainer:
         with reporting_lost_peers(backend):
             self.directory = _choose_directory(config, backend)
             self.setup: TrainingSetup = build_setup(config, context)
+            self._has_initial_weights = config.init_from is None
+            if not self.directory.begun:  # a wrong file is found before anything is written
+                backend.run_on_chief(self._take_initial_weights)
             with backend.scope():
                 paths = config.train.callbacks
                 configured = [import_object(path, "train.callbacks")() for path in paths]
@@ -269,22 +272,33 @@ class Trainer:
         if copy is not None:
             self._take_state(copy.progress, copy.source)
             return copy.progress, copy.callbacks, copy.mark
-        setup, saved = self.setup, {}
+        setup, backend = self.setup, self.setup.backend
+        arrays: dict[str, np.ndarray] = {}
 
-        def restore() -> dict[str, Any]:
+        def load() -> dict[str, Any] | None:
             checkpoint = self._checkpoints().load_newest() if self.directory.begun else None
             if checkpoint is None:
-                return {"own": False, "progress": dataclasses.asdict(self._begin())}
-            arrays, progress = checkpoint
+                return None
+            arrays.update(checkpoint[0])
+            return dataclasses.asdict(checkpoint[1])
+
+        def restore() -> None:
             setup.state.restore(arrays, str(self.directory.path))
             log.info("resumed         %s at step %d", self.directory.path, progress.step)
-            saved.update({key: a for key, a in arrays.items() if key.startswith(CALLBACKS)})
-            return {"own": True, "progress": dataclasses.asdict(progress)}
 
-        found = setup.backend.run_on_chief(restore)
-        progress = Progress(**found["progress"])
+        found = backend.run_on_chief(load)
+        if found is None:
+            begun = backend.run_on_chief(lambda: dataclasses.asdict(self._begin()))
+            progress = Progress(**begun)
+            self._take_state(progress)
+            return progress, None, None
+        progress = Progress(**found)
+        if setup.phases is not None:
+            setup.phases.enter_before(progress.step)
+        backend.run_on_chief(restore)
         self._take_state(progress)
-        return progress, saved if found["own"] else None, None
+        saved = {key: a for key, a in arrays.items() if key.startswith(CALLBACKS)}
+        return progress, saved, None
 
     def _take_state(self, progress: Progress, source: int = 0) -> None:
         setup = self.setup
@@ -293,9 +307,15 @@ class Trainer:
         own_page().restored(progress.step, progress.step // setup.sampler.steps_per_epoch)
 
     def _begin(self) -> Progress:
-        """Returns where a run without a checkpoint begins."""
+        """Returns where a run without a checkpoint begins; called in the chief alone."""
+        self._take_initial_weights()
         resume = self.config.checkpoint.resume
         return Progress() if resume in ("auto", "never") else start_from(self.setup, resume)
+
+    def _take_initial_weights(self) -> None:
+        if not self._has_initial_weights:
+            take_initial_weights(self.setup)
+        self._has_initial_weights = True
 
     def _is_finished(self, progress: Progress) -> bool:
         epochs_done = progress.step // self.setup.sampler.steps_per_epoch

@@ -16,7 +16,7 @@ from distcnn.version import __version__
 from tests.conftest import ROOT
 
 LAUNCH = ("horovod.patch", "install_horovod.sh", "environment.sh", "multi_node.sh", "slurm.sbatch")
-RECIPES = ("article", "fast", "fast_article", "large_batch", "quickstart", "record")
+RECIPES = ("article", "fast", "fast_article", "finetune", "large_batch", "quickstart", "record")
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ COMMON: dict[str, Any] = {
 
 ANY_WORKERS = (
     *("adam", "sgd", "accumulation", "sync_batchnorm", "sync_empty", "uneven", "grouped"),
-    *("float16", "bfloat16", "lars", "xla", "compiled", "own_step"),
+    *("float16", "bfloat16", "lars", "xla", "compiled", "own_step", "phases"),
 )
 """The cases whose weights are the same for one worker and for several."""
 
@@ -58,6 +58,22 @@ CASES: dict[str, dict[str, Any]] = {
     # Models that their owner has compiled; an own train_step divides no batch any further.
     "compiled": {"model__factory": "tests.tiny:compiled", "train__accumulation_steps": 2},
     "own_step": {"model__factory": "tests.tiny:own_step", "train__steps_per_execution": 2},
+    # First the last two of three layers, then all, each with a rate and a warm-up of its own.
+    "phases": {
+        "model__factory": "tests.tiny:tiny",
+        "model__args": {"dropout": 0.0, "activation": "tanh", "norms": 2},
+        "distribute__sync_batchnorm": True,
+        "train__phases": [
+            {"train": "last 2", "epochs": 2, "learning_rate": 0.05},
+            {"train": "all", "epochs": 2},
+        ],
+        "optimizer__name": "sgd",
+        "optimizer__schedule": "cosine",
+        "optimizer__warmup_epochs": 0.5,
+        "optimizer__layer_decay": 0.7,
+        "optimizer__weight_decay": 0.01,
+        "optimizer__ema": 0.9,
+    },
     "lars": {"optimizer__name": "lars", "optimizer__lr": 1.0, "optimizer__weight_decay": 1e-4},
 }
 
@@ -74,7 +90,12 @@ CASES |= {
     # Batches of 41 images, the last one of 2, which are mixed: three of its four shards are empty.
     "virtual": _VIRTUAL | {"train__global_batch_size": 41},
     # The mean over 12 shards is rounded, and their tree is not symmetric.
-    "virtual_uneven": _VIRTUAL | {"train__virtual_workers": 12, "train__global_batch_size": 103},
+    "virtual_uneven": _VIRTUAL
+    | {
+        "train__virtual_workers": 12,
+        "train__global_batch_size": 103,
+        "train__phases": [{"train": "last 2", "epochs": 2}, {"epochs": 2}],
+    },
     "virtual_bfloat16": _VIRTUAL
     | {
         "model__factory": None,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from distcnn.config import OptimizerConfig
+from distcnn.models.depth import rate_factors
 from distcnn.optim.lars import Lars
 from distcnn.optim.optimizers import Schedule, build_optimizer, learning_rate, scaled_learning_rate
 from distcnn.training.trainer import Trainer
@@ -156,3 +157,22 @@ def test_biases_have_a_learning_rate_of_their_own(name, fused):
         moved[factor, rate] = [variable.numpy() for variable in model.trainable_variables]
     np.testing.assert_allclose(moved[8.0, 0.01][0], moved[1.0, 0.01][0], rtol=1e-6)
     np.testing.assert_allclose(moved[8.0, 0.01][1], moved[1.0, 0.08][1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_layer_decay_lowers_rate_and_decay_of_each_layer_before_the_head(fused, policy):
+    dense = [keras.layers.Dense(3, name=name) for name in ("first", "second", "head")]
+    model = keras.Sequential([keras.Input((2,)), dense[0], dense[1], dense[2]])
+    before = [variable.numpy() for variable in model.trainable_variables]
+    config = OptimizerConfig(name="sgd", lr=0.5, momentum=0.0, weight_decay=0.1, bias_lr_factor=2)
+    factors = rate_factors(model, 0.25)
+    optimizer = build_optimizer(config, 0.5, model, policy, fused=fused, factors=factors)
+    gradients = [np.full(variable.shape, 1.0, np.float32) for variable in model.trainable_variables]
+    scale = float(optimizer.scale_loss(np.float32(1.0)))
+    optimizer.apply([keras.ops.convert_to_tensor(scale * gradient) for gradient in gradients])
+    for index, variable in enumerate(model.trainable_variables):
+        rate = 0.5 * 0.25 ** (2 - index // 2)
+        is_bias = index % 2 == 1
+        expected = before[index] - rate * 2 if is_bias else before[index] * (1 - 0.1 * rate) - rate
+        np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-6, atol=1e-6)

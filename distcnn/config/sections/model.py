@@ -13,8 +13,9 @@ class ModelConfig:
     name: str = "article"
     """Built-in model. article: the CIFAR-10 CNN with 2,264,458 parameters. compact: a residual CNN
     with about a million, for short runs. airbench: the wide CNN of CIFAR-10 speed records, with two
-    million. ResNet50, MobileNetV3Small, ...: the network of keras.applications of that name, with a
-    head for the classes and what it needs done to the pixels."""
+    million. resnet9, resnet18, resnet50: residual networks, for images of 32 pixels or larger ones.
+    ResNet50, MobileNetV3Small, ...: the network of keras.applications of that name, with a head for
+    the classes and what it needs done to the pixels."""
     weights: str = "none"
     """Pretrained weights of a network of keras.applications, without its head. none: random ones.
     imagenet: downloaded once per host. FILE: such a file that you bring."""

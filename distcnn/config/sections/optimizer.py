@@ -46,6 +46,9 @@ class OptimizerConfig:
     bias_lr_factor: float = 1.0
     """Factor on the learning rate of biases and normalisation weights (Jordan 2024 uses 64 with
     sgd)."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each layer to the one before it: the head has the full rate,
+    a layer N places before it layer_decay**N times that (0 < layer_decay <= 1)."""
     clip_norm: float = 0.0
     """Clip the gradients to this global norm; 0 disables clipping."""
     ema: float = 0.0
@@ -60,6 +63,10 @@ class OptimizerConfig:
         require(
             self.bias_lr_factor > 0,
             f"optimizer.bias_lr_factor is {self.bias_lr_factor}; expected a value above 0",
+        )
+        require(
+            0 < self.layer_decay <= 1,
+            f"optimizer.layer_decay is {self.layer_decay}; expected 0 < layer_decay <= 1",
         )
         require_at_least("optimizer", self, 0, *names)
         require_at_least("optimizer", self, 1, "base_batch_size")

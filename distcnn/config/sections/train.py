@@ -1,9 +1,10 @@
 """The section `train`."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from distcnn.config.sections.bounds import require, require_at_least, require_at_most
+from distcnn.config.sections.phase import Phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +13,11 @@ class TrainConfig:
 
     epochs: int = 25
     """Passes over the training images."""
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    """Train some layers first, then more: '[{"train": "head", "epochs": 3, "learning_rate": 1e-3},
+    {"train": "all", "epochs": 10, "learning_rate": 1e-4}]'. train is head, all, or last N layers
+    (default: all); learning_rate takes the place of optimizer.lr; freeze_batchnorm keeps batch
+    normalisation frozen. Each phase has its own warm-up and schedule. Replaces train.epochs."""
     batch_size: int = 64
     """Images per worker and forward pass; the global batch grows with the number of workers. A
     worker is a replica: with mirrored and multi_worker, a process has one per device."""
@@ -68,3 +74,28 @@ class TrainConfig:
             f"train.accumulation_steps is {self.accumulation_steps}, but train.virtual_workers "
             f"{self.virtual_workers} already divides the batch; drop --train.accumulation_steps",
         )
+        if self.phases:
+            self._add_up_phases()
+
+    @property
+    def parsed_phases(self) -> list[Phase]:
+        """The phases; empty if the run has none."""
+        return [Phase.of(phase) for phase in self.phases]
+
+    def _add_up_phases(self) -> None:
+        """Completes the phases, and sets the epochs to their sum."""
+        phases = self.parsed_phases
+        given = self.epochs
+        object.__setattr__(self, "phases", [asdict(phase) for phase in phases])
+        object.__setattr__(self, "epochs", sum(phase.epochs for phase in phases))
+        if given != type(self).epochs:  # the default, which nobody has asked for
+            require_fitting_epochs(given, self)
+
+
+def require_fitting_epochs(given: int, train: TrainConfig) -> None:
+    """Checks a number of epochs that was asked for against the phases, if there are any."""
+    require(
+        given == train.epochs,
+        f"train.epochs is {given}, but the epochs of train.phases add up to {train.epochs}; drop "
+        "--train.epochs, or change --train.phases",
+    )

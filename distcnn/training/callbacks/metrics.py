@@ -44,6 +44,7 @@ class MetricsRecorder(keras.callbacks.Callback):
         super().__init__()
         self._training = setup.training
         self._sampler = setup.sampler
+        self._setup = setup
         self._optimizer = setup.optimizer
         self._every_steps = setup.config.logging.every_steps
         self._sinks = sinks
@@ -56,6 +57,9 @@ class MetricsRecorder(keras.callbacks.Callback):
 
     @override
     def on_epoch_begin(self, epoch: int, logs: Row | None = None) -> None:
+        if self._optimizer is not self._setup.optimizer:  # a new phase, whose step is traced anew
+            self._optimizer = self._setup.optimizer
+            self._compiled = False
         self._start_interval()
 
     @override
