@@ -16,7 +16,7 @@ from distcnn.errors import DistcnnError, UsageError
 
 pytest.importorskip("optuna")
 from distcnn.searching.search import Search
-from distcnn.searching.space import Range
+from distcnn.searching.space import Range, Space
 from distcnn.searching.study import Study
 
 RUN = """
@@ -192,7 +192,7 @@ def test_trials_of_several_workers_have_gpus_of_their_own(monkeypatch):
 
 def test_successive_halving_lets_the_best_third_go_on():
     """Rungs end after 1, 3 and 9 epochs; on each, a trial must be among the best third so far."""
-    space = {"optimizer.lr": Range(0.01, 1.0)}
+    space: Space = {"optimizer.lr": Range(0.01, 1.0)}
     folder = Path("study")
     folder.mkdir()
     study = Study(folder, space, "val_accuracy", "asha", 0)
