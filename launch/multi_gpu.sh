@@ -8,6 +8,8 @@
 #   WORKERS=2 launch/multi_gpu.sh ARG...           sets the number of workers; without a GPU, they
 #                                                  run on the CPU
 #   CUDA_VISIBLE_DEVICES=0,2 launch/multi_gpu.sh   uses only these GPUs
+#   RESTARTS=0 launch/multi_gpu.sh ARG...          ends when a worker is lost; by default, Horovod's
+#                                                  are started again, up to 3 times without progress
 #   launch/multi_gpu.sh --dry-run ARG...           prints the command without running it
 #
 # The first run installs distcnn, its dependencies and Horovod into .venv (two to ten minutes).
@@ -38,10 +40,13 @@ if ((gpus > 0 && workers > gpus)); then
 fi
 
 python=$venv/bin/python
-train=("$python" -m "$(module_for "${arguments[@]}")" --distribute.strategy "$strategy")
+module=$(module_for "${arguments[@]}")
 case $strategy in
-  horovod) command=("$python" -m distcnn.horovodrun --gloo -np "$workers" "${train[@]}") ;;
-  mirrored) command=("${train[@]}" --distribute.devices "$workers") ;;
+  horovod)
+    command=("$python" -m distcnn.launch --workers "$workers" ${RESTARTS:+--restarts "$RESTARTS"}
+      "${module#distcnn.}" --distribute.strategy horovod)
+    ;;
+  mirrored) command=("$python" -m "$module" --distribute.strategy mirrored --distribute.devices "$workers") ;;
   *)
     echo "error: STRATEGY is $strategy; expected horovod or mirrored" >&2
     exit 2

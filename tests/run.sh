@@ -2,6 +2,9 @@
 # Installs what is missing, Horovod included (two to ten minutes the first time), then runs the linters and the tests.
 #
 #   tests/run.sh [PYTEST ARGUMENT...]
+#
+# Most tests wait for processes of theirs, so that two processes of pytest share the time: one runs
+# the tests that are named here, the other one all that are not. With arguments there is one.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,4 +19,23 @@ site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict --site-dir "$site"
 rm -rf "$site"
-exec $bin/python -m pytest "$@"
+if (($# > 0)); then
+  exec $bin/python -m pytest "$@"
+fi
+
+part=(docs training searching inference engine fast runtime cli models scripting)
+others=()
+for folder in "${part[@]}"; do
+  others+=("--ignore=tests/$folder")
+done
+said=$(mktemp)
+trap 'rm -f "$said"; kill %% 2>/dev/null || true' EXIT
+(
+  trap - INT # bash lets what runs in the background ignore it, and tests send it
+  exec $bin/python -m pytest -o cache_dir=.pytest_cache/part "${part[@]/#/tests/}"
+) >"$said" 2>&1 &
+code=0
+$bin/python -m pytest "${others[@]}" || code=$?
+wait $! || code=$?
+cat "$said"
+exit "$code"

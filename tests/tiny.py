@@ -201,7 +201,7 @@ class Unhurried(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if os.environ.get("UNHURRIED"):
-            time.sleep(0.01)
+            time.sleep(float(os.environ["UNHURRIED"]))
 
 
 class FailsInRank1(keras.callbacks.Callback):

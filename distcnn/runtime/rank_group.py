@@ -240,9 +240,14 @@ class RankGroup:
             )
         failed = {rank: ending for rank, ending in self._endings.items() if ending.code}
         order = sorted(failed, key=lambda rank: failed[rank].time)
-        if not order or failed[order[0]].cause:
+        if not order:
             return None
-        killed = failed[order[0]].code - 128
+        first = failed[order[0]]
+        # Horovod takes the times itself, and may name another one of those that ended together.
+        named = [e for e in failed.values() if e.code == first.code and e.time < first.time + 1]
+        if all(ending.cause for ending in named):
+            return None
+        killed = first.code - 128
         if killed in set(signal.Signals) and not self.signals:
             name = signal.Signals(killed).name
             hint = ", as Linux does when memory runs short" if name == "SIGKILL" else ""

@@ -15,7 +15,7 @@ from distcnn.runtime.cluster import find_cluster
 from tests.conftest import ROOT
 
 PYTHON = f"{ROOT}/.venv/bin/python"
-HOROVODRUN = [PYTHON, "-m", "distcnn.horovodrun"]
+LAUNCH = [PYTHON, "-m", "distcnn.launch"]
 TRAIN = [PYTHON, "-m", "distcnn.train", "--distribute.strategy"]
 
 
@@ -56,23 +56,24 @@ def test_benchmark_measures_as_many_workers_as_there_are_gpus_or_cores(gpus):
 
 def test_multi_gpu_starts_a_worker_a_gpu(gpus):
     arguments = ["--recipe", "article", "--out", "a b"]
-    workers = [*HOROVODRUN, "--gloo", "-np", "4"]
-    assert dry("multi_gpu.sh", *arguments, **gpus) == [*workers, *TRAIN, "horovod", *arguments]
+    train = ["train", "--distribute.strategy", "horovod"]
+    assert dry("multi_gpu.sh", *arguments, **gpus) == [*LAUNCH, "--workers", "4", *train, *arguments]
     mirrored = [*TRAIN, "mirrored", "--distribute.devices", "4", *arguments]
     assert dry("multi_gpu.sh", *arguments, STRATEGY="mirrored", **gpus) == mirrored
-    assert dry("multi_gpu.sh", WORKERS="2", **gpus)[:6] == [*workers[:5], "2"]
-    some = dry("multi_gpu.sh", CUDA_VISIBLE_DEVICES="1,3", **gpus)
-    assert some[:6] == [*workers[:5], "2"]
-    assert dry("multi_gpu.sh", WORKERS="2")[:6] == [*workers[:5], "2"]
+    two = [*LAUNCH, "--workers", "2"]
+    assert dry("multi_gpu.sh", WORKERS="2", **gpus) == [*two, *train]
+    assert dry("multi_gpu.sh", CUDA_VISIBLE_DEVICES="1,3", **gpus) == [*two, *train]
+    assert dry("multi_gpu.sh", WORKERS="2") == [*two, *train]
+    assert dry("multi_gpu.sh", WORKERS="2", RESTARTS="0") == [*two, "--restarts", "0", *train]
 
 
 def test_an_argument_that_ends_in_py_is_run_as_a_script(tmp_path, gpus):
     own = ["--precision.policy", "auto", "cats.py", "--epochs", "3"]
     run = [PYTHON, "-m", "distcnn.run"]
     assert dry("local.sh", *own)[1:] == [*run, *own]
-    expected = [*HOROVODRUN, "--gloo", "-np", "4", *run, "--distribute.strategy", "horovod", *own]
-    assert dry("multi_gpu.sh", *own, **gpus) == expected
-    assert dry("multi_node.sh", "-H", "127.0.0.1:2", *own)[-10:-7] == run
+    script = ["run", "--distribute.strategy", "horovod", *own]
+    assert dry("multi_gpu.sh", *own, **gpus) == [*LAUNCH, "--workers", "4", *script]
+    assert dry("multi_node.sh", "-H", "a:2", *own) == [*LAUNCH, "-H", "a:2", *script]
     slurm = dry("slurm.sbatch", *own, SLURM_SUBMIT_DIR=str(ROOT))
     assert slurm[-len(own) - 5 :] == [*run, "--distribute.strategy", "horovod", *own]
 
@@ -80,17 +81,16 @@ def test_an_argument_that_ends_in_py_is_run_as_a_script(tmp_path, gpus):
 def test_multi_node_starts_a_worker_a_slot(tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text("# the cluster\n127.0.0.1 slots=2\nnode-b:1  # the small one\n\nnode-c\n")
-    expected = [
-        "DISTCNN_HOSTS=127.0.0.1:2,node-b:1,node-c:1",
-        *(*HOROVODRUN, "--gloo", "-np", "4"),
-        *("-H", "127.0.0.1:2,node-b:1,node-c:1", "--ssh-port", "2222"),
-        *("--ssh-identity-file", "key", "--network-interfaces", "ib0"),
-        *(*TRAIN, "multi_worker", "--recipe", "article"),
-    ]
     own = {"STRATEGY": "multi_worker", "SSH_PORT": "2222", "SSH_KEY": "key", "NIC": "ib0"}
-    rest = ["--recipe", "article"]
-    assert dry("multi_node.sh", "--hostfile", str(hosts), *rest, **own) == expected
-    assert dry("multi_node.sh", "-H", "127.0.0.1:2,node-b:1,node-c", *rest, **own) == expected
+    settings = ["--ssh-port", "2222", "--ssh-key", "key", "--nic", "ib0"]
+    train = ["train", "--distribute.strategy", "multi_worker", "--recipe", "article"]
+    for where in (["--hostfile", str(hosts)], ["-H", "127.0.0.1:2,node-b:1,node-c"]):
+        command = dry("multi_node.sh", *where, "--recipe", "article", **own)
+        assert command == [*LAUNCH, *where, *settings, *train]
+        command = [*command[:3], "--dry-run", *command[3:]]
+        first = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "-np 4 -H 127.0.0.1:2,node-b:1,node-c:1 --ssh-port 2222" in first
+    assert "--restarts 0 train" in " ".join(dry("multi_node.sh", "-H", "a", RESTARTS="0"))
 
 
 def test_multi_worker_on_this_host_alone_has_a_network_of_its_own():
@@ -100,6 +100,7 @@ def test_multi_worker_on_this_host_alone_has_a_network_of_its_own():
     )
     own = dry("multi_node.sh", "-H", "localhost:2", STRATEGY="multi_worker")
     assert ("unshare" in own) == (allowed.returncode == 0)
+    assert "unshare" not in dry("multi_node.sh", "-H", "localhost:2,b", STRATEGY="multi_worker")
     for environment in ({"STRATEGY": "horovod"}, {"STRATEGY": "multi_worker", "PRIVATE": "no"}):
         assert "unshare" not in dry("multi_node.sh", "-H", "localhost:2", **environment)
 

@@ -108,10 +108,10 @@ def test_its_launch_scripts_use_its_environment(installed):
     assert folder.is_relative_to(installed.parent)
     train = f"{installed}/python -m distcnn.train"
     assert train in run(folder / "local.sh", "--dry-run").stdout
-    assert train in run(folder / "multi_gpu.sh", "--dry-run", WORKERS="1").stdout
+    launched = f"{installed}/python -m distcnn.launch --workers 1 train"
+    assert launched in run(folder / "multi_gpu.sh", "--dry-run", WORKERS="1").stdout
     line = run(folder / "multi_node.sh", "--dry-run", "-H", "localhost:2", PRIVATE="no").stdout
-    assert f"{installed}/python -m distcnn.horovodrun --gloo" in line
-    assert train in line
+    assert f"{installed}/python -m distcnn.launch -H localhost:2 train" in line
     batch = ("bash", folder / "slurm.sbatch", "--dry-run")
     assert train in run(*batch, PATH=f"{installed}:{os.environ['PATH']}").stdout
     assert train in run(*batch, VENV=str(installed.parent)).stdout

@@ -55,7 +55,7 @@ class LaunchedRun:
         with self.log.open("ab") as file:
             self.process = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "distcnn.launch", *own, *words],
-                env={**os.environ, "PYTHONPATH": PYTHONPATH, "UNHURRIED": "1"}
+                env={**os.environ, "PYTHONPATH": PYTHONPATH, "UNHURRIED": "0.01"}
                 | (environment or {}),
                 cwd=out.parent,
                 stdin=subprocess.DEVNULL,

@@ -29,7 +29,11 @@ def healed(tmp_path_factory: pytest.TempPathFactory) -> LaunchedRun:
     slots = folder / "slots"
     slots.write_text("localhost:3\n")
     own = ["--discover", f"cat {slots}", "--stall", "60"]
-    copies: dict[str, Any] = {"checkpoint__memory_every_steps": 5}
+    notice = folder / "notice"
+    copies: dict[str, Any] = {
+        "checkpoint__memory_every_steps": 5,
+        "checkpoint__notice": f"test -e {notice}",
+    }
     with LaunchedRun(folder / "run", own, **copies) as killed:
         killed.wait_for_step(50)
         processes = killed.processes()
@@ -40,7 +44,9 @@ def healed(tmp_path_factory: pytest.TempPathFactory) -> LaunchedRun:
         assert not left, left
 
     slots.write_text("localhost:2\n")
-    with LaunchedRun(folder / "run", own, **copies) as run:
+    # One worker must still train, however fast, when the slots of the others are found.
+    slow = {"UNHURRIED": "0.04"}
+    with LaunchedRun(folder / "run", own, environment=slow, **copies) as run:
         run.wait_for_step(killed.step() + 10)
         run.ranks()[1].send_signal(signal.SIGKILL)
         run.wait_until(lambda: len(run.restarts()) == 1)
@@ -48,6 +54,10 @@ def healed(tmp_path_factory: pytest.TempPathFactory) -> LaunchedRun:
         run.ranks()[0].send_signal(signal.SIGSTOP)
         run.wait_until(lambda: len(run.restarts()) == 2)
         slots.write_text("localhost:3\n")
+        run.wait_until(lambda: len(run.restarts()) == 3)
+        notice.touch()
+        run.wait_until(lambda: "a notice says that it will be taken away" in run.said())
+        notice.unlink()
         assert run.wait() == 0, run.said()
     return run
 
@@ -60,13 +70,14 @@ def test_the_weights_are_those_of_the_uninterrupted_run(healed, uninterrupted):
 
 
 def test_every_restart_is_recorded(healed):
-    killed, stopped, grown = healed.restarts()
+    killed, stopped, grown, moved = healed.restarts()
     assert (killed["rank"], killed["workers"]) == (1, 2)
     assert "SIGKILL" in killed["cause"]
     assert (stopped["rank"], stopped["workers"]) == (0, 1)
     assert "suspended" in stopped["cause"]
-    assert grown["workers"] == 3
-    assert grown["steps_lost"] == 0
+    for planned in (grown, moved):
+        assert (planned["workers"], planned["steps_lost"]) == (3, 0)
+    assert "(preemption)" in moved["cause"]
     for restart in (killed, stopped):
         assert restart["host"] == "localhost"
         assert restart["steps_lost"] == restart["step"] - restart["resumed_at"] <= 12
@@ -75,11 +86,11 @@ def test_every_restart_is_recorded(healed):
         parts = sum(value for name, value in seconds.items() if name != "total")
         assert parts == pytest.approx(seconds["total"], abs=0.5)
     summary = json.loads((healed.out / "summary.json").read_text())
-    assert summary["restarts"] == 3
+    assert summary["restarts"] == 4
     assert summary["steps_lost"] == killed["steps_lost"] + stopped["steps_lost"]
     said = healed.said()
     assert said.count("from the memory of") >= 2
-    assert len(re.findall(r"training again at step \d+ with \d workers, ", said)) == 3
+    assert len(re.findall(r"training again at step \d+ with \d workers, ", said)) == 4
 
 
 def test_each_rank_writes_a_file_and_rank_0_is_shown(healed):

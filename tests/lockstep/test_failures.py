@@ -39,7 +39,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
     ) -> Group:
         config = small_config(run, **OVERRIDES | overrides)
         arguments = ["-m", "distcnn.train", *flags(config)]
-        environment = {"UNHURRIED": "1"} if unhurried else {}
+        environment = {"UNHURRIED": "0.01"} if unhurried else {}
         return start_group(kind, size, arguments, tmp_path_factory.mktemp(kind), **environment)
 
     return begin

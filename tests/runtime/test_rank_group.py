@@ -97,6 +97,9 @@ def test_a_second_signal_kills_a_rank_that_would_rather_save():
     [
         ([(1, 1.0, ""), (1, 2.0, "error: no")], "rank 1 reports error: no"),
         ([(75, 2.0, "stopped by SIGTERM"), (75, 1.0, "")], "rank 0 reports stopped by SIGTERM"),
+        ([(75, 1.0, "stopped by SIGTERM"), (75, 1.5, "")], "rank 0 reports stopped by SIGTERM"),
+        ([(75, 1.0, "stopped by SIGTERM"), (75, 3.0, "")], None),
+        ([(1, 1.0, "error: no"), (143, 1.5, "")], None),
         ([(1, 1.0, "error: first"), (1, 2.0, "error: second")], None),
         ([(3, 1.0, ""), (3, 2.0, "")], None),
         (
