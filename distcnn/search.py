@@ -119,7 +119,8 @@ def _plan(options: Any, flags: list[str], space: Space) -> Any:
     from distcnn.searching.slots import divide_host
 
     given = any(flag.startswith("--precision.threads") for flag in flags)
-    fixed = given or "precision.threads" in space or options.workers > 1 or options.jobs == 1
+    fixed = given or "precision.threads" in space or options.jobs == 1
+    cores = len(divide_host(options.jobs, options.workers)[0].cores)
     return Plan(
         recipe=options.recipe,
         flags=flags,
@@ -128,7 +129,7 @@ def _plan(options: Any, flags: list[str], space: Space) -> Any:
         pruner=options.pruner,
         seed=options.seed,
         workers=options.workers,
-        threads=None if fixed else len(divide_host(options.jobs)[0].cores),
+        threads=None if fixed else max(1, cores // options.workers),
     )
 
 
@@ -173,7 +174,8 @@ def _report(search: "Search", json_file: str | None) -> None:
     pictures = []
     if any(row.value is not None for row in rows):
         pictures.append(to_png(history_figure(rows, metric, minimises=study.minimises)))
-        pictures.append(to_png(importance_figure(importances, rows, metric)))
+        logarithmic = [key for key, setting in search.plan.space.items() if setting.get("log")]
+        pictures.append(to_png(importance_figure(importances, rows, metric, logarithmic)))
         for name, picture in zip(("history.png", "importances.png"), pictures, strict=True):
             (folder / name).write_bytes(picture)
     recipe, best = search.write_best(), study.best()

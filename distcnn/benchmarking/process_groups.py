@@ -19,7 +19,25 @@ from distcnn.distribute.launching import Process, unplaced_environment
 from distcnn.distribute.strategies import strategy_of
 from distcnn.errors import DistcnnError, UsageError
 
+OUT_OF_MEMORY = "out of memory: "
+"""How the message of a worker that exceeds its limit of memory begins."""
+
 _GRACE_SECONDS = 5
+
+
+class WorkersFailedError(DistcnnError):
+    """A process of a group has failed.
+
+    Args:
+        message: Quotes its last error or line.
+        log: The output of the group.
+        exit_codes: Those of the processes that were started; negative for a signal.
+    """
+
+    def __init__(self, message: str, log: Path, exit_codes: Sequence[int]) -> None:
+        super().__init__(message)
+        self.log = log
+        self.exit_codes = tuple(exit_codes)
 
 
 def run_workers(
@@ -44,7 +62,7 @@ def run_workers(
         The measurements of rank 0, one for each entry of the plan.
 
     Raises:
-        DistcnnError: If a process fails; the message quotes its last error or line.
+        WorkersFailedError: If a process fails; the message quotes its last error or line.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(plan))
@@ -69,7 +87,8 @@ def run_workers(
         follower = Follower(log, Heartbeat(say)) if say else None
         exit_codes = _wait(processes, follower.read if follower else lambda: None)
     if any(exit_codes) or not results.exists():
-        raise quote_failure(f"{strategy} with {workers} worker{'s' if workers > 1 else ''}", log)
+        who = f"{strategy} with {workers} worker{'s' if workers > 1 else ''}"
+        raise WorkersFailedError(str(quote_failure(who, log)), log, exit_codes)
     measurements: list[dict[str, Any]] = json.loads(results.read_text())
     return measurements
 

@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     bound = plan["cores_per_process"] is not None
     import_tensorflow()
     from distcnn.benchmarking import measurements
+    from distcnn.benchmarking.batch_memory import measure_batch
     from distcnn.distribute.context import join_run
     from distcnn.training.build import build_setup
 
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         "compare": measurements.comparison,
         "floor": measurements.floor,
         "model": measurements.scaling,
+        "batch": measure_batch,
     }
     results = []
     for entry in plan["entries"]:

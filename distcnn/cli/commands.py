@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("distcnn.inspect:main", "Reports on labelled images before training."),
     "export": ("distcnn.export:main", "Writes a classifier in the formats of other runtimes."),
     "search": ("distcnn.search:main", "Looks for the best settings of a recipe by many trials."),
+    "find-lr": ("distcnn.find_lr:main", "Tests which learning rates a run can use."),
+    "find-batch": ("distcnn.find_batch:main", "Finds the largest batch that fits into memory."),
     "runs": ("distcnn.runs:main", "Lists runs: what they reached, and which settings differ."),
     "report": ("distcnn.report:main", "Writes a report on a run as one HTML file."),
     "records": ("distcnn.records:main", "Writes a data set as TFRecord shards."),

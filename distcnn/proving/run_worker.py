@@ -18,20 +18,8 @@ from distcnn.proving.recording import named, prepare, record, strategy_of_proces
 from distcnn.proving.subjects import STEPS
 from distcnn.runtime.keras_hooks import Hooks
 from distcnn.training.build import build_setup
+from distcnn.training.loop import run_first_steps
 from distcnn.training.setup import TrainingSetup
-
-
-def _train(setup: TrainingSetup) -> int:
-    """Trains the first steps, as the trainer does without callbacks; returns their number."""
-    training = setup.training
-    setup.state.broadcast()
-    batches = setup.backend.iterate(setup.training_batches(0))
-    steps = min(STEPS, setup.total_steps)
-    while training.step < steps:
-        if training.step_in_epoch == 0:
-            training.reset_metrics()
-        training.run(batches)
-    return steps
 
 
 def _variables_of(setup: TrainingSetup) -> list[tuple[str, Any]]:
@@ -50,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     setup = build_setup(config, join_run(config))
     backend = setup.backend
     with reporting_lost_peers(backend):
-        steps = _train(setup)
+        *_, steps = run_first_steps(setup, STEPS)
         metrics = setup.training.metrics()
         setup.state.synchronise()
         record(

@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distcnn.runtime.text import printable
@@ -82,13 +82,28 @@ def _draw_best(axes: "Axes", rows: Sequence[Row], *, minimises: bool) -> None:
     if done:
         best = [best_of(done[: n + 1], minimises=minimises) for n in range(len(done))]
         values = [row.value for row in best if row is not None and row.value is not None]
+        numbers = [row.number for row in done]
         axes.step(
-            [row.number for row in done], values, where="post", color="black", label="best", lw=1
+            [*numbers, rows[-1].number],
+            [*values, values[-1]],
+            where="post",
+            color="black",
+            label="best",
+            lw=1,
         )
 
 
-def importance_figure(importances: dict[str, float], rows: Sequence[Row], metric: str) -> "Figure":
-    """Draws what each key explains of the metric, and the metric by the values of each key."""
+def importance_figure(
+    importances: dict[str, float], rows: Sequence[Row], metric: str, logarithmic: Collection[str]
+) -> "Figure":
+    """Draws what each key explains of the metric, and the metric by the values of each key.
+
+    Args:
+        importances: The fraction of the variance that each key explains; empty if unknown.
+        rows: The trials.
+        metric: Its name.
+        logarithmic: The keys whose values are drawn on a logarithmic axis.
+    """
     from matplotlib.figure import Figure
 
     keys = list(importances) or list(rows[0].settings)
@@ -102,6 +117,8 @@ def importance_figure(importances: dict[str, float], rows: Sequence[Row], metric
     done = [row for row in rows if row.value is not None and row.state in _COLOURS]
     for axes, key in zip(others, keys, strict=False):
         _draw_slice(axes, done, key, metric)
+        if key in logarithmic:
+            axes.set_xscale("log")
     for axes in others[len(keys) :]:
         axes.set_axis_off()
     return figure
@@ -113,9 +130,6 @@ def _draw_slice(axes: "Axes", rows: Sequence[Row], key: str, metric: str) -> Non
     shown: list[Any] = values if numeric else [str(value) for value in values]
     colours = [_COLOURS[row.state] for row in rows]
     axes.scatter(shown, [row.value or 0.0 for row in rows], c=colours, s=22)
-    numbers = [float(v) for v in values if isinstance(v, int | float)]
-    if numeric and numbers and min(numbers) > 0 and max(numbers) > 20 * min(numbers):
-        axes.set_xscale("log")
     axes.set(xlabel=key, ylabel=metric)
     axes.grid(alpha=0.3)
 

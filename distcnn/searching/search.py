@@ -42,7 +42,7 @@ class Plan:
         pruner: One of `study.PRUNERS`.
         seed: Seed of the suggestions.
         workers: Workers of each trial.
-        threads: Threads of each trial within one operation; None for its default.
+        threads: Threads of each worker within one operation; None for the default.
     """
 
     recipe: str
@@ -73,7 +73,7 @@ class Search:
 
     def __init__(self, folder: Path, plan: Plan, space: Space, jobs: int) -> None:
         self.folder, self.plan = folder, plan
-        self._slots: list[Slot] = divide_host(jobs)
+        self._slots: list[Slot] = divide_host(jobs, plan.workers)
         self._running: dict[int, TrialRun] = {}
         self._pruned: set[int] = set()
         self._failures = 0
@@ -247,8 +247,13 @@ class Search:
         best = self.study.best()
         if best is None:
             return None
-        config = read_yaml(self.trial_folder(best.number) / "config.yaml")
+        folder = self.trial_folder(best.number)
+        config = read_yaml(folder / "config.yaml")
         config.pop("out")
+        if self.plan.workers > 1:  # the recipe trains the same with any number of workers
+            config["distribute"]["strategy"] = "auto"
+            summary = read_summary(folder) or {}
+            config["train"]["global_batch_size"] = summary["global_batch_size"]
         path = self.folder / "best.yaml"
         lines = [
             f"# Trial {best.number}: {self.plan.metric} {best.value}",

@@ -1,6 +1,6 @@
 """The training loop: epochs, executions, validation, and the callbacks in Keras' order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from distcnn.training.callbacks.callback_list import TrainingCallbacks
@@ -50,6 +50,28 @@ def run_epochs(
         if model.stop_training:
             break
     return logs
+
+
+def run_first_steps(setup: TrainingSetup, steps: int) -> Iterator[int]:
+    """Trains the first steps of a run, without callbacks, validation or a run directory.
+
+    The metrics are those since the beginning of an epoch, or since the caller has reset them.
+
+    Args:
+        setup: The run, which has not begun; with one step per execution.
+        steps: How many steps, at most those of the run.
+
+    Yields:
+        The number of steps done, after each of them.
+    """
+    training = setup.training
+    setup.state.broadcast()
+    batches = setup.backend.iterate(setup.training_batches(0))
+    while training.step < min(steps, setup.total_steps):
+        if training.step_in_epoch == 0:
+            training.reset_metrics()
+        training.run(batches)
+        yield training.step
 
 
 def _validate(setup: TrainingSetup, callbacks: TrainingCallbacks) -> dict[str, float]:

@@ -24,7 +24,7 @@ from tests.docs.pages import PAGES, SITE, anchors, blocks, commands, inline_code
 
 COMMANDS = (
     *("train", "run", "evaluate", "predict", "records", "benchmark", "doctor", "probe"),
-    *("launch", "inspect", "search", "export", "runs", "report"),
+    *("launch", "inspect", "search", "export", "runs", "report", "find_lr", "find_batch"),
 )
 
 NEEDED = {
@@ -38,7 +38,10 @@ NEEDED = {
 }
 """Arguments without which a command refuses every flag."""
 
-FLAGS_OF_OTHERS = {"--cuda", "--mpi", "--dry-run", "--hostfile", "--shm-size", "--gpus", "--net"}
+FLAGS_OF_OTHERS = {
+    *("--cuda", "--mpi", "--dry-run", "--hostfile", "--shm-size", "--gpus", "--net"),
+    *("--only", "--list", "--data"),
+}
 """Flags that the pages mention and that launch scripts and other programs take."""
 
 FLAGS_WITHOUT_CONFIG = {
@@ -78,7 +81,8 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
             parse_config("distcnn.train", "", arguments)
             return
         module = importlib.import_module(f"distcnn.{command}")
-        target, name = (module, "parse_run") if command == "benchmark" else (Parser, "parse_args")
+        of_run = command in ("benchmark", "find_lr", "find_batch")
+        target, name = (module, "parse_run") if of_run else (Parser, "parse_args")
         original = getattr(target, name)
 
         def then_stop(*positional: Any, **keywords: Any) -> NoReturn:
@@ -110,6 +114,7 @@ def write_files(folder: Path = Path()) -> None:
 
 @every_command
 def test_the_flags_of_every_command_exist(command, arguments, parse):
+    command = command if command in FLAGS_WITHOUT_CONFIG else command.replace("-", "_")
     if command in FLAGS_WITHOUT_CONFIG:
         assert set(arguments) <= FLAGS_WITHOUT_CONFIG[command]
         return

@@ -16,6 +16,8 @@ from distcnn.errors import DistcnnError, UsageError
 
 pytest.importorskip("optuna")
 from distcnn.searching.search import Search
+from distcnn.searching.space import Range, Space
+from distcnn.searching.study import Study
 
 RUN = """
 import json, os, pathlib, signal, sys, time
@@ -29,6 +31,10 @@ rows = folder / "metrics.jsonl"
 done = len(rows.read_text().splitlines()) if rows.exists() else 0
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 config = {"out": str(folder), "recipe": "quickstart", "optimizer": {"lr": rate}}
+if "--workers" in sys.argv:
+    config |= {"train": {"batch_size": 32}, "distribute": {"strategy": "horovod"}}
+seen = [os.environ.get("CUDA_VISIBLE_DEVICES"), sorted(os.sched_getaffinity(0)), sys.argv[1:]]
+(folder / "seen.json").write_text(json.dumps(seen))
 (folder / "config.yaml").write_text(json.dumps(config))
 for epoch in range(done + 1, epochs + 1):
     value = (1 - abs(rate - 0.3)) * epoch / epochs
@@ -37,7 +43,7 @@ for epoch in range(done + 1, epochs + 1):
     lags = os.environ.get("LAGGING_TRIALS_WAIT") and rate > 0.7 and int(folder.name) >= 5
     while epoch == 1 and (lags or os.path.exists("hold")):
         time.sleep(0.02)
-(folder / "summary.json").write_text(json.dumps({"val_accuracy": value}))
+(folder / "summary.json").write_text(json.dumps({"val_accuracy": value, "global_batch_size": 64}))
 """
 
 
@@ -50,7 +56,10 @@ def _stand_in(monkeypatch, tmp_path):
 
     def shortened(self, folder, settings):
         line = complete(self, folder, settings)
-        assert line[1:3] == ["-m", "distcnn.train"]
+        of_train = ["-m", "distcnn.train"]
+        of_launch = ["-m", "distcnn.launch", "--workers", str(self.plan.workers), "train"]
+        expected = of_train if self.plan.workers == 1 else of_launch
+        assert line[1 : 1 + len(expected)] == expected
         return [sys.executable, str(script), *line[3:]]
 
     monkeypatch.setattr(Search, "_command", shortened)
@@ -148,8 +157,56 @@ def test_trials_side_by_side_have_their_own_cores_and_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     slots = divide_host(2)
     assert [slot.cores for slot in slots] == [(0, 1), (2, 5)]
-    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["4", "6"]
+    assert [slot.environment for slot in slots] == [
+        {"CUDA_VISIBLE_DEVICES": "4"},
+        {"CUDA_VISIBLE_DEVICES": "6"},
+    ]
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in divide_host(3)] == ["4", "6", "4"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert divide_host(1)[0].environment == {}
+    assert divide_host(3)[1].environment["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+    assert divide_host(1, 2)[0].environment == {"CUDA_VISIBLE_DEVICES": "4,6"}
+    with pytest.raises(UsageError, match=r"jobs is 2 and workers is 2, but there are only 2 GPUs"):
+        divide_host(2, 2)
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert divide_host(1, 2)[0].environment == {}
     assert divide_host(1)[0].cores == (0, 1, 2, 5)
+
+
+def test_trials_of_several_workers_have_gpus_of_their_own(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    instances = ["0", "1", "MIG-a", "MIG-b", "4"]
+    monkeypatch.setattr("distcnn.searching.slots.nvidia_devices", lambda: instances)
+    arguments = ("--jobs", "2", "--workers", "2", "--pruner", "none")
+    assert search("--trials", "4", *arguments) == 0
+    seen = [json.loads(file.read_text()) for file in Path("found/trials").glob("*/seen.json")]
+    assert {devices for devices, *_ in seen} == {"0,1", "MIG-a,MIG-b,4"}
+    for devices, cores, words in seen:
+        assert words[:3] == ["--workers", "2", "train"]
+        threads = [word for word in words if word.startswith("--precision.threads")]
+        assert threads == [f"--precision.threads={max(1, len(cores) // 2)}"]
+        assert all(c == cores for d, c, _ in seen if d == devices)
+    recipe = yaml.safe_load(Path("found/best.yaml").read_text())
+    assert recipe["distribute"]["strategy"] == "auto"
+    assert recipe["train"]["global_batch_size"] == 64
+
+
+def test_successive_halving_lets_the_best_third_go_on():
+    """Rungs end after 1, 3 and 9 epochs; on each, a trial must be among the best third so far."""
+    space: Space = {"optimizer.lr": Range(0.01, 1.0)}
+    folder = Path("study")
+    folder.mkdir()
+    study = Study(folder, space, "val_accuracy", "asha", 0)
+    stopped = []
+    for value in (0.5, 0.9, 0.2, 0.8, 0.1, 0.95, 0.3, 0.4, 0.85):
+        number = study.ask()
+        epochs = (epoch for epoch in range(1, 10) if study.report(number, epoch, value))
+        stopped.append(next(epochs, None))
+        if stopped[-1] is None:
+            study.finish(number, value)
+        else:
+            study.prune(number)
+        # As a search that goes on after a kill.
+        study = Study(folder, space, "val_accuracy", "asha", 0)
+    assert stopped == [None, None, 1, 1, 1, None, 1, 1, 3]
+    states = [row.state for row in study.rows()]
+    assert states == ["finished" if end is None else "pruned" for end in stopped]

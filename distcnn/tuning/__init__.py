@@ -1,0 +1,1 @@
+"""Tests before training: the range of learning rates, and the largest batch."""

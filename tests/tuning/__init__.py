@@ -1,0 +1,1 @@
+"""Tests before training: learning rates and batches."""
