@@ -14,7 +14,7 @@ bin=.venv/bin
 $bin/ruff format --check .
 $bin/ruff check .
 $bin/mypy
-$bin/shellcheck launch/*.sh launch/*.sbatch tests/*.sh .ci/run
+$bin/shellcheck launch/*.sh launch/*.sbatch tests/*.sh tests/gpu/*.sh .ci/run
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict --site-dir "$site"
