@@ -60,6 +60,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+_MEASURES = {
+    "classification": "the largest difference of a probability, the fraction of equal classes",
+    "multilabel": "the largest difference of a probability, the fraction of images with the same "
+    "labels above 0.5; accuracy counts images whose labels are all right",
+    "regression": "the largest difference of a number in its own unit, the fraction of images "
+    "whose numbers are within a tenth of their standard deviation; mae is the mean absolute error",
+}
+
+
 def _parser(formats: Iterable[str], precisions: Iterable[str]) -> Parser:
     parser = Parser(
         "distcnn.export",
@@ -95,7 +104,7 @@ def _parser(formats: Iterable[str], precisions: Iterable[str]) -> Parser:
     parser.add_argument(
         "--least_agreement",
         type=float,
-        help="Fraction of the images that must get the same class as from Keras; below it, the "
+        help="Fraction of the images that must get the same result as from Keras; below it, the "
         "exit code is 1. Default: 0.999 for float32, 0.99 for float16, 0.95 for int8.",
     )
     parser.add_argument("--json", help="JSON file for the results.")
@@ -112,7 +121,8 @@ def _print(report: "Report") -> None:
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 10_000
-    columns = ("difference", "agreement", "accuracy", "bytes", "ms")
+    is_numbers = report.task == "regression"
+    columns = ("difference", "agreement", "mae" if is_numbers else "accuracy", "bytes", "ms")
     table = Table("format", "precision", *columns, "runtime", "file")
     for column in table.columns[2:7]:
         column.justify = "right"
@@ -123,7 +133,7 @@ def _print(report: "Report") -> None:
             each.precision,
             f"{parity.largest_difference:.1e}",
             f"{parity.agreement:.4f}",
-            f"{parity.accuracy:.4f}",
+            f"{parity.mae if is_numbers else parity.accuracy:.4f}",
             f"{each.size:,}",
             f"{parity.milliseconds:.2f}",
             each.runtime,
@@ -131,8 +141,8 @@ def _print(report: "Report") -> None:
         )
     console.print(table)
     print(
-        f"compared on {report.images} {report.split} images with the Keras model in float32: the "
-        "largest difference of a probability, the fraction of equal classes; ms for one image"
+        f"compared on {report.images} {report.split} images with the Keras model in float32: "
+        f"{_MEASURES[report.task]}; ms for one image"
     )
 
 
@@ -145,7 +155,7 @@ def _require_agreement(exports: Sequence["Export"], bounds: dict[str, float]) ->
             for each in low
         )
         raise DistcnnError(
-            f"{len(low)} of {len(exports)} exports give too many images another class than the "
+            f"{len(low)} of {len(exports)} exports give too many images another result than the "
             f"Keras model: {names}; do not use them, or accept that by --least_agreement"
         )
 

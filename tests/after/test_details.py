@@ -125,6 +125,7 @@ def test_labels_and_numbers_in_detail(task, tmp_path, capsys):
     assert main([str(run), "--details", "--json=result.json"]) == 0
     content = json.loads(Path("result.json").read_text())
     assert len(content["mistakes"]) > 0
+    assert all((run.parent / "images" / row["image"]).exists() for row in content["mistakes"])
     assert (run / "mistakes_test.png").exists()
     if task == "multilabel":
         validation, test = (evaluate(run, split=name) for name in ("validation", "test"))

@@ -57,7 +57,13 @@ def test_benchmark_measures_as_many_workers_as_there_are_gpus_or_cores(gpus):
 def test_multi_gpu_starts_a_worker_a_gpu(gpus):
     arguments = ["--recipe", "article", "--out", "a b"]
     train = ["train", "--distribute.strategy", "horovod"]
-    assert dry("multi_gpu.sh", *arguments, **gpus) == [*LAUNCH, "--workers", "4", *train, *arguments]
+    assert dry("multi_gpu.sh", *arguments, **gpus) == [
+        *LAUNCH,
+        "--workers",
+        "4",
+        *train,
+        *arguments,
+    ]
     mirrored = [*TRAIN, "mirrored", "--distribute.devices", "4", *arguments]
     assert dry("multi_gpu.sh", *arguments, STRATEGY="mirrored", **gpus) == mirrored
     two = [*LAUNCH, "--workers", "2"]

@@ -84,7 +84,8 @@ def find_mistakes(evaluator: Evaluator, split: SplitName, result: AnyEvaluation)
         return found
     indices = evaluator.evaluated(split)[[each.row for each in found.worst]]
     images = evaluator.split(split).gather(tf.constant(indices, tf.int64)).numpy()
-    names = evaluator.split(split).names()
+    stored = evaluator.source.test if split == "test" else None  # decoded images have no names
+    names = (evaluator.split(split) if stored is None else stored).names()
     note, heats = "", [None] * len(images)
     try:
         outputs = np.array([each.output for each in found.worst])

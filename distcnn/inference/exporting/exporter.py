@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from distcnn.config import DataConfig
+from distcnn.config.task import Task
 from distcnn.data.framing import evaluation_framing
 from distcnn.errors import DataError, DistcnnError
 from distcnn.inference.classifier import Classifier, load_classifier
+from distcnn.inference.evaluation import require_same_task
 from distcnn.inference.exporting.formats import FORMATS
 from distcnn.inference.exporting.images import Images, RunImages
 from distcnn.inference.exporting.parity import Parity, compare, outputs_of
-from distcnn.inference.exporting.program import INPUT, OUTPUT, Program, build_program
+from distcnn.inference.exporting.program import INPUT, Program, build_program
 from distcnn.runtime.files import write_json, write_text
 from distcnn.runtime.text import printable
 
@@ -63,6 +65,7 @@ class Report:
 
     Attributes:
         model: The model file.
+        task: What the labels are.
         split: The split of the images that were compared.
         images: Their number.
         keras: The Keras model in float32, which is the reference, and the one of mixed precision
@@ -71,6 +74,7 @@ class Report:
     """
 
     model: Path
+    task: Task
     split: str
     images: int
     keras: list[Export]
@@ -80,6 +84,7 @@ class Report:
         """Returns the values for JSON."""
         return {
             "model": str(self.model),
+            "task": self.task,
             "split": self.split,
             "images": self.images,
             "keras": [each.as_dict() for each in self.keras],
@@ -106,7 +111,7 @@ def export_model(
         out: The folder to write to.
         wanted: Formats and precisions.
         data: The data set to calibrate and compare on.
-        seed: Seed of the validation split.
+        seed: Seed of the validation and test images that were drawn.
         bytes_in: Whether the exports take the bytes of image files.
         images: How many images to compare, at most.
         calibration_images: How many images to calibrate int8 on, at most.
@@ -118,20 +123,22 @@ def export_model(
     """
     classifier = load_classifier(path, trust=trust)
     program = build_program(classifier, evaluation_framing(data), trust=trust)
-    chosen = RunImages(data, seed, classifier.image_shape)
-    _require_same_classes(chosen.classes, program.classes, classifier.metadata.classes)
+    known = classifier.metadata.classes
+    chosen = RunImages(data, seed, classifier.image_shape, known)
+    require_same_task(chosen.task, program.task)
+    _require_same_classes(chosen.classes, program.classes, known)
     compared = chosen.to_compare(images)
     quantised = any(precision == "int8" for _, precision in wanted)
     calibration = chosen.to_calibrate(calibration_images).pixels if quantised else compared.pixels
     serve = program.function()
-    expected = outputs_of(lambda pixels: serve(pixels)[OUTPUT].numpy(), compared.pixels)
+    expected = outputs_of(lambda pixels: serve(pixels)[program.output].numpy(), compared.pixels)
     out.mkdir(parents=True, exist_ok=True)
     keras = _keras(classifier, program, compared, expected)
-    report = Report(classifier.path, compared.split, len(compared), keras, [])
+    report = Report(classifier.path, program.task, compared.split, len(compared), keras, [])
     for name, precision in wanted:
         file = _write(program, out, name, precision, calibration, bytes_in=bytes_in)
         report.exports.append(
-            _compared(file, name, precision, compared, expected, bytes_in=bytes_in)
+            _compared(program, file, name, precision, compared, expected, bytes_in=bytes_in)
         )
     write_text(out / "labels.txt", "".join(f"{printable(name)}\n" for name in program.classes))
     write_json(out / "export.json", report.as_dict() | _description(program, bytes_in=bytes_in))
@@ -161,7 +168,7 @@ def _keras(
         return found
 
     def run_float32(pixels: np.ndarray) -> np.ndarray:
-        found: np.ndarray = serve(pixels)[OUTPUT].numpy()
+        found: np.ndarray = serve(pixels)[program.output].numpy()
         return found
 
     rows = [("float32", run_float32)]
@@ -174,7 +181,7 @@ def _keras(
             classifier.path,
             _size(classifier.path),
             _version("keras"),
-            compare(run, images.pixels, expected, images.labels),
+            compare(run, images.pixels, expected, images.labels, program.task),
         )
         for precision, run in rows
     ]
@@ -226,6 +233,7 @@ def _remove(path: Path) -> None:
 
 
 def _compared(
+    program: Program,
     file: Path,
     name: str,
     precision: str,
@@ -235,9 +243,9 @@ def _compared(
     bytes_in: bool,
 ) -> Export:
     module = importlib.import_module(FORMATS[name].module)
-    run = module.load(file, precision)
+    run = module.load(file, precision, program.output)
     inputs = images.files if bytes_in else images.pixels
-    parity = compare(run, inputs, expected, images.labels)
+    parity = compare(run, inputs, expected, images.labels, program.task)
     return Export(name, precision, file, _size(file), module.runtime(), parity)
 
 
@@ -265,7 +273,12 @@ def _description(program: Program, *, bytes_in: bool) -> dict[str, Any]:
             "shape": shape,
             "pixels": "stored values, 0 to 255, RGB or grey; they are scaled inside",
         },
-        "output": {"name": OUTPUT, "type": "float32", "shape": ["batch", len(program.classes)]},
+        "output": {
+            "name": program.output,
+            "type": "float32",
+            "shape": ["batch", len(program.classes)],
+        },
+        "task": program.task,
         "classes": list(program.classes),
         "resize": framing.resize,
         "crop_fraction": framing.crop_fraction,

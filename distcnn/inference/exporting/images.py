@@ -10,10 +10,10 @@ from distcnn.config import DataConfig
 from distcnn.data.dataset import load_split
 from distcnn.data.encoded import EncodedSplit
 from distcnn.data.framing import Shape, evaluation_framing
-from distcnn.data.sources import open_source
 from distcnn.data.split import Source, Split
 from distcnn.data.verify import decode_all, explain
 from distcnn.errors import DataError
+from distcnn.inference.evaluation import open_for
 
 log = logging.getLogger("distcnn")
 
@@ -27,7 +27,7 @@ class Images:
         pixels: uint8 of shape `(count, height, width, channels)`, as the model takes them.
         files: The bytes of image files with the same pixels before they are resized, an object
             array of shape `(count,)`; PNG files where the data set holds pixels.
-        labels: True classes, int64 of shape `(count,)`.
+        labels: True labels, as `Split.labels`.
     """
 
     split: str
@@ -44,17 +44,22 @@ class RunImages:
 
     Args:
         data: The data set.
-        seed: Seed of the validation split.
+        seed: Seed of the validation and test images that were drawn.
         shape: `(height, width, channels)` of the model's input.
+        classes: Class names that the model knows; those of labels may be fewer.
 
     Attributes:
         classes: Class names of the data set.
+        task: What its labels are.
     """
 
-    def __init__(self, data: DataConfig, seed: int, shape: Shape) -> None:
+    def __init__(
+        self, data: DataConfig, seed: int, shape: Shape, classes: tuple[str, ...] = ()
+    ) -> None:
         self._data, self._seed, self._shape = data, seed, shape
-        self._source: Source = open_source(data)
+        self._source: Source = open_for(data, seed, classes)
         self.classes = self._source.classes
+        self.task = self._source.task
 
     def to_compare(self, count: int) -> Images:
         """Returns test images, or validation images where there are none, or training images."""

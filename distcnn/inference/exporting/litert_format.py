@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.inference.exporting import savedmodel_format
-from distcnn.inference.exporting.program import INPUT, OUTPUT, Program
+from distcnn.inference.exporting.program import INPUT, Program
 from distcnn.inference.exporting.runtime import Run
 
 
@@ -45,7 +45,7 @@ def _one_by_one(images: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         yield {INPUT: image[np.newaxis]}
 
 
-def load(path: Path, precision: str) -> Run:
+def load(path: Path, precision: str, output: str) -> Run:
     """Loads a `.tflite` file by LiteRT; by TensorFlow's own interpreter where that is missing."""
     if importlib.util.find_spec("ai_edge_litert"):
         from ai_edge_litert.interpreter import Interpreter
@@ -54,11 +54,11 @@ def load(path: Path, precision: str) -> Run:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated")
         runner = Interpreter(str(path)).get_signature_runner()
-    return functools.partial(_run, runner)
+    return functools.partial(_run, runner, output)
 
 
-def _run(runner: Any, images: np.ndarray) -> np.ndarray:
-    found: np.ndarray = runner(**{INPUT: images})[OUTPUT]
+def _run(runner: Any, output: str, images: np.ndarray) -> np.ndarray:
+    found: np.ndarray = runner(**{INPUT: images})[output]
     return found
 
 

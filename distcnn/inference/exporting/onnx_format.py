@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import tf2onnx
 
-from distcnn.inference.exporting.program import INPUT, OUTPUT, Program
+from distcnn.inference.exporting.program import INPUT, Program
 from distcnn.inference.exporting.runtime import Run
 from distcnn.runtime.tf2onnx_internals import mend_tf2onnx
 
@@ -77,16 +77,16 @@ class _Calibration:
         return None if batch is None else {INPUT: batch}
 
 
-def load(path: Path, precision: str) -> Run:
+def load(path: Path, precision: str, output: str) -> Run:
     """Loads an ONNX file."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return functools.partial(_run, session)
+    return functools.partial(_run, session, output)
 
 
-def _run(session: Any, images: np.ndarray) -> np.ndarray:
-    found: np.ndarray = session.run([OUTPUT], {INPUT: images})[0]
+def _run(session: Any, output: str, images: np.ndarray) -> np.ndarray:
+    found: np.ndarray = session.run([output], {INPUT: images})[0]
     return found
 
 

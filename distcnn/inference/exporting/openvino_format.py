@@ -11,7 +11,7 @@ import numpy as np
 import openvino
 
 from distcnn.inference.exporting import savedmodel_format
-from distcnn.inference.exporting.program import INPUT, OUTPUT, Program
+from distcnn.inference.exporting.program import INPUT, Program
 from distcnn.inference.exporting.runtime import Run
 
 
@@ -28,7 +28,7 @@ def write(program: Program, path: Path, precision: str, calibration: np.ndarray)
         savedmodel_format.write(program, Path(folder), "float32", calibration)
         model = openvino.convert_model(folder)
         model.inputs[0].get_tensor().set_names({INPUT})
-        model.outputs[0].get_tensor().set_names({OUTPUT})
+        model.outputs[0].get_tensor().set_names({program.output})
         if precision == "int8":
             import nncf
 
@@ -45,14 +45,15 @@ def write(program: Program, path: Path, precision: str, calibration: np.ndarray)
         openvino.save_model(model, path, compress_to_fp16=precision == "float16")
 
 
-def load(path: Path, precision: str) -> Run:
+def load(path: Path, precision: str, output: str) -> Run:
     """Loads the files for the CPU; what is not in 8 bits is computed in float32."""
     settings = {"INFERENCE_PRECISION_HINT": "f32"}  # default on some processors: bfloat16
-    return functools.partial(_run, openvino.Core().compile_model(path, "CPU", settings))
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    return functools.partial(_run, compiled, output)
 
 
-def _run(model: Any, images: np.ndarray) -> np.ndarray:
-    found: np.ndarray = model(images)[OUTPUT]
+def _run(model: Any, output: str, images: np.ndarray) -> np.ndarray:
+    found: np.ndarray = model(images)[output]
     return found
 
 

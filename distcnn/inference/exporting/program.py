@@ -1,4 +1,4 @@
-"""The function that is exported: stored pixels to probabilities, independent of any precision."""
+"""The function that is exported: stored pixels to outputs, independent of any precision."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.config.recipe import settings_of_run
+from distcnn.config.task import Task
 from distcnn.data.framing import Framing, Shape
 from distcnn.data.pixels import scale_pixels
 from distcnn.errors import DistcnnError
@@ -21,12 +22,19 @@ from distcnn.models.own_objects import own_objects, strings_in
 from distcnn.storage.model_file import read_description
 from distcnn.storage.model_metadata import ModelMetadata
 
-INPUT, OUTPUT = "images", "probabilities"
-"""Names of the input and the output of an export."""
+INPUT = "images"
+"""Name of the input of an export."""
+
+OUTPUTS: dict[Task, str] = {
+    "classification": "probabilities",
+    "multilabel": "probabilities",
+    "regression": "numbers",
+}
+"""Name of the output of an export, by what the labels are."""
 
 
 class _OnStoredPixels(keras.layers.Layer):
-    """Scales uint8 images, and turns the outputs of a classifier into probabilities."""
+    """Scales uint8 images, and turns logits into probabilities."""
 
     def __init__(self, network: keras.Model, metadata: ModelMetadata) -> None:
         super().__init__(name="classifier", dtype="float32", autocast=False)
@@ -39,7 +47,9 @@ class _OnStoredPixels(keras.layers.Layer):
         views = Views(metadata.test_flip, metadata.test_shift)
         network = functools.partial(self.network, training=False)
         outputs = views.mean(network, scale_pixels(images, metadata.pixels))
-        return tf.nn.softmax(outputs) if metadata.logits else outputs
+        if not metadata.logits:
+            return outputs
+        return tf.sigmoid(outputs) if metadata.task == "multilabel" else tf.nn.softmax(outputs)
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,8 @@ class Program:
 
     Attributes:
         classifier: The classifier; its model computes in float32.
-        layer: Maps uint8 images `(batch, height, width, channels)` to probabilities, float32
-            `(batch, classes)`. It owns the variables.
+        layer: Maps uint8 images `(batch, height, width, channels)` to probabilities or numbers,
+            float32 `(batch, classes)`. It owns the variables.
         framing: How images become the model's input.
         trained_in: The dtype policy of a model of mixed precision, which was rebuilt; else None.
     """
@@ -65,6 +75,16 @@ class Program:
         return self.classifier.image_shape
 
     @property
+    def task(self) -> Task:
+        """What the outputs are: one class for each image, any number of labels, or numbers."""
+        return self.classifier.metadata.task
+
+    @property
+    def output(self) -> str:
+        """Name of the output."""
+        return OUTPUTS[self.task]
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the outputs, or their numbers if they are unknown."""
         numbers = tuple(map(str, range(self.classifier.model.output_shape[-1])))
@@ -78,7 +98,7 @@ class Program:
         """
         signature = tf.TensorSpec((batch, *self.image_shape), tf.uint8, name=INPUT)
         return tf.function(
-            lambda images: {OUTPUT: self.layer(images)},
+            lambda images: {self.output: self.layer(images)},
             input_signature=[signature],
             autograph=False,
         )
@@ -93,15 +113,8 @@ def build_program(classifier: Classifier, framing: Framing, *, trust: bool) -> P
         trust: Whether to run code that the model needs, as for `load_classifier`.
 
     Raises:
-        DistcnnError: If the model does not tell one class for each image, or is of mixed precision
-            and cannot be rebuilt.
+        DistcnnError: If the model is of mixed precision and cannot be rebuilt.
     """
-    task = classifier.metadata.task
-    if task != "classification":
-        raise DistcnnError(
-            f"{classifier.path} was trained for {task}; only models that tell one class for each "
-            "image can be exported: save model.keras with Keras' own model.export"
-        )
     policy = short_policy(classifier.model)
     if policy is not None:
         model = _rebuilt(classifier, trust=trust)

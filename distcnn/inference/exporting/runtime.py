@@ -6,4 +6,4 @@ import numpy as np
 
 Run = Callable[[np.ndarray], np.ndarray]
 """An export, loaded by its runtime: uint8 images `(batch, height, width, channels)`, or the bytes
-of files as an object array, to probabilities, float32 `(batch, classes)`."""
+of files as an object array, to probabilities or numbers, float32 `(batch, classes)`."""

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.inference.exporting.decoding import decode_files
-from distcnn.inference.exporting.program import INPUT, OUTPUT, Program
+from distcnn.inference.exporting.program import INPUT, Program
 from distcnn.inference.exporting.runtime import Run
 
 LABELS = "labels"
@@ -27,7 +27,8 @@ def write(
         path: The folder to write.
         precision: float32, float16 or int8, in which the kernels are stored.
         calibration: Not needed, since only weights are quantised.
-        bytes_in: Whether the input is the bytes of image files, and labels are returned too.
+        bytes_in: Whether the input is the bytes of image files. Labels are then returned too: the
+            most probable class, or all those above 0.5 with "|" between them.
     """
     module = tf.Module()
     stored = [
@@ -40,11 +41,17 @@ def write(
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
         weights = [(variable, each.value()) for variable, each in stored]
         with keras.StatelessScope(state_mapping=weights):
-            return {OUTPUT: program.layer(images)}
+            return {program.output: program.layer(images)}
 
     def classify_files(contents: tf.Tensor) -> dict[str, tf.Tensor]:
         found = classify(decode_files(contents, program.image_shape, program.framing))
-        best = tf.argmax(found[OUTPUT], axis=1)
+        if program.task == "regression":
+            return found
+        if program.task == "multilabel":
+            has = found[program.output] > 0.5
+            chosen = tf.ragged.boolean_mask(tf.broadcast_to(names, tf.shape(has)), has)
+            return found | {LABELS: tf.strings.reduce_join(chosen, axis=1, separator="|")}
+        best = tf.argmax(found[program.output], axis=1)
         return found | {LABELS: tf.gather(names, best)}
 
     pixels = tf.TensorSpec((None, *program.image_shape), tf.uint8, name=INPUT)
@@ -85,15 +92,15 @@ class _Stored:
         return value if self._scale is None else value * self._scale
 
 
-def load(path: Path, precision: str) -> Run:
+def load(path: Path, precision: str, output: str) -> Run:
     """Loads a SavedModel anew; the function takes images, or the bytes of files."""
-    return functools.partial(_run, tf.saved_model.load(str(path)))
+    return functools.partial(_run, tf.saved_model.load(str(path)), output)
 
 
-def _run(loaded: Any, images: np.ndarray) -> np.ndarray:
+def _run(loaded: Any, output: str, images: np.ndarray) -> np.ndarray:
     found = loaded.signatures["serving_default"](**{INPUT: tf.constant(images)})
-    probabilities: np.ndarray = found[OUTPUT].numpy()
-    return probabilities
+    outputs: np.ndarray = found[output].numpy()
+    return outputs
 
 
 def runtime() -> str:
