@@ -23,7 +23,7 @@ if (($# > 0)); then
   exec $bin/python -m pytest "$@"
 fi
 
-part=(docs training searching inference engine fast runtime cli models scripting)
+part=(benchmarking distribute faults hosts launching lockstep proving)
 others=()
 for folder in "${part[@]}"; do
   others+=("--ignore=tests/$folder")
