@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from distcnn.engine.shard import WorkerRows, batch_rows
 from distcnn.errors import DataError
+from distcnn.runtime.graph_clock import graph_time
 from distcnn.runtime.keras_hooks import MAKE_FUNCTION, NEXT_BATCH, NEXT_BATCH_OR_NONE, Hooks
 
 
@@ -62,10 +63,10 @@ class InputMeter:
             if not self._in_training:
                 return original(iterator)
             with tf.device("CPU:0"):
-                requested = tf.timestamp()
+                requested = graph_time()
                 batch = original(iterator)
                 with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)[:1]):
-                    arrived = tf.timestamp()
+                    arrived = graph_time()
                 counts = tf.stack([1.0, _rows(batch), arrived - requested])
                 self._totals.assign_add(counts, read_value=False)
             return batch

@@ -13,6 +13,7 @@ from distcnn.data.pixels import PixelRange, scale_pixels
 from distcnn.engine.shard import Shard
 from distcnn.engine.step import StepEngine
 from distcnn.optim.ema import WeightEMA
+from distcnn.runtime.graph_clock import graph_time
 from distcnn.runtime.keras_steps import has_own_train_step
 from distcnn.training.objective import Objective
 
@@ -202,10 +203,10 @@ class TrainingStep:
         return run_steps
 
     def _one_step(self, batches: Any, step: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
-        requested = tf.timestamp()
+        requested = graph_time()
         shards = [batches.get_next() for _ in range(self._options.shards_per_replica)]
         with tf.control_dependencies(_first_tensors(shards)):
-            arrived = tf.timestamp()
+            arrived = graph_time()
         # The step begins after this time is taken, so that only the waiting is measured.
         with tf.control_dependencies([arrived]):
             self._input_wait.assign_add(arrived - requested)

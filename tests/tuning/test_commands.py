@@ -53,9 +53,8 @@ def test_the_range_test_is_the_same_on_one_worker_and_on_two(capsys):
     assert two["losses"][:20] == pytest.approx(one["losses"][:20], rel=1e-4)
     assert b"suggestion" in output[0][0]
     assert b"suggestion" not in output[1][0]
-    assert sorted(path.name for path in Path().iterdir()) == [
-        *("cache", "one.json", "one.png", "two.json"),
-    ]
+    left = {path.name for path in Path().iterdir()} - {"cache"}  # which the data set may have made
+    assert left == {"one.json", "one.png", "two.json"}
 
 
 def test_the_largest_batch_is_found_in_processes_of_its_own(capsys):
