@@ -74,7 +74,13 @@ def build_application(
         offset = [-mean / deviation for mean, deviation in pairs]
         x = keras.layers.Rescaling(scale, offset=offset, dtype="float32")(x)
     x = keras.layers.Dropout(dropout)(network(x))
-    last = keras.layers.Dense(num_classes, activation=classifier_activation, dtype="float32")
+    last = keras.layers.Dense(
+        num_classes,
+        activation=classifier_activation,
+        dtype="float32",
+        # As `distcnn.models.initial.take_weights` does.
+        kernel_initializer="glorot_uniform" if weights is None else "zeros",
+    )
     return keras.Model(inputs, last(x), name=name.lower())
 
 

@@ -44,8 +44,10 @@ def take_weights(
     """Gives a model the weights of another one, layer by layer, where names and shapes are alike.
 
     Names that Keras has chosen are compared by the class of the layer and its place among those of
-    that class; names of models within the model do not count. The head is left as it is if it is
-    for other classes.
+    that class; names of models within the model do not count. A head for other classes is set to
+    zero, so that training begins from equal probabilities: a random one turns the large features
+    of a trained network into sure and wrong answers (Kolesnikov et al. 2020, "Big Transfer",
+    arXiv:1912.11370, begin in the same way).
 
     Args:
         model: Built model.
@@ -70,10 +72,13 @@ def take_weights(
         for key, _, weights in here
     }
     _require_same_architecture(path, here, there, fits, head)
-    for key, _, weights in here:
+    for key, layer, weights in here:
         if fits[key]:
             for variable, value in zip(weights, there[key], strict=True):
                 variable.assign(np.asarray(keras.ops.convert_to_numpy(value)))
+        elif key == head and isinstance(layer, keras.layers.Dense):
+            for variable in weights:
+                variable.assign(np.zeros(variable.shape))
     return TakenWeights(_describe(path, here, there, fits), metadata)
 
 

@@ -56,6 +56,7 @@ def test_weights_from_a_file_are_those_of_the_network_and_others_are_refused(tmp
     for mine, theirs in zip(network.get_weights(), source.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert model.output_shape == (None, 7)
+    assert not model.layers[-1].get_weights()[0].any()  # all classes are alike at first
     other.write_bytes(b"no weights")
     with pytest.raises(DistcnnError, match="does not hold the weights of MobileNetV2"):
         build_model(ModelConfig(name="MobileNetV2", weights=str(other), args=args), shape, 7)

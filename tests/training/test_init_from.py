@@ -51,6 +51,7 @@ def test_the_head_is_a_new_one_for_other_classes_and_the_rest_is_taken(tmp_path,
     assert "has the shape (16, 10), there (16, 4))" in caplog.text
     for own, there in zip(weights(model)[:-2], weights(other)[:-2], strict=True):
         np.testing.assert_array_equal(own, there)
+    assert not any(head.any() for head in weights(model)[-2:])  # all classes are alike at first
 
 
 def test_a_run_goes_on_without_the_file_it_began_with(tmp_path):
