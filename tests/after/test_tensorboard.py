@@ -70,7 +70,7 @@ def test_images_and_the_graph(finished: Finished):
 
 def test_a_profile_is_written(finished: Finished):
     (profile,) = finished.path.glob("tensorboard/plugins/profile/*/*.xplane.pb")
-    assert profile.stat().st_size > 1000
+    assert b"step_num" in profile.read_bytes()  # else the Profile page does not know the steps
 
 
 @pytest.mark.parametrize(

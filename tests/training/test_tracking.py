@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,7 @@ def test_mlflow_has_one_run(monkeypatch):
     steps = [each.step for each in client.get_metric_history(found.info.run_id, "loss")]
     assert steps == [10, 20, 30, 40]
     assert found.data.params["optimizer.lr"] == "0.07"
+    assert found.data.tags["mlflow.source.name"] == " ".join(sys.argv)
     assert found.data.metrics["final_test_accuracy"] == 0.75
     names = {each.path for each in client.list_artifacts(found.info.run_id)}
     assert names == {"config.yaml", "summary.json"}

@@ -1,5 +1,6 @@
 """Writes what TensorBoard shows: scalars, images, the graph, a profile."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,7 @@ class Profiler(keras.callbacks.Callback):
         self._first = first
         self._last = last
         self._running = False
+        self._marks = contextlib.ExitStack()
 
     @override
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -243,14 +245,19 @@ class Profiler(keras.callbacks.Callback):
         if not self._running and step < self._last and self._first <= after_execution:
             tf.profiler.experimental.start(self._folder)
             self._running = True
+        if self._running:  # by these marks, the Profile page knows the steps
+            mark = tf.profiler.experimental.Trace("train", step_num=step, _r=1)
+            self._marks.enter_context(mark)
 
     @override
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._marks.close()
         if self._running and self._training.step >= self._last:
             self.on_train_end()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Stops the profile if the run ends before its last step."""
+        self._marks.close()
         if self._running:
             tf.profiler.experimental.stop()
             self._running = False

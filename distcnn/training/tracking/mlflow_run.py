@@ -1,6 +1,9 @@
 """The tracker `mlflow`: a run in MLflow's store, the one of MLFLOW_TRACKING_URI or a local one."""
 
+import contextlib
+import getpass
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import mlflow
 
 from distcnn.training.tracking.values import files_of, numbers, results
 
+_KIND = "mlflow.experimentKind"
 _LONGEST = 500  # the limit of a parameter's value in older servers
 
 
@@ -35,7 +39,12 @@ class MlflowRun:
     def _begin(self, config: dict[str, Any], experiment: str) -> str:
         found = self._client.get_experiment_by_name(experiment)
         place = found.experiment_id if found else self._client.create_experiment(experiment)
-        run = self._client.create_run(place, run_name=self._folder.name)
+        if found is None:  # or MLflow takes it for one of language models
+            self._client.set_experiment_tag(place, _KIND, "custom_model_development")
+        tags = {"mlflow.source.name": " ".join(sys.argv)}
+        with contextlib.suppress(KeyError, OSError):  # a user without a name, as in containers
+            tags["mlflow.user"] = getpass.getuser()
+        run = self._client.create_run(place, tags=tags, run_name=self._folder.name)
         name: str = run.info.run_id
         values = [
             mlflow.entities.Param(key, str(value)[:_LONGEST]) for key, value in config.items()
