@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import gc
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from distcnn.benchmarking.statistics import summarise
 from distcnn.data.pipeline import training_dataset
 from distcnn.distribute.base import Backend
 from distcnn.errors import UsageError
+from distcnn.runtime.memory import peak_bytes
 from distcnn.training.setup import TrainingSetup
 from distcnn.training.step import TrainingStep
 
@@ -333,7 +333,7 @@ def peak_memory_mb() -> float:
     """Returns the peak memory of this process in MB: on its GPU if it has one, else on the host."""
     if tf.config.list_logical_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return peak_bytes() / 1e6
 
 
 def _run_in_turn(

@@ -9,7 +9,6 @@ the whole training, and the most memory that the process has taken.
 """
 
 import argparse
-import resource
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import keras
 from keras import layers
 
+from distcnn.runtime.memory import peak_bytes
 from distcnn.training.trainer import Trainer
 from tests.runs import small_config
 
@@ -95,8 +95,7 @@ def main() -> None:
     print(f"stood still     {waited} s")
     print(f"step            {1000 * statistics.median(clock.steps[1:]):.0f} ms (median)")
     print(f"training        {clock.seconds:.1f} s")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"memory, peak    {peak / 1e6:.2f} GB")
+    print(f"memory, peak    {peak_bytes() / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":
