@@ -64,7 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model__args": {"dropout": 0.0, "activation": "tanh", "norms": 2},
         "distribute__sync_batchnorm": True,
         "train__phases": [
-            {"train": "last 2", "epochs": 2, "learning_rate": 0.05},
+            {"train": "last 2", "epochs": 2, "learning_rate": 0.01},
             {"train": "all", "epochs": 2},
         ],
         "optimizer__name": "sgd",
