@@ -15,6 +15,8 @@ import tensorflow as tf
 
 from distcnn.errors import DistcnnError, PeerLostError
 
+_Sum = Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]
+
 
 class ChiefError(DistcnnError):
     """Work that only rank 0 does has failed; raised on every rank."""
@@ -42,6 +44,7 @@ class Backend(abc.ABC):
     local_replicas: int = 1
     adds_up_metrics: bool = False
     bucket_bytes: int = 0
+    _stand_in: _Sum | None = None
 
     @property
     def replicas(self) -> int:
@@ -113,6 +116,26 @@ class Backend(abc.ABC):
             The sums, the same on every replica.
         """
         return list(tensors)
+
+    def sum_in_pass(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Sums tensors over all replicas amid a model's forward pass, inside `run`; differentiable.
+
+        Args:
+            tensors: As for `reduce_sum`.
+
+        Returns:
+            The sums, or what `standing_in` puts in their place.
+        """
+        return (self._stand_in or self.reduce_sum)(tensors)
+
+    @contextlib.contextmanager
+    def standing_in(self, stand_in: _Sum) -> Iterator[None]:
+        """Makes `sum_in_pass` call another function in the context."""
+        before, self._stand_in = self._stand_in, stand_in
+        try:
+            yield
+        finally:
+            self._stand_in = before
 
     def combine(
         self,

@@ -107,16 +107,16 @@ class SynchronisedBatchNorm:
         """
         weight = getattr(self._of_replica, "weight", None)
         if weight is None:
-            return self._backend.reduce_sum([sums])[0]
+            return self._backend.sum_in_pass([sums])[0]
 
         @tf.custom_gradient
         def reduce(own: tf.Tensor) -> Any:
             def gradient(upstream: tf.Tensor) -> tf.Tensor:
                 factor = tf.cast(weight, upstream.dtype)
-                total = self._backend.reduce_sum([upstream * factor])[0]
+                total = self._backend.sum_in_pass([upstream * factor])[0]
                 return tf.math.divide_no_nan(total, factor)
 
-            return self._backend.reduce_sum([own])[0], gradient
+            return self._backend.sum_in_pass([own])[0], gradient
 
         return reduce(sums)
 

@@ -9,7 +9,9 @@ _SMALL = 1 / 128
 message takes longer than what a small one would gain."""
 
 
-def in_buckets(gradients: Sequence[tf.Tensor], limit: int) -> list[list[int]]:
+def in_buckets(
+    gradients: Sequence[tf.Tensor], limit: int, computed: Sequence[tf.Tensor] | None = None
+) -> list[list[int]]:
     """Divides gradients into buckets, in the order in which the backward pass computes them.
 
     A gradient that reaches the limit has a bucket of its own, so that it need not be copied.
@@ -17,6 +19,7 @@ def in_buckets(gradients: Sequence[tf.Tensor], limit: int) -> list[list[int]]:
     Args:
         gradients: The gradients of a model, in the order of its variables.
         limit: Bytes of a bucket; 0 for a single one.
+        computed: What the backward pass computed, if the gradients were made of it afterwards.
 
     Returns:
         Indices of the gradients of each bucket, at least one; the same in every process.
@@ -25,7 +28,7 @@ def in_buckets(gradients: Sequence[tf.Tensor], limit: int) -> list[list[int]]:
     current: list[int] = []
     small: list[int] = []
     size = 0
-    for index in _as_computed(gradients):
+    for index in _as_computed(gradients if computed is None else computed):
         own = (gradients[index].shape.num_elements() or 0) * gradients[index].dtype.size
         if limit and own >= limit:
             buckets.append([index])
@@ -44,12 +47,18 @@ def in_buckets(gradients: Sequence[tf.Tensor], limit: int) -> list[list[int]]:
 def _as_computed(gradients: Sequence[tf.Tensor]) -> list[int]:
     """Returns the indices of gradients by the place of their operations in the graph.
 
-    Eager tensors, and gradients of a single operation, such as a function that XLA compiled, come
-    in the reverse order of the variables: the backward pass begins with the last layer.
+    Those of a single operation, such as a function that XLA compiled, come in the order of its
+    results. Eager tensors come in the reverse order of the variables: the backward pass begins with
+    the last layer.
     """
     last_first = list(reversed(range(len(gradients))))
     if tf.executing_eagerly() or not gradients:
         return last_first
     operations = gradients[0].graph.get_operations()
     places = {id(operation): place for place, operation in enumerate(operations)}
-    return sorted(last_first, key=lambda index: places.get(id(gradients[index].op), 0))
+
+    def place(index: int) -> tuple[int, int]:
+        gradient = gradients[index]
+        return places.get(id(gradient.op), 0), gradient.value_index
+
+    return sorted(last_first, key=place)

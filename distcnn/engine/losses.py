@@ -59,7 +59,7 @@ def _factor(
         )
     own = _sum_of_weights(mask, sample_weight if weighted else None, y_pred)
     own = tf.where(tf.equal(shard.rows, 0), tf.zeros_like(own), own)
-    total = backend.reduce_sum([own])[0]
+    total = backend.sum_in_pass([own])[0]
     return tf.cast(tf.math.divide_no_nan(own, total), tf.float64) * shard.inverse_weight
 
 

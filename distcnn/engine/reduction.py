@@ -93,16 +93,19 @@ class GradientReduction:
         shard = current_shard()
         if shard is None:
             return _each_dense(gradients, self._average)
-        return self.reduce_weighted([_weighted(gradient, shard) for gradient in gradients])[0]
+        weighted = [_weighted(gradient, shard) for gradient in gradients]
+        return self.reduce_weighted(weighted, computed=gradients)[0]
 
     def reduce_weighted(
-        self, gradients: Sequence[Any], also: Sequence[tf.Tensor] = ()
+        self, gradients: Sequence[Any], also: Sequence[tf.Tensor] = (), *, computed: Sequence[Any]
     ) -> tuple[list[Any], list[tf.Tensor]]:
         """Sums gradients whose loss counted by the shard's fraction of the batch.
 
         Args:
             gradients: Tensors, `tf.IndexedSlices` or None, in the same order on every replica.
             also: Tensors to sum with them.
+            computed: What the backward pass computed, of which the gradients are made: it tells
+                when.
 
         Returns:
             The gradients of the global batch, and the sums of `also`.
@@ -116,7 +119,8 @@ class GradientReduction:
                 dense.append(i)
         own = [tf.convert_to_tensor(gradients[i]) for i in dense]
         sums: list[tf.Tensor] = []
-        buckets = in_buckets(own, self._backend.bucket_bytes)
+        made_of = [tf.convert_to_tensor(computed[i]) for i in dense]
+        buckets = in_buckets(own, self._backend.bucket_bytes, made_of)
         for bucket in buckets:
             tensors = [own[i] for i in bucket] + list(also if bucket is buckets[-1] else ())
             sums = self._backend.reduce_sum(tensors, compressible=len(bucket))

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.distribute.layers import SynchronisedBatchNorm
+from distcnn.engine.compiled_pass import CompiledPass
 from distcnn.engine.fast import can_be_fast, computing_fast
 from distcnn.engine.losses import install_loss_hooks
 from distcnn.engine.metrics import GlobalMetrics
@@ -129,7 +130,8 @@ class StepEngine:
     ) -> tuple[Any, list[tf.Tensor]]:
         """Updates a model as Keras' own `train_step` does, from what all replicas compute.
 
-        With `jit_compile`, XLA compiles the forward and backward pass; the rest stays outside.
+        With `jit_compile`, XLA compiles the forward and backward pass, in a piece for each bucket
+        of gradients; the rest stays outside.
 
         Args:
             model: The compiled model.
@@ -156,9 +158,10 @@ class StepEngine:
         variables = model.trainable_weights  # some models are only built by their first call
         if state is None:
             summed = [_add_up(parts) for parts in zip(*gradients, strict=True)]
-            reduced, sums = self.reduction.reduce_weighted(summed, [tf.add_n(losses), *also])
+            also = [tf.add_n(losses), *also]
+            reduced, sums = self.reduction.reduce_weighted(summed, also, computed=own)
         else:
-            reduced, sums = self._reduce_shards(state, gradients, losses, also)
+            reduced, sums = self._reduce_shards(state, gradients, losses, also, computed=own)
         if variables:
             with self.reduction.already_done():
                 model.optimizer.apply(reduced, variables)
@@ -170,7 +173,7 @@ class StepEngine:
         """Returns the forward and backward pass of a shard."""
         compute = functools.partial(forward_backward, model)
         if model.jit_compile and model.built:
-            return tf.function(compute, jit_compile=True, autograph=False)
+            return CompiledPass(compute, self.backend, in_buckets=self.virtual is None)
         return compute
 
     def _reduce_shards(
@@ -179,6 +182,7 @@ class StepEngine:
         gradients: Sequence[Sequence[Any]],
         losses: Sequence[tf.Tensor],
         also: Sequence[tf.Tensor],
+        computed: Sequence[Any],
     ) -> tuple[list[Any], list[tf.Tensor]]:
         """Sums over all shards what the replica's own have computed; `also` counts once."""
         assert self.virtual is not None
@@ -186,7 +190,7 @@ class StepEngine:
         for k, (loss, part) in enumerate(zip(losses, state.parts, strict=True)):
             more = [tensor if k == 0 else tf.zeros_like(tensor) for tensor in also]
             values.append([loss, *more, *part])
-        reduced, sums = self.virtual.reduce(gradients, values)
+        reduced, sums = self.virtual.reduce(gradients, values, computed=computed)
         count = 1 + len(also)
         self._assign_state(state, sums[count:])
         return reduced, sums[:count]

@@ -74,7 +74,10 @@ class VirtualWorkers:
         return parts
 
     def reduce(
-        self, gradients: Sequence[Sequence[Any]], also: Sequence[Sequence[tf.Tensor]]
+        self,
+        gradients: Sequence[Sequence[Any]],
+        also: Sequence[Sequence[tf.Tensor]],
+        computed: Sequence[Any],
     ) -> tuple[list[Any], list[tf.Tensor]]:
         """Sums gradients over all shards, inside `run`.
 
@@ -82,6 +85,8 @@ class VirtualWorkers:
             gradients: For each shard of the replica its gradients: tensors, `tf.IndexedSlices` or
                 None, in the same order everywhere.
             also: For each of them tensors to sum with the gradients.
+            computed: What the backward pass computed of the last shard, of which its gradients are
+                made: it tells when.
 
         Returns:
             The gradients of the global batch, and the sums of `also`.
@@ -95,7 +100,8 @@ class VirtualWorkers:
                 dense.append(i)
         by_shard = [[tf.convert_to_tensor(own[i]) for i in dense] for own in gradients]
         sums: list[tf.Tensor] = []
-        buckets = in_buckets(by_shard[-1], self._backend.bucket_bytes)
+        made_of = [tf.convert_to_tensor(computed[i]) for i in dense]
+        buckets = in_buckets(by_shard[-1], self._backend.bucket_bytes, made_of)
         for bucket in buckets:
             values = [[own[i] for i in bucket] for own in by_shard]
             if bucket is buckets[-1]:

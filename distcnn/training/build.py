@@ -20,7 +20,6 @@ from distcnn.data.split import Source
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.consistency import require_identical_settings
 from distcnn.distribute.context import DistributedContext
-from distcnn.distribute.layers import layers_to_synchronise
 from distcnn.engine.fast import fuse_optimizer
 from distcnn.engine.optimizers import optimizers_of, require_supported
 from distcnn.engine.step import StepEngine
@@ -182,7 +181,7 @@ def _build_steps(
     head: Head,
 ) -> TrainingSetup:
     backend = context.backend
-    precision = _precision_of_step(config, context, model)
+    precision = context.precision
     fast_path, fast_path_reason = resolve_fast_path(config.train, xla=precision.xla)
     engine = _engine(config, backend, model, fast=fast_path)
     build = functools.partial(_build_optimizer, model, sampler, precision, fused=fast_path)
@@ -343,22 +342,6 @@ def _build_variables(
         with engine.installed():
             engine.reduction.build_optimizers(model.train_step, batch)
     return optimizers_of(model)
-
-
-def _precision_of_step(
-    config: Config, context: DistributedContext, model: keras.Model
-) -> Precision:
-    """Switches XLA off if the step reduces batch statistics, which XLA cannot compile."""
-    precision, every = context.precision, config.distribute.sync_batchnorm
-    if not (precision.xla and layers_to_synchronise(model, context.backend, every_layer=every)):
-        return precision
-    if config.precision.xla == "on":
-        raise UsageError(
-            "precision.xla is on, but XLA cannot compile the reduction of batch statistics inside "
-            "the step; drop --precision.xla on, or synchronised batch normalisation"
-        )
-    reason = "batch statistics are reduced inside the step"
-    return dataclasses.replace(precision, xla=False, xla_reason=reason)
 
 
 def _require_same_run(setup: TrainingSetup) -> None:

@@ -16,7 +16,7 @@ COMMON: dict[str, Any] = {
 
 ANY_WORKERS = (
     *("adam", "sgd", "accumulation", "sync_batchnorm", "sync_empty", "uneven", "grouped"),
-    *("float16", "bfloat16", "lars", "xla", "compiled", "own_step", "phases"),
+    *("float16", "bfloat16", "lars", "xla", "xla_sync", "compiled", "own_step", "phases"),
 )
 """The cases whose weights are the same for one worker and for several."""
 
@@ -55,6 +55,15 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "bfloat16": {"precision__policy": "mixed_bfloat16", "optimizer__name": "sgd"},
     "xla": {"precision__xla": "on", "train__epochs": 5},
+    "xla_sync": {
+        "model__factory": "tests.tiny:tiny",
+        "model__args": {"dropout": 0.0, "activation": "tanh", "norms": 2},
+        "distribute__sync_batchnorm": True,
+        "precision__xla": "on",
+        "train__global_batch_size": 41,
+        "train__accumulation_steps": 2,
+        "optimizer__name": "sgd",
+    },
     # Models that their owner has compiled; an own train_step divides no batch any further.
     "compiled": {"model__factory": "tests.tiny:compiled", "train__accumulation_steps": 2},
     "own_step": {"model__factory": "tests.tiny:own_step", "train__steps_per_execution": 2},

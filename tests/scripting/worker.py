@@ -48,9 +48,10 @@ def own_gradients(_: Any, gradients: Any) -> list[Any]:
 
 
 def own_weighted_gradients(
-    reducing: Any, gradients: Any, also: Any = ()
+    reducing: Any, gradients: Any, also: Any = (), *, computed: Any
 ) -> tuple[list[Any], list[Any]]:
     """Stands for `GradientReduction.reduce_weighted`; the rest is still summed."""
+    del computed
     return list(gradients), reducing._backend.reduce_sum(list(also))
 
 
