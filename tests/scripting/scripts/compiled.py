@@ -13,7 +13,7 @@ weights = rng.uniform(0.2, 2.0, 48)
 model = keras.Sequential(
     [
         keras.Input((6,)),
-        keras.layers.Dense(7),
+        keras.layers.Dense(7, use_bias=False),
         keras.layers.BatchNormalization(synchronized=True),
         keras.layers.Activation("tanh"),
         keras.layers.Dense(3),
