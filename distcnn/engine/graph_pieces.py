@@ -139,16 +139,7 @@ class GraphPieces:
         members: dict[int, list[tf.Operation]] = {}
         for op in self._operations:
             members.setdefault(segments[number[places[op.name]]], []).append(op)
-        pieces = [
-            Piece(not any(op.name in self._outside for op in ops), ops)
-            for _, ops in sorted(members.items())
-        ]
-        if any(
-            op.name not in self._outside for p in pieces if not p.compiled for op in p.operations
-        ):
-            raise IndivisibleError(
-                "it reduces something between a loop and its gradient, which XLA compiles together"
-            )
+        pieces = [self._piece(operations) for _, operations in sorted(members.items())]
         gives = {computed(leaf).name for leaf in self._leaves() if tf.is_tensor(leaf)}
         owned = [[t for op in piece.operations for t in op.outputs] for piece in pieces]
         for piece in pieces:
@@ -157,6 +148,14 @@ class GraphPieces:
         for piece, tensors in zip(pieces, owned, strict=True):
             piece.gives = [tensor for tensor in tensors if tensor.name in gives]
         return [piece for piece in pieces if piece.gives or _changes_state(piece)]
+
+    def _piece(self, operations: list[tf.Operation]) -> Piece:
+        outside = [op.name in self._outside for op in operations]
+        if any(outside) and not all(outside):
+            raise IndivisibleError(
+                "it reduces something between a loop and its gradient, which XLA compiles together"
+            )
+        return Piece(not any(outside), operations)
 
     def _segments(self, numbers: dict[str, int]) -> list[int]:
         """Returns for each place the piece that it is a part of.
@@ -183,7 +182,7 @@ class GraphPieces:
             for tensor in todo.pop().inputs:
                 if tensor.op.name in own:
                     continue
-                if tensor.op.name in self._repeated:
+                if piece.compiled and tensor.op.name in self._repeated:
                     own.add(tensor.op.name)
                     todo.append(tensor.op)
                 else:
