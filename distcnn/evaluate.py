@@ -13,7 +13,7 @@ from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
 from distcnn.config import DataConfig
 from distcnn.errors import UsageError
-from distcnn.runtime.text import printable
+from distcnn.runtime.text import decimals, printable
 
 if TYPE_CHECKING:
     from distcnn.inference.evaluation import AnyEvaluation, Evaluation, Evaluator, SplitName
@@ -188,7 +188,7 @@ def _scores_table(rows: list[dict[str, Any]], names: dict[str, str]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        scores = ("-" if row[name] is None else f"{row[name]:.4f}" for name in names)
+        scores = ("-" if row[name] is None else decimals(row[name]) for name in names)
         table.add_row(printable(row["class"]), *scores, str(row["images"]))
     return table
 
@@ -200,7 +200,7 @@ def _print_scores(result: "LabelEvaluation | NumberEvaluation") -> None:
     rows = found.pop("classes")
     names = {name: headings.get(name, name) for name in rows[0] if name not in ("class", "images")}
     _console().print(_scores_table(rows, names))
-    scores = (f"{name} {value:.4f}" for name, value in found.items() if value is not None)
+    scores = (f"{name} {decimals(value)}" for name, value in found.items() if value is not None)
     print(f"images {len(result.labels)}  {'  '.join(scores)}")
 
 

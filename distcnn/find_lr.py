@@ -81,6 +81,17 @@ def _check(config: Config, options: dict[str, Any]) -> None:
             f"data.factory is {config.data.factory}, but the range test is for images of a data "
             "set; drop --data.factory"
         )
+    if len(config.train.phases) > 1:
+        raise UsageError(
+            f"train.phases has {len(config.train.phases)} phases, each with a learning rate of its "
+            "own; expected one, which is tested by itself (for a later one, --init_from takes the "
+            "weights that it begins with)"
+        )
+    if config.checkpoint.resume not in ("auto", "never"):
+        raise UsageError(
+            f"checkpoint.resume is {config.checkpoint.resume}, but a range test begins a run; drop "
+            "--checkpoint.resume (--init_from takes the weights alone)"
+        )
     if find_cluster(os.environ).is_chief:
         for name in ("plot", "json"):
             require_writable(f"--{name}", options[name])
@@ -102,13 +113,14 @@ def _report(setup: "TrainingSetup", curve: "RateCurve", options: dict[str, Any])
             if curve.rates
             else "stopped         the loss was not finite at the first rate"
         )
+    key = "learning_rate of the phase" if setup.config.train.phases else "--optimizer.lr"
     suggestions = {
         "steepest": ("where the loss falls fastest", curve.steepest()),
         "tenth_of_least": ("a tenth of the rate with the least loss", curve.tenth_of_least()),
     }
     for text, rate in suggestions.values():
         if rate is not None:
-            flag = "" if setup.objective.is_own else f"  (--optimizer.lr {rate / scaling:.2g})"
+            flag = "" if setup.objective.is_own else f"  ({key} {rate / scaling:.2g})"
             print(f"suggestion      {rate:.2g}  {text}{flag}")
     if all(rate is None for _, rate in suggestions.values()):
         print("suggestion      none: the loss did not fall; try a lower --low or more --steps")

@@ -11,7 +11,7 @@ from distcnn.cli.parser import Parser
 from distcnn.cli.startup import import_tensorflow
 from distcnn.errors import UsageError
 from distcnn.inference.image_files import find_images
-from distcnn.runtime.text import printable
+from distcnn.runtime.text import decimals, printable
 
 if TYPE_CHECKING:
     from distcnn.inference.prediction import Prediction
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     for prediction in predictions:
         result, best = _result_of(prediction, options.top)
         results.append({"image": str(prediction.path), **result})
-        scores = "  ".join(f"{printable(name)} {value:.4f}" for name, value in best)
+        shown = decimals if prediction.task == "regression" else "{:.4f}".format
+        scores = "  ".join(f"{printable(name)} {shown(value)}" for name, value in best)
         print(f"{printable(prediction.path)}  {scores}")
     write_json(options.json, results)
     return 0

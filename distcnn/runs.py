@@ -12,7 +12,7 @@ from distcnn.cli.command import run_command, write_json
 from distcnn.cli.outputs import require_writable
 from distcnn.cli.parser import Parser
 from distcnn.inference.plots import curves_figure, to_png
-from distcnn.runtime.text import printable
+from distcnn.runtime.text import decimals, printable
 from distcnn.storage.run_list import RunRecord, differing_keys, find_runs
 
 _SHOWN = ("val_accuracy", "test_accuracy", "val_loss", "train_seconds")
@@ -76,7 +76,7 @@ def _print(runs: Sequence[RunRecord], keys: Sequence[str], metrics: Sequence[str
     for run in runs:
         values = (run.value(name) for name in shown)
         settings = (printable(str(run.settings.get(key))) for key in keys)
-        numbers = ("" if value is None else f"{value:.4f}" for value in values)
+        numbers = ("" if value is None else decimals(value) for value in values)
         table.add_row(printable(run.path), run.state, *numbers, *settings)
     console.print(table)
 

@@ -76,7 +76,7 @@ def load_dataset(
     """
     _require_classes(config, source)
     if source.train is None:
-        where = config.dir or config.name
+        where = config.place
         raise DataError(
             f"{where} contains no training images"
             + (f": {source.division}" if source.division else f"; expected {where}/train")
@@ -152,7 +152,7 @@ def load_split(
         split = dataset.train if name == "train" else dataset.validation
     if split is None:
         raise DataError(
-            f"{config.dir or config.name} has no {name} images; choose another --split: "
+            f"{config.place} has no {name} images; choose another --split: "
             "train, validation or test"
         )
     return split
@@ -160,6 +160,4 @@ def load_split(
 
 def _require_classes(config: DataConfig, source: Source) -> None:
     if source.task == "classification" and len(source.classes) < 2:
-        raise DataError(
-            f"{config.dir or config.name} has {len(source.classes)} class; expected at least 2"
-        )
+        raise DataError(f"{config.place} has {len(source.classes)} class; expected at least 2")

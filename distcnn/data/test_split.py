@@ -30,7 +30,7 @@ def with_test_images(source: Source, config: DataConfig, seed: int) -> Source:
         UsageError: The data has test images of its own, and others are asked for.
         DataError: A class is too small.
     """
-    where = config.dir or config.name
+    where = config.place
     fraction = config.test_fraction(is_undivided=source.is_undivided)
     if not fraction or source.train is None:
         return source

@@ -1,5 +1,6 @@
 """Evaluation of a classifier of images that may have several labels."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,31 +39,27 @@ class LabelEvaluation:
     def by_class(self) -> list[dict[str, Any]]:
         """Returns average precision, precision, recall, F1 and the number of images of each label.
 
-        The average precision of a label that no image has is None.
+        The average precision of a label is None if no image has it, and NaN if the model returns
+        NaN for it.
         """
-        from sklearn.metrics import (  # imported late, since it takes a second
-            average_precision_score,
-            precision_recall_fscore_support,
-        )
+        from sklearn.metrics import average_precision_score  # imported late: it takes a second
 
-        scores = precision_recall_fscore_support(
-            self.labels, self.probabilities > 0.5, average=None, zero_division=0.0
-        )
+        precision, recall, f1 = precision_recall_f1(self.labels, self.probabilities > 0.5)
         rows = []
         for index, name in enumerate(self.classes):
-            truth = self.labels[:, index]
+            truth, values = self.labels[:, index], self.probabilities[:, index]
             average = None
-            if truth.any():
-                average = float(average_precision_score(truth, self.probabilities[:, index]))
-            precision, recall, f1, images = (each[index] for each in scores)
+            if truth.any():  # scikit-learn raises an error for NaN
+                finite = np.isfinite(values).all()
+                average = float(average_precision_score(truth, values)) if finite else math.nan
             rows.append(
                 {
                     "class": name,
                     "average_precision": average,
-                    "precision": float(precision),
-                    "recall": float(recall),
-                    "f1": float(f1),
-                    "images": int(images),
+                    "precision": float(precision[index]),
+                    "recall": float(recall[index]),
+                    "f1": float(f1[index]),
+                    "images": int(np.count_nonzero(truth)),
                 }
             )
         return rows
@@ -78,3 +75,23 @@ class LabelEvaluation:
             "exact": self.exact,
             "classes": rows,
         }
+
+
+def precision_recall_f1(
+    truth: np.ndarray, found: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns precision, recall and F1 of each label; 0 where a fraction has no denominator.
+
+    Scikit-learn takes a single column for a binary problem, and scores having no label too.
+
+    Args:
+        truth: The labels that each image has, bool of shape `(images, labels)`.
+        found: The labels that it is said to have, the same shape.
+
+    Returns:
+        Three float64 arrays of shape `(labels,)`.
+    """
+    right, has, said = (np.count_nonzero(each, axis=0) for each in (truth & found, truth, found))
+    whole = (said, has, (said + has) / 2)
+    precision, recall, f1 = (right / np.where(each == 0, 1, each) for each in whole)
+    return precision, recall, f1

@@ -3,14 +3,18 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distcnn.runtime.text import printable, valid_unicode
 
 if TYPE_CHECKING:  # imported late, since Matplotlib takes half a second
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_MOST_NAMES = 200
+"""With more classes, their names would hide each other, and take most of the time to draw."""
 
 
 def tile(images: np.ndarray, *, smallest: int = 64) -> np.ndarray:
@@ -60,16 +64,18 @@ def curves_figure(
     axes = figure.subplots()
     for name, (steps, values) in curves.items():
         if steps:
-            axes.plot(steps, values, ".-", linewidth=1, label=valid_unicode(printable(name)))
+            axes.plot(steps, values, ".-", linewidth=1, label=drawable(name))
     axes.set(xlabel="step", ylabel=metric)
     axes.grid(alpha=0.3)
     if 0 < len(axes.lines) <= 20:
-        axes.legend(fontsize="small")
+        plain_legend(axes, fontsize="small")
     return figure
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
     """Draws a confusion matrix, true classes as rows, shaded by the fraction of the row.
+
+    Names are drawn of up to 200 classes, counts of up to 25.
 
     Args:
         matrix: int array of shape `(classes, classes)`.
@@ -83,9 +89,10 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
     axes = figure.subplots()
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    names = [_shown(name) for name in classes]
-    axes.set_xticks(range(count), names, rotation=60, ha="right", parse_math=False)
-    axes.set_yticks(range(count), names, parse_math=False)
+    if count <= _MOST_NAMES:
+        names = [drawable(name) for name in classes]
+        axes.set_xticks(range(count), names, rotation=60, ha="right", parse_math=False)
+        axes.set_yticks(range(count), names, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     correct = np.trace(matrix) / max(matrix.sum(), 1)
@@ -121,16 +128,23 @@ def mistakes_figure(
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         guess = int(scores.argmax())
         axes.set_title(
-            f"{_shown(classes[label])} {scores[label]:.0%}\n"
-            f"as {_shown(classes[guess])} {scores[guess]:.0%}",
+            f"{drawable(classes[label])} {scores[label]:.0%}\n"
+            f"as {drawable(classes[guess])} {scores[guess]:.0%}",
             fontsize=8,
             parse_math=False,
         )
     return figure
 
 
-def _shown(name: str) -> str:
-    return valid_unicode(printable(name))  # other text cannot be drawn
+def drawable(name: str) -> str:
+    """Returns a name as Matplotlib can draw it, which cannot draw every text."""
+    return valid_unicode(printable(name))
+
+
+def plain_legend(axes: "Axes", **options: Any) -> None:
+    """Adds a legend whose names are text: `$` begins no formula."""
+    for name in axes.legend(**options).get_texts():
+        name.set_parse_math(False)
 
 
 def to_png(figure: "Figure") -> bytes:

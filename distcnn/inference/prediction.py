@@ -43,8 +43,11 @@ class Prediction:
     task: Task = "classification"
 
     def top(self, count: int = 1) -> list[tuple[str, float]]:
-        """Returns the most probable classes with their probabilities, the best first."""
-        best = self.probabilities.argsort()[::-1][:count]
+        """Returns the most probable classes with their probabilities, the best first.
+
+        Of equally probable ones the first comes first, as in `Evaluation.predictions`.
+        """
+        best = np.argsort(-self.probabilities, kind="stable")[:count]
         return [(self.classes[index], float(self.probabilities[index])) for index in best]
 
     def labels(self) -> list[str]:

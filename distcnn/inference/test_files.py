@@ -22,7 +22,7 @@ def test_files_of(data: DataConfig, seed: int) -> list[Path]:
         DataError: There are no test images, or they are not files.
     """
     source = open_source(data, seed)
-    where = data.labels or data.dir or data.source
+    where = data.place
     if source.division:
         log.info("%s", source.division)
     if source.test is None:

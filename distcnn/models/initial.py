@@ -1,6 +1,5 @@
 """The weights that a run begins with: those of another model, as far as they fit."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -91,8 +90,7 @@ def _load(path: Path, factory: str | None) -> tuple[keras.Model, ModelMetadata |
         except DistcnnError:
             if factory is None:
                 raise
-            text = set(strings_in(json.loads(json.dumps(description))))
-            return load_model(file, own_objects(factory, text))
+            return load_model(file, own_objects(factory, set(strings_in(description))))
     except DistcnnError as error:
         raise DistcnnError(f"init_from: {error}") from None
 

@@ -43,7 +43,7 @@ def evaluation_tiles(found: Assessment) -> list[Tile]:
         "accuracy": f"{found.split} accuracy",
         "mAP": f"{found.split} mAP",
         "f1": "macro F1",
-        "exact": "all labels right",
+        "exact": "exact match",
         "top_k_accuracy": f"top-{found.scores.get('top_k')} accuracy",
         "mse": "mean squared error",
         "mae": "mean absolute error",
@@ -60,7 +60,7 @@ def evaluation_tiles(found: Assessment) -> list[Tile]:
         after = f"{calibrated.reliability.ece:.4f} with temperature" if calibrated else ""
         tiles.append(("calibration error", number(reliability.ece), after))
     if found.details.rankings is not None and found.details.rankings.macro_auc is not None:
-        tiles.append(("AUC, macro", number(found.details.rankings.macro_auc), "each against all"))
+        tiles.append(("AUC, macro", number(found.details.rankings.macro_auc), "one-vs-rest"))
     return tiles
 
 
@@ -202,7 +202,7 @@ def _curves_section(rankings: Rankings | None) -> str:
         f"macro average precision {number(rankings.macro_average_precision)}, micro average "
         f"precision {number(rankings.micro.average_precision)}"
     )
-    note = f'<p class="soft">Each class against the others: {areas}.</p>'
+    note = f'<p class="soft">Each class against the others (one-vs-rest): {areas}.</p>'
     return section("curves", "ROC and precision-recall", note, _charts(charts))
 
 
@@ -212,11 +212,11 @@ def _numbers_section(result: NumberEvaluation) -> str:
         order = np.argsort(result.labels[:, index], kind="stable")
         truth, found = result.labels[order, index], result.values[order, index]
         lines = [
-            Line("found", truth.tolist(), found.tolist(), "dots"),
-            Line("as it should be", truth[[0, -1]].tolist(), truth[[0, -1]].tolist(), "dashed"),
+            Line("predicted", truth.tolist(), found.tolist(), "dots"),
+            Line("ideal", truth[[0, -1]].tolist(), truth[[0, -1]].tolist(), "dashed"),
         ]
-        charts.append(line_chart(name, lines, "true", y_name="found"))
-    return section("numbers", "Found and true numbers", _charts(charts))
+        charts.append(line_chart(name, lines, "true", y_name="predicted"))
+    return section("numbers", "Predicted and true numbers", _charts(charts))
 
 
 def _charts(charts: list[str]) -> str:

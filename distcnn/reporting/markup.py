@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distcnn.runtime.text import printable, valid_unicode
+from distcnn.runtime.text import decimals, printable, valid_unicode
 
 _MOST_SIDE, _SHARP_SIDE = 160, 64
 
@@ -25,7 +25,7 @@ def number(value: Any, digits: int = 4) -> str:
         return "-"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return text(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) else decimals(value, digits)
 
 
 def section(name: str, title: str, *parts: str) -> str:

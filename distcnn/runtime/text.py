@@ -35,6 +35,14 @@ def valid_unicode(text: str) -> str:
     return _SURROGATES.sub("\ufffd", text)
 
 
+def decimals(value: float, digits: int = 4) -> str:
+    """Returns a number with so many decimals; 2.5e-06 where these would show little but zeros.
+
+    Errors of a model of numbers have the units of the numbers, and may be small.
+    """
+    return f"{value:.{digits}f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
+
+
 def duration(seconds: float) -> str:
     """Returns a time as people read it: 0:42, or 1:02:03 with hours."""
     minutes, remainder = divmod(round(seconds), 60)

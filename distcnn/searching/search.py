@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -218,11 +219,16 @@ class Search:
     def _finish(self, number: int, summary: dict[str, Any], seconds: float) -> None:
         value, metric = summary.get(self.plan.metric), self.plan.metric
         if value is None:
-            known = ", ".join(key for key in summary if key.startswith(("val_", "test_")))
+            there = (key for key, value in summary.items() if value is not None)
+            known = ", ".join(key for key in there if key.startswith(("val_", "test_")))
             raise UsageError(
                 f"metric is {metric!r}, which the summary of trial {number} does not hold; "
                 f"expected one of {known}"
             )
+        if not math.isfinite(value):
+            self.study.fail(number, f"{metric} is {value}")
+            log.info("trial %d  failed: %s is %s", number, metric, value)
+            return
         self._failures = 0
         self.study.finish(number, float(value), seconds=seconds)
         best = self.study.best()

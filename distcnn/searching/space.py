@@ -1,5 +1,6 @@
 """The settings that a search varies, read from a YAML file."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """A number between two bounds, which are included; a whole one if both bounds are.
+    """A number between two bounds, which are included; a whole one if the bounds and the step are.
 
     Attributes:
         low: The least value.
@@ -68,8 +69,8 @@ class Range:
 
     def suggest(self, trial: Suggesting, key: str) -> Any:
         """Asks for a value."""
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            step = int(self.step or 1)
+        step = 1 if self.step is None else self.step
+        if isinstance(self.low, int) and isinstance(self.high, int) and isinstance(step, int):
             return trial.suggest_int(key, self.low, self.high, step=step, log=self.log)
         return trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
 
@@ -124,7 +125,8 @@ def _parse(path: Path, key: str, value: Any) -> Choice | Range:
             return Choice(tuple(value))
     if isinstance(value, Mapping) and {"low", "high"} <= set(value) <= _RANGE_KEYS:
         numbers = [value["low"], value["high"], value.get("step") or 1]
-        if all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        is_flag = isinstance(value.get("log", False), bool)
+        if is_flag and all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
             return _range(path, key, value)
     raise UsageError(
         f"{path}: {key} is {value!r}; expected a list of values, or {{low: A, high: B}} with "

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distcnn.runtime.text import printable
+from distcnn.runtime.text import decimals, printable
 from distcnn.storage.checkpoint import Progress
 from distcnn.storage.metrics_file import MEASUREMENTS
 
@@ -145,7 +145,7 @@ def log_summary(path: Path, summary: dict[str, Any]) -> None:
     names = ("accuracy", "mAP", "f1", "mse", "mae")
     for key in (f"{split}_{name}" for split in ("val", "test") for name in names):
         if summary.get(key) is not None:
-            log.info("%-15s %.4f", key.replace("_", " "), summary[key])
+            log.info("%-15s %s", key.replace("_", " "), decimals(summary[key]))
     log.info("%-15s %.1f s", "training time", summary["train_seconds"])
     log.info("%-15s %s", "saved", path / "model.keras")
 

@@ -1,13 +1,17 @@
 """Trains at a batch size in processes of their own, which leave nothing behind when they fail."""
 
 import itertools
+import math
 import re
 import signal
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from distcnn.benchmarking.process_groups import OUT_OF_MEMORY, WorkersFailedError, run_workers
 from distcnn.config import Config
+from distcnn.config.sections.phase import Phase
 from distcnn.distribute.strategies import AUTO, default_strategy, strategy_of
 from distcnn.tuning.largest_batch import Fit
 
@@ -78,6 +82,7 @@ class BatchTrials:
                 global_batch_size=None,
                 steps_per_execution=1,
                 epochs=_MANY_EPOCHS,
+                phases=_largest_phase(config.train.parsed_phases),
             ),
             distribute=replace(
                 config.distribute,
@@ -86,6 +91,15 @@ class BatchTrials:
             ),
             logging=replace(config.logging, profile=None),
         )
+
+
+def _largest_phase(phases: Sequence[Phase]) -> list[dict[str, Any]]:
+    """Returns the phase that trains most, and so takes most memory, as the only one."""
+
+    def trained(phase: Phase) -> tuple[float, bool]:
+        return math.inf if phase.layers is None else phase.layers, not phase.freeze_batchnorm
+
+    return [{**asdict(max(phases, key=trained)), "epochs": _MANY_EPOCHS}] if phases else []
 
 
 def _lacks_memory(error: WorkersFailedError) -> bool:

@@ -6,6 +6,7 @@ from distcnn.config import Config
 from distcnn.errors import UsageError
 from distcnn.runtime.keras_internals import follows_schedule
 from distcnn.training.loop import run_first_steps
+from distcnn.training.resuming import take_initial_weights
 from distcnn.training.setup import TrainingSetup
 from distcnn.tuning.rate_curve import RateCurve
 
@@ -14,12 +15,13 @@ def with_free_rate(config: Config, steps: int) -> Config:
     """Returns the configuration of the test: that of the run, with a rate that can be set.
 
     Args:
-        config: The configuration of the run.
+        config: The configuration of the run; with one phase at most.
         steps: Number of steps of the test.
     """
+    phases = [{**phase, "epochs": steps, "learning_rate": None} for phase in config.train.phases]
     return replace(
         config,
-        train=replace(config.train, epochs=steps, steps_per_execution=1),
+        train=replace(config.train, epochs=steps, phases=phases, steps_per_execution=1),
         optimizer=replace(
             config.optimizer, schedule="constant", warmup_epochs=0.0, step_epochs=[], ema=0.0
         ),
@@ -36,6 +38,7 @@ def run_range_test(setup: TrainingSetup, curve: RateCurve) -> None:
 
     Raises:
         UsageError: If the model is compiled with a schedule, or its own step reports no loss.
+        DistcnnError: If the weights that the run begins with cannot be loaded.
     """
     if follows_schedule(getattr(setup.optimizer, "inner_optimizer", setup.optimizer)):
         raise UsageError(
@@ -43,6 +46,8 @@ def run_range_test(setup: TrainingSetup, curve: RateCurve) -> None:
             "test can change"
         )
     backend, training = setup.backend, setup.training
+    if setup.config.init_from is not None:
+        backend.run_on_chief(lambda: take_initial_weights(setup))
     setup.optimizer.learning_rate = curve.rate(0)
     for step in run_first_steps(setup, curve.steps):
         metrics = training.metrics()

@@ -153,7 +153,7 @@ def test_labels_and_numbers_in_detail(task, tmp_path, capsys):
     assert report.main([str(run)]) == 0
     page = (run / "report.html").read_text()
     Checker(page)
-    assert ("Found and true numbers" in page) == (task == "regression")
+    assert ("Predicted and true numbers" in page) == (task == "regression")
     assert ("threshold" in page) == (task == "multilabel")
 
 

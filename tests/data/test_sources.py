@@ -89,6 +89,14 @@ def test_a_single_class_is_refused():
         load_split(config, source, (1, 1, 1), 0, "test")
 
 
+def test_the_file_of_labels_is_named_where_it_has_no_such_images():
+    split = labelled([0, 1] * 9)
+    source = Source("labels", ("a", "b"), None, None, split, (1, 1, 1))
+    config = DataConfig(labels="labels.csv", dir="images")
+    with pytest.raises(DataError, match=r"^labels\.csv contains no training images"):
+        load_split(config, source, (1, 1, 1), 0, "validation")
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

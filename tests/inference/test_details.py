@@ -1,11 +1,15 @@
 """Calibration, curves, thresholds and the paired test, by hand and by scikit-learn and SciPy."""
 
 import itertools
+import types
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn import metrics
 
+from distcnn.config import DataConfig
 from distcnn.inference.details.calibration import (
     Reliability,
     fit_temperature,
@@ -13,11 +17,13 @@ from distcnn.inference.details.calibration import (
 )
 from distcnn.inference.details.comparison import Comparison
 from distcnn.inference.details.curves import Rankings
+from distcnn.inference.details.details import make_details
 from distcnn.inference.details.mistakes import worst_by_class
 from distcnn.inference.details.thresholds import Thresholds, best_thresholds
 from distcnn.inference.evaluation import Evaluation
 from distcnn.inference.label_evaluation import LabelEvaluation
 from distcnn.inference.number_evaluation import NumberEvaluation
+from distcnn.inference.prediction import Prediction
 
 optimize = pytest.importorskip("scipy.optimize")  # scikit-learn brings it
 stats = pytest.importorskip("scipy.stats")
@@ -124,6 +130,32 @@ def test_thresholds_are_the_best_of_all():
     assert applied.as_dict()["classes"][1]["threshold"] == found[1]
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_scores_of_labels_agree_with_scikit_learn(count):
+    random = np.random.default_rng(2)
+    labels = random.random((80, count)) < 0.3
+    probabilities = (0.3 * labels + 0.6 * random.random((80, count))).astype(np.float32)
+    labels[:, 3:] = probabilities[:, 3:] = False  # a label that no image has, nor is said to have
+    result = LabelEvaluation(labels, probabilities, tuple("abcd"[:count]))
+    halves = np.full(count, 0.5)
+    for rows in (result.by_class(), Thresholds.of("validation", halves, result).rows):
+        for index, row in enumerate(rows):
+            expected = metrics.precision_recall_fscore_support(
+                labels[:, index], probabilities[:, index] > 0.5, average="binary", zero_division=0
+            )
+            found = [row[name] for name in ("precision", "recall", "f1")]
+            assert found == pytest.approx(expected[:3])
+    assert [row["images"] for row in result.by_class()] == labels.sum(axis=0).tolist()
+
+
+def test_scores_of_labels_are_not_a_number_where_the_model_returns_none():
+    labels = np.array([[True, True], [False, False], [False, True]])
+    probabilities = np.array([[0.9, np.nan], [0.2, 0.1], [0.6, 0.8]], np.float32)
+    found = LabelEvaluation(labels, probabilities, ("a", "b")).results()
+    assert found["classes"][0]["average_precision"] == 1
+    assert np.isnan([found["loss"], found["mAP"], found["classes"][1]["average_precision"]]).all()
+
+
 def test_mcnemar_agrees_with_scipy():
     for first, second in itertools.product((0, 1, 7, 40, 700), repeat=2):
         counts = Comparison(90, first, second, 11)
@@ -142,12 +174,21 @@ def test_mcnemar_agrees_with_scipy():
     assert Comparison.of(right, other) == Comparison(1, 1, 1, 2)
 
 
+def test_there_is_no_temperature_without_images_to_fit_it_on():
+    result = Evaluation(np.arange(3), np.eye(3, dtype=np.float32), ("a", "b", "c"))
+    no_training_images: Any = types.SimpleNamespace(train=None)
+    evaluator: Any = types.SimpleNamespace(data=DataConfig(), source=no_training_images)
+    assert make_details(evaluator, "test", result).calibrated is None
+
+
 def test_top_k_by_hand():
     probabilities = np.array([[0.5, 0.3, 0.2], [0.2, 0.4, 0.4], [0.3, 0.3, 0.4]], np.float32)
     result = Evaluation(np.array([1, 2, 1]), probabilities, ("a", "b", "c"))
     assert [result.top_k(count) for count in (1, 2, 3)] == [0, 2 / 3, 1]
     best = Evaluation(np.array([0, 1, 2]), probabilities, ("a", "b", "c"))
     assert best.top_k(1) == best.accuracy == 1
+    for row, place in zip(probabilities, best.predictions, strict=True):
+        assert Prediction(Path("a.png"), best.classes, row).top()[0][0] == best.classes[place]
 
 
 def test_the_worst_mistakes_of_each_class():

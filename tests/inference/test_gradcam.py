@@ -80,8 +80,10 @@ def test_it_explains_models_of_every_kind(build):
     assert found.shape == (3, 32, 32)
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
-    assert found.max() > 0.5
     assert found.min() >= 0
+    peaks = found.max(axis=(1, 2))
+    assert set(peaks.tolist()) <= {0, 1}  # of maps that are smaller than the image, too
+    assert peaks.any()
 
 
 def test_it_says_why_there_is_none():

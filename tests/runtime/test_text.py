@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from distcnn.runtime.text import printable, valid_unicode
+from distcnn.runtime.text import decimals, printable, valid_unicode
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,13 @@ from distcnn.runtime.text import printable, valid_unicode
 def test_only_controls_are_escaped(text, expected):
     assert printable(text) == expected
     assert printable(expected) == expected
+
+
+def test_small_numbers_keep_their_digits():
+    shown = [decimals(value) for value in (0.0, 12.34567, -0.25, 3.21e-6, -4e-4)]
+    assert shown == ["0.0000", "12.3457", "-0.2500", "3.2e-06", "-4.0e-04"]
+    assert decimals(2.25, 1) == "2.2"
+    assert decimals(float("nan")) == "nan"
 
 
 def test_bytes_that_are_not_utf_8_are_replaced():

@@ -43,7 +43,10 @@ for epoch in range(done + 1, epochs + 1):
     lags = os.environ.get("LAGGING_TRIALS_WAIT") and rate > 0.7 and int(folder.name) >= 5
     while epoch == 1 and (lags or os.path.exists("hold")):
         time.sleep(0.02)
-(folder / "summary.json").write_text(json.dumps({"val_accuracy": value, "global_batch_size": 64}))
+if os.environ.get("METRICS_OVERFLOW"):
+    value = float("nan")
+summary = {"val_accuracy": value, "val_f1": None, "global_batch_size": 64}
+(folder / "summary.json").write_text(json.dumps(summary))
 """
 
 
@@ -133,8 +136,19 @@ def test_a_trial_that_lags_behind_is_stopped(monkeypatch):
         assert trial["value"] is not None
 
 
+def test_a_trial_whose_metric_is_not_finite_has_failed(monkeypatch, capsys):
+    monkeypatch.setenv("METRICS_OVERFLOW", "1")
+    Path("space.yaml").write_text("optimizer.lr: {low: 0.1, high: 0.2}")
+    assert search("--trials", "1", "--json", "result.json") == 0
+    result = json.loads(Path("result.json").read_text())
+    assert result["best"] is None
+    (trial,) = result["trials"]
+    assert (trial["state"], trial["attributes"]["reason"]) == ("failed", "val_accuracy is nan")
+    assert "best" not in capsys.readouterr().out
+
+
 def test_errors_are_named():
-    with pytest.raises(UsageError, match=r"expected one of val_accuracy"):
+    with pytest.raises(UsageError, match=r"expected one of val_accuracy$"):
         search("--trials", "1", "--metric", "val_f1")
     with pytest.raises(DistcnnError, match=r"found holds another search \(metric 'val_f1' ->"):
         search("--trials", "1")

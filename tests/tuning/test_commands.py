@@ -1,6 +1,7 @@
 """`find_lr` and `find_batch` on small runs, on one worker and on two."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ FLAGS = [
     *("--data.name=synthetic", "--data.synthetic_examples=600", "--train.global_batch_size=64"),
     *("--optimizer.name=sgd", "--optimizer.lr_scaling=linear", "--optimizer.base_batch_size=16"),
 ]
+
+TWO_PHASES = '[{"train": "head", "epochs": 1}, {"epochs": 1}]'
 
 
 def on_two(module, *arguments):
@@ -57,6 +60,23 @@ def test_the_range_test_is_the_same_on_one_worker_and_on_two(capsys):
     assert left == {"one.json", "one.png", "two.json"}
 
 
+def test_the_range_test_begins_with_the_weights_and_the_layers_of_the_run(capsys):
+    from tests.tiny import plain
+
+    other = plain((32, 32, 3), 10)
+    for weight in other.trainable_variables:
+        weight.assign(0 * weight)
+    other.save("zero.keras")
+    phase = '[{"train": "head", "epochs": 1, "learning_rate": 0.5}]'
+    options = ("--init_from=zero.keras", f"--train.phases={phase}", "--low=0.1", "--high=1")
+    assert find_lr.main([*FLAGS, *options, "--steps=20", "--json=found.json"]) == 0
+    found = json.loads(Path("found.json").read_text())
+    assert found["rates"][:1] + found["rates"][19:] == pytest.approx([0.1, 1])
+    assert found["losses"][0] == pytest.approx(math.log(10), rel=1e-5)
+    printed = capsys.readouterr().out
+    assert "--optimizer.lr" not in printed
+
+
 def test_the_largest_batch_is_found_in_processes_of_its_own(capsys):
     options = ("--seconds=0.1", "--json=found.json")
     assert find_batch.main([*FLAGS, *options, "--low=64", "--high=64"]) == 0
@@ -94,10 +114,19 @@ def test_lack_of_memory_on_any_worker_means_that_a_batch_does_not_fit(code, prin
         if config.train.batch_size > 100:
             raise WorkersFailedError("failed", log, [0, code])
         assert config.train.global_batch_size is None
+        (phase,) = config.train.parsed_phases
+        assert (phase.train, phase.freeze_batchnorm) == ("last 2", False)
         return [{"images_per_second": 9.0, "peak_memory_mb": 99.0, "training_images": 600}]
 
     monkeypatch.setattr("distcnn.tuning.batch_trials.run_workers", fail)
-    arguments = ("--workers=2", "--distribute.strategy=multi_worker", "--json=found.json")
+    phases = (
+        '[{"train": "head", "epochs": 2}, {"train": "last 2", "epochs": 1}, '
+        '{"train": "last 2", "freeze_batchnorm": true, "epochs": 1}]'
+    )
+    arguments = (
+        *("--workers=2", "--distribute.strategy=multi_worker", "--json=found.json"),
+        f"--train.phases={phases}",
+    )
     assert find_batch.main([*FLAGS, *arguments]) == 0
     found = json.loads(Path("found.json").read_text())
     fits = {size["batch"]: size["fits"] for size in found["sizes"]}
@@ -123,6 +152,8 @@ def test_other_failures_are_not_taken_for_lack_of_memory(monkeypatch):
         (find_lr, ["--steps=0"], "steps is 0; expected at least 1"),
         (find_lr, ["--out=here"], "out is here, but a range test has no run directory"),
         (find_lr, ["--plot=missing/a.png"], "which does not exist"),
+        (find_lr, [f"--train.phases={TWO_PHASES}"], "has 2 phases, each with a learning rate of"),
+        (find_lr, ["--checkpoint.resume=run"], "resume is run, but a range test begins a run"),
         (find_batch, ["--low=32", "--high=16"], "high is 16; expected at least low, 32"),
         (find_batch, ["--limit=0"], "limit is 0; expected more than 0"),
         (find_batch, ["--out=here"], "out is here, which does not apply to find_batch"),

@@ -116,6 +116,11 @@ class DataConfig:
         """The name of the data set: `data.name`, unless `data.labels` replaces it."""
         return "labels" if self.labels is not None else self.name
 
+    @property
+    def place(self) -> str:
+        """Where the images come from, for messages: `data.labels`, `data.dir` or `data.name`."""
+        return self.labels or self.dir or self.name
+
     def test_fraction(self, *, is_undivided: bool) -> float:
         """Returns the fraction of the images to hold out for testing: `test_split` resolved.
 

@@ -157,8 +157,8 @@ def calibration_as_dict(reliability: Reliability) -> dict[str, Any]:
 def make_details(evaluator: Evaluator, split: SplitName, result: AnyEvaluation) -> Details:
     """Computes the details of an evaluation.
 
-    Temperature and thresholds are chosen on the validation images of the run, and applied to those
-    that are evaluated.
+    Temperature and thresholds are chosen on the validation images of the evaluated data set, and
+    applied to the images that are evaluated.
 
     Args:
         evaluator: What the result is from.
@@ -201,8 +201,8 @@ def make_details(evaluator: Evaluator, split: SplitName, result: AnyEvaluation) 
 def _validation(
     evaluator: Evaluator, split: SplitName, result: AnyEvaluation
 ) -> AnyEvaluation | None:
-    """Returns the result for the run's own validation images; None if it has none."""
-    if evaluator.data.validation != "split":
+    """Returns the result for the validation images of the data set; None if it has none."""
+    if evaluator.data.validation != "split" or evaluator.source.train is None:
         return None  # the test images must not choose anything
     return result if split == "validation" else evaluator.evaluate("validation")
 

@@ -88,8 +88,9 @@ class GradCam:
         features, gradient = (tf.cast(each, tf.float32) for each in known[-1])
         weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)  # equation 1
         heat = tf.nn.relu(tf.reduce_sum(weights * features, axis=3, keepdims=True))  # equation 2
+        heat = tf.image.resize(heat, images.shape[1:3])  # which lowers peaks, so it comes first
         heat /= tf.maximum(tf.reduce_max(heat, axis=(1, 2), keepdims=True), 1e-30)
-        found: np.ndarray = tf.image.resize(heat, images.shape[1:3])[..., 0].numpy()
+        found: np.ndarray = heat[..., 0].numpy()
         return found
 
 

@@ -12,7 +12,8 @@ from distcnn.inference.details.calibration import Reliability
 from distcnn.inference.details.curves import Curve, Rankings
 from distcnn.inference.details.mistakes import PER_CLASS, Mistake, Mistakes
 from distcnn.inference.number_evaluation import NumberEvaluation
-from distcnn.runtime.text import printable, valid_unicode
+from distcnn.inference.plots import drawable, plain_legend
+from distcnn.runtime.text import printable
 
 if TYPE_CHECKING:  # imported late, since Matplotlib takes half a second
     from matplotlib.axes import Axes
@@ -79,14 +80,12 @@ def _draw(axes: "Axes", rankings: Rankings, kind: str, area: str) -> None:
             continue
         is_micro = each is rankings.micro
         colour, width = ("black", 2) if is_micro else (f"C{number % 10}", 1)
-        label = f"{_shown(each.name)[:24]} {getattr(each, area):.3f}"
+        label = f"{drawable(each.name)[:24]} {getattr(each, area):.3f}"
         axes.plot(curve.x, curve.y, color=colour, linewidth=width, label=label)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.grid(alpha=0.3)
     if 0 < len(axes.lines) <= 13:
-        legend = axes.legend(fontsize="small", loc="lower right" if kind == "roc" else "lower left")
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        plain_legend(axes, fontsize="small", loc="lower right" if kind == "roc" else "lower left")
 
 
 def numbers_figure(result: NumberEvaluation) -> "Figure":
@@ -106,8 +105,8 @@ def numbers_figure(result: NumberEvaluation) -> "Figure":
         low, high = float(min(truth.min(), found.min())), float(max(truth.max(), found.max()))
         axes.plot([low, high], [low, high], "--", color="gray", linewidth=1)
         axes.scatter(truth, found, s=9, alpha=0.5, color="#3b6fb6", linewidths=0)
-        axes.set(xlabel="true", ylabel="found")
-        axes.set_title(_shown(result.classes[index]), parse_math=False)
+        axes.set(xlabel="true", ylabel="predicted")
+        axes.set_title(drawable(result.classes[index]), parse_math=False)
         axes.grid(alpha=0.3)
     return figure
 
@@ -144,12 +143,12 @@ def mistakes_sheet(mistakes: Mistakes) -> bytes:
         draw.text((_GAP, _GAP // 2), printable(mistakes.note), fill="#666666", font=font)
     for number, (name, count, worst) in enumerate(groups):
         top = _GAP + note + number * (_SIDE + _TEXT + _GAP)
-        title = "\n".join(textwrap.wrap(f"{_shown(name)} ({count:,})", 20)[:5])
+        title = "\n".join(textwrap.wrap(f"{drawable(name)} ({count:,})", 20)[:5])
         draw.multiline_text((_GAP, top), title, fill="black", font=font)
         for column, each in enumerate(worst):
             left = _LABEL + column * cell
             sheet.paste(picture_of(each, _SIDE), (left, top))
-            text = "\n".join(textwrap.wrap(_shown(each.said), max(12, (cell - _GAP) // 7))[:2])
+            text = "\n".join(textwrap.wrap(drawable(each.said), max(12, (cell - _GAP) // 7))[:2])
             draw.multiline_text((left, top + _SIDE + 2), text, fill="black", font=font)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
@@ -187,7 +186,3 @@ def _fitted(image: np.ndarray, side: int) -> Image.Image:
 
 def _known(area: float | None) -> str:
     return "-" if area is None else f"{area:.4f}"
-
-
-def _shown(name: str) -> str:
-    return valid_unicode(printable(name))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distcnn.inference.label_evaluation import LabelEvaluation
+from distcnn.inference.label_evaluation import LabelEvaluation, precision_recall_f1
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,8 @@ class Thresholds:
             values: One for each label, float64 `(labels,)`.
             result: What they are applied to.
         """
-        from sklearn.metrics import precision_recall_fscore_support  # takes a second
-
         has = result.probabilities > values
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            result.labels, has, average=None, zero_division=0.0
-        )
+        precision, recall, f1 = precision_recall_f1(result.labels, has)
         columns = zip(result.classes, values, precision, recall, f1, strict=True)
         rows = [
             dict(zip(("class", "threshold", "precision", "recall", "f1"), row, strict=True))
