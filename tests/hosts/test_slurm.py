@@ -279,7 +279,8 @@ def test_sbatch_goes_on_after_the_time_limit_and_on_another_node(slurm, tmp_path
     call(*launcher, "-m", "distcnn.train", *quickstart(undisturbed), timeout=300)
     expected = json.loads((undisturbed / "summary.json").read_text())
     assert summary["weights_sha256"] == expected["weights_sha256"]
-    assert summary["test_accuracy"] == expected["test_accuracy"] >= 0.75  # about 0.95
+    assert summary["test_accuracy"] == expected["test_accuracy"]
+    assert summary["accuracy"] >= 0.9  # about 0.96
 
 
 def test_sbatch_trains_by_multi_worker(slurm, tmp_path):
@@ -288,7 +289,7 @@ def test_sbatch_trains_by_multi_worker(slurm, tmp_path):
     assert "multi_worker on CPU (set in the configuration): 2 workers" in printed
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["strategy"], summary["weights_agree"]) == ("multi_worker", True)
-    assert summary["test_accuracy"] >= 0.75  # about 0.95
+    assert summary["accuracy"] >= 0.9  # about 0.96
 
 
 def test_a_script_under_srun_and_sbatch_computes_what_plain_python_does(slurm, tmp_path):
