@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from distcnn.errors import DistcnnError, PeerLostError, UsageError
 from distcnn.runtime.cluster import Cluster, ClusterError, find_cluster
+from distcnn.runtime.files import strict_json
 from distcnn.runtime.rank_page import own_page
 from distcnn.runtime.text import printable, wrapped_data_error
 
@@ -124,6 +125,10 @@ def require_at_least_one(options: Any, *names: str) -> None:
 
 
 def write_json(path: str | None, content: object) -> None:
-    """Writes the results of a command to its `--json` file, if one was given."""
+    """Writes the results of a command to its `--json` file, if one was given.
+
+    NaN and infinity, which JSON does not have, become null.
+    """
     if path is not None:
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(strict_json(content), indent=2) + "\n"
+        Path(path).write_text(text, encoding="utf-8")

@@ -271,6 +271,15 @@ class Evaluator:
 
     def _predict(self, batches: tf.data.Dataset) -> np.ndarray:
         found: np.ndarray = self._model.predict(batches, verbose=0)
+        bad = np.count_nonzero(~np.isfinite(found).all(axis=1))
+        if bad:
+            log.warning(
+                "warning: %s returns infinity or NaN for %d of %d images, as after a training that "
+                "diverged: what it is said to predict for them means nothing",
+                self.classifier.path,
+                bad,
+                len(found),
+            )
         return found
 
 

@@ -67,7 +67,7 @@ def take_weights(
     new_head = other_classes and metadata is not None and metadata.classes != tuple(classes)
     head = next((key for key, layer, _ in reversed(here) if learned_variables(layer)), None)
     fits = {
-        key: _shapes(weights) == _shapes(there.get(key, ())) and not (new_head and key == head)
+        key: _kinds(weights) == _kinds(there.get(key, ())) and not (new_head and key == head)
         for key, _, weights in here
     }
     _require_same_architecture(path, here, there, fits, head)
@@ -127,6 +127,11 @@ def _shapes(weights: Sequence[Any]) -> list[tuple[int, ...]]:
     return [tuple(weight.shape) for weight in weights]
 
 
+def _kinds(weights: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns names and shapes: a scale and a centre of batch normalisation are shaped alike."""
+    return [(weight.name, tuple(weight.shape)) for weight in weights]
+
+
 def _require_same_architecture(
     path: Path,
     here: list[tuple[_Key, keras.layers.Layer, list[Any]]],
@@ -158,6 +163,9 @@ def _difference(here: Sequence[Any], there: Sequence[Any] | None) -> str:
             return f"has the shape {own}, there {other}"
     if len(here) != len(there):
         return f"has {len(here)} weights, there {len(there)}"
+    for own, other in zip(here, there, strict=True):
+        if own.name != other.name:
+            return f"has {own.name}, there {other.name}"
     return "is for other classes"
 
 

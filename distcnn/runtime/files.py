@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import stat
 import zlib
@@ -127,6 +128,17 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def strict_json(value: Any) -> Any:
+    """Returns a value as JSON can hold it: NaN and infinity become None, arrays lists."""
+    if hasattr(value, "tolist"):
+        return strict_json(value.tolist())
+    if isinstance(value, dict):
+        return {key: strict_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -173,12 +173,27 @@ def test_a_report_of_a_finished_run(finished, tmp_path):
     assert len(page) < 1_000_000
 
 
-def test_a_diverged_model_has_no_details(finished, tmp_path):
+@pytest.fixture
+def diverged(finished, tmp_path):
+    """A run whose model returns NaN."""
     folder = tmp_path / "diverged"
     shutil.copytree(finished.path, folder)
     model, metadata = load_model(folder / "model.keras")
     assert metadata is not None
     model.layers[-1].kernel.assign(model.layers[-1].kernel * float("nan"))
     save_model(folder / "model.keras", model, metadata)
+    return folder
+
+
+def test_a_diverged_model_has_no_details(diverged):
     with pytest.raises(DistcnnError, match="returns infinity or NaN for 360 of 360 images"):
-        main([str(folder), "--details"])
+        main([str(diverged), "--details"])
+
+
+def test_a_diverged_model_is_named_and_its_loss_is_null_in_json(finished, diverged, caplog):
+    file = diverged / "scores.json"
+    main([str(finished.path), "--against", str(diverged), "--json", str(file)])
+    assert f"{diverged}/model.keras returns infinity or NaN for 360 of 360 images" in caplog.text
+    assert f"{finished.path}/model.keras returns" not in caplog.text
+    main([str(diverged), "--json", str(file)])
+    assert json.loads(file.read_text(), parse_constant=pytest.fail)["loss"] is None

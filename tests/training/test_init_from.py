@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from distcnn.errors import DistcnnError
+from distcnn.models.initial import take_weights
 from distcnn.training.trainer import Trainer
 from tests.runs import SignalAt, small_config, small_run
 from tests.tiny import tiny
@@ -86,3 +87,16 @@ def test_pixels_of_another_range_are_warned_of(first, tmp_path, caplog):
     overrides = {"init_from": str(first), "data__pixels": "signed", **NORMS}
     Trainer(small_config(tmp_path / "run", **overrides))
     assert "were trained on pixels of the range unit, but this run has signed" in caplog.text
+
+
+def test_weights_of_one_shape_are_told_apart_by_name(tmp_path):
+    def model(**norm: bool) -> keras.Model:
+        inputs = keras.Input((4,))
+        x = keras.layers.BatchNormalization(**norm)(keras.layers.Dense(4)(inputs))
+        return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(4)(x)))
+
+    model(scale=False).save(tmp_path / "centred.keras")
+    scaled = model(center=False)
+    taken = take_weights(scaled, tmp_path / "centred.keras")
+    assert "(has gamma, there beta)" in taken.description
+    np.testing.assert_array_equal(scaled.layers[2].gamma, np.ones(4))

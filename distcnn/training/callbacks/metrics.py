@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import keras
-import numpy as np
 from typing_extensions import override
 
+from distcnn.runtime.files import strict_json
 from distcnn.storage.metrics_file import MEASUREMENTS
 from distcnn.training.setup import TrainingSetup
 
@@ -148,11 +148,4 @@ class MetricsWriter:
 
 def row_as_json(row: Row) -> str:
     """Returns a row as a line of `metrics.jsonl`; NaN and infinity become null."""
-    return json.dumps({name: _in_json(value) for name, value in row.items()}) + "\n"
-
-
-def _in_json(value: Any) -> Any:
-    """Returns a value as JSON can hold it; some metrics give one number for each class."""
-    if isinstance(value, np.ndarray):
-        return [_in_json(each) for each in value.tolist()]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(strict_json(row)) + "\n"
