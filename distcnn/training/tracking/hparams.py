@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 from tensorboard.plugins.hparams import api
 
-from distcnn.training.tracking.values import shown_values, results
+from distcnn.training.tracking.values import results, shown_values
 
 
 class HParams:
