@@ -203,8 +203,10 @@ def benchmark(bench: Bench) -> str:
     plots = sorted(path.name for path in (bench.folder / "table").glob("*.png"))
     require(plots, "there is no plot")
     rows = json.loads((bench.folder / "table" / "results.json").read_text())["rows"]
-    rates = ", ".join(f"{row['workers']}: {row['images_per_second']:.0f}" for row in rows)
-    return f"images/s by workers {rates}; {', '.join(plots)}"
+    rates = ", ".join(
+        f"{row['scaling']} {row['workers']}: {row['images_per_second']:.0f}" for row in rows
+    )
+    return f"images/s by scaling and workers {rates}; {', '.join(plots)}"
 
 
 def recipes(bench: Bench) -> str:

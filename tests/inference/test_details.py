@@ -108,7 +108,9 @@ def test_the_legends_of_curves_cover_no_curve(sure):
     figure.savefig(io.BytesIO())  # lays it out
     assert len(figure.axes) == 2
     for axes in figure.axes:
-        legend = axes.get_legend().get_window_extent()
+        drawn = axes.get_legend()
+        assert drawn is not None
+        legend = drawn.get_window_extent()
         assert not axes.get_window_extent().overlaps(legend)
         assert figure.bbox.containsx(legend.x0)
         assert figure.bbox.containsx(legend.x1)
