@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,6 +89,26 @@ def test_mlflow_has_one_run(monkeypatch):
     assert found.data.metrics["final_test_accuracy"] == 0.75
     names = {each.path for each in client.list_artifacts(found.info.run_id)}
     assert names == {"config.yaml", "summary.json"}
+
+
+def test_runs_that_start_together_share_a_new_store(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    store = f"sqlite:///{tmp_path}/store.db"
+    code = (
+        "import sys, time, pathlib; from distcnn.training.tracking.mlflow_run import open_run\n"
+        "folder = pathlib.Path(sys.argv[1]); folder.mkdir()\n"
+        "while len(list(folder.parent.glob('run*'))) < 2: time.sleep(0.01)\n"
+        "open_run(folder, {'optimizer.lr': 0.1}, 'mine', '').close()"
+    )
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path / f"run{n}"], env=environment)
+        for n in range(2)
+    ]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    client = mlflow.MlflowClient(store)
+    place = client.get_experiment_by_name("mine").experiment_id
+    assert sorted(run.info.run_name for run in client.search_runs([place])) == ["run0", "run1"]
 
 
 @pytest.mark.usefixtures("_run")
