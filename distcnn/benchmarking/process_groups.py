@@ -18,6 +18,7 @@ from distcnn.benchmarking.progress import Follower, Heartbeat, Say
 from distcnn.distribute.launching import Process, unplaced_environment
 from distcnn.distribute.strategies import strategy_of
 from distcnn.errors import DistcnnError, UsageError
+from distcnn.runtime.rank_process import die_with_parent
 
 OUT_OF_MEMORY = "out of memory: "
 """How the message of a worker that exceeds its limit of memory begins."""
@@ -81,6 +82,7 @@ def run_workers(
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                preexec_fn=die_with_parent(),
             )
             for line, environment in _processes(strategy, workers, command, link)
         ]

@@ -159,7 +159,8 @@ def open_cifar(config: DataConfig) -> Source:
             wanted = [name for layout in cifar.layouts for name in (layout.folder, layout.archive)]
             raise DataError(
                 f"data.dir {config.dir} does not contain {config.name}; looked for "
-                f"{', '.join(wanted)}; correct the path, or omit --data.dir to download the data"
+                f"{', '.join(wanted)}; correct the path, pass --data.name folder for images in "
+                "class folders, or omit --data.dir to download the data"
             )
     else:
         found = _find_in_keras_cache(cifar) or _download(cifar)

@@ -121,7 +121,7 @@ def turn_upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
     def turned() -> tf.Tensor:
         upright = tf.cond(
-            orientation >= FIRST_TRANSPOSED, lambda: tf.transpose(image, [1, 0, 2]), lambda: image
+            orientation >= FIRST_TRANSPOSED, lambda: _transposed(image), lambda: image
         )
         for axis, values in ((0, _UPSIDE_DOWN), (1, _MIRRORED)):
             is_turned = tf.reduce_any(orientation == tf.constant(values))
@@ -129,6 +129,13 @@ def turn_upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
         return upright
 
     return tf.cond(orientation == 1, lambda: image, turned)
+
+
+def _transposed(image: tf.Tensor) -> tf.Tensor:
+    # By indices: of tf.transpose, TensorFlow says in every run that oneDNN lacks uint8.
+    height, width, channels = tf.unstack(tf.shape(image))
+    pixels = tf.range(width)[:, tf.newaxis] + tf.range(height) * width
+    return tf.gather(tf.reshape(image, [-1, channels]), pixels)
 
 
 def _reversed_if(condition: tf.Tensor, image: tf.Tensor, axis: int) -> tf.Tensor:

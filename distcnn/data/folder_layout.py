@@ -22,6 +22,9 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 }
 """Names of the folders of each split, in any case."""
 
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+"""Extensions of files that often hold the labels of images."""
+
 _logger = logging.getLogger("distcnn")
 
 
@@ -103,7 +106,7 @@ def find_labelled_images(
     strays: list[tuple[Path, str]] = []
     for folder in entries(part):
         if not is_folder(folder):
-            strays.append((folder, "outside of the class folders"))
+            strays.append((folder, _why_outside(folder)))
             continue
         if folder.name not in classes:
             raise DataError(
@@ -122,6 +125,13 @@ def find_labelled_images(
         _report_strays(part, strays, on_error)
     index.save(len(names))
     return FileList(os.fsencode(part), names), np.concatenate(labels)
+
+
+def _why_outside(path: Path) -> str:
+    why = "outside of the class folders"
+    if path.suffix.lower() in _TABLES:
+        return f"{why}; to take the labels from it, pass --data.labels {printable(path)}"
+    return why
 
 
 def _images_of(folder: Path, index: FolderIndex) -> tuple[list[bytes], list[tuple[Path, str]]]:

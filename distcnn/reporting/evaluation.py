@@ -238,7 +238,9 @@ def _mistakes_section(mistakes: Mistakes, result: AnyEvaluation) -> str:
         note = "Beside each image Grad-CAM: bright is what speaks for the label or larger number."
     left_out = len(mistakes.counts) - len(parts)
     if left_out:
-        note += f" {left_out} classes with fewer or no mistakes are left out."
+        which = "One class" if left_out == 1 else f"{left_out} classes"
+        are = "is" if left_out == 1 else "are"
+        note += f" {which} with fewer or no mistakes {are} left out."
     return section("mistakes", "Worst mistakes", f'<p class="soft">{note}</p>', *parts)
 
 

@@ -57,7 +57,7 @@ th{font-weight:600;color:var(--soft)}
 .confusion thead span{writing-mode:vertical-rl;transform:rotate(180deg);max-height:130px;
 overflow:hidden;text-overflow:ellipsis;font-weight:400;color:var(--ink)}
 .confusion td{font-variant-numeric:tabular-nums;border-radius:3px;
-background:color-mix(in srgb,var(--accent) calc(var(--f)*85%),var(--page))}
+background:color-mix(in srgb,var(--accent) calc(var(--f)*85%),var(--card))}
 .confusion td.full{color:var(--page)}
 .confusion table{border-collapse:separate;border-spacing:2px}
 .confusion caption{caption-side:top;text-align:left;color:var(--soft);padding-bottom:6px}

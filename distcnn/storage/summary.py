@@ -31,6 +31,14 @@ _FROM_RESOLVED = (
 _FROM_LAST_ROW = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
+def _describe_images(resolved: dict[str, Any]) -> str:
+    training, test = resolved["training_images"], resolved["test_images"]
+    counts = f"{resolved['data']}: {training} training"
+    if resolved["validated_on_test"]:
+        return f"{counts}, {test} test, which serve as validation images too"
+    return f"{counts}, {resolved['validation_images']} validation, {test} test"
+
+
 def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
     """Logs the resolved settings and the reasons for them.
 
@@ -40,11 +48,7 @@ def log_resolved(path: Path, resolved: dict[str, Any]) -> None:
     """
     log.info("run directory   %s", path)
     log.info("model           %s, %s parameters", resolved["model"], f"{resolved['parameters']:,}")
-    log.info(
-        "images          %(data)s: %(training_images)d training, %(validation_images)d "
-        "validation, %(test_images)d test",
-        resolved,
-    )
+    log.info("images          %s", _describe_images(resolved))
     if resolved["labels"]:
         log.info("labels          %s", resolved["labels"])
     if resolved["division"]:

@@ -197,6 +197,7 @@ class TrainingSetup:
             "training_images": len(self.dataset.train),
             "validation_images": len(self.dataset.validation or ()),
             "test_images": len(self.dataset.test or ()),
+            "validated_on_test": self.dataset.validation is self.dataset.test is not None,
         }
 
 

@@ -241,6 +241,22 @@ def test_a_signal_leaves_no_worker_behind(tmp_path):
     assert not list(scratch.glob("distcnn-*"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's signal of a parent's death")
+def test_a_kill_leaves_no_worker_behind(tmp_path):
+    command = [sys.executable, "-m", "distcnn.benchmark", *NET, *QUICK, "--workers", "1"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with psutil.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not (workers := process.children()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    for worker in alive:
+        worker.kill()
+    assert not alive
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [

@@ -84,6 +84,15 @@ def test_strays_fail_or_are_left_out(image_folder, caplog):
     assert "1 entry" in caplog.text
 
 
+def test_a_table_beside_the_classes_may_have_been_meant(image_folder):
+    table = image_folder / "train" / "labels.csv"
+    table.write_text("path,label\n")
+    expected = (
+        f"outside of the class folders; to take the labels from it, pass --data.labels {table}"
+    )
+    assert expected in message_of(image_folder)
+
+
 def test_folders_in_class_folders_are_named_with_the_remedy(image_folder, caplog):
     cat = image_folder / "train" / "cat"
     (cat / "notes.txt").write_text("x")

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from distcnn.config import AugmentConfig, DataConfig
 from distcnn.data.arrays import ArraySplit
-from distcnn.data.decode_plan import CONTENT, METHOD, WINDOW, plan_batch
+from distcnn.data.decode_plan import CONTENT, METHOD, WINDOW, plan_batch, turn_upright
 from distcnn.data.encoded import EncodedSplit
 from distcnn.data.framing import RANDOM_CROP_DRAWS, Frame, Framing, RandomCrop
 from distcnn.data.image_header import read_header
@@ -158,6 +158,15 @@ def test_every_orientation_is_applied(value, kind):
     assert (padded[:3] == 0).all() == (value >= 5)
     (corner,) = decoded([contents], frame=Corner(), draws=tf.zeros([1, 0]))
     assert np.abs(corner - by_pillow(upright, (1, 2, 17, 30), (24, 24))).mean() < 3
+
+
+def test_no_operation_of_turning_makes_tensorflow_complain_about_onednn():
+    spec = (tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.int32))
+    graph = tf.function(turn_upright).get_concrete_function(*spec).graph.as_graph_def()
+    bodies = [graph.node, *(function.node_def for function in graph.library.function)]
+    operations = {node.op for body in bodies for node in body}
+    assert "ReverseV2" in operations
+    assert "Transpose" not in operations
 
 
 def test_headers_of_odd_files_are_read_or_passed_over():

@@ -4,6 +4,7 @@ Imports nothing but Python's own modules, so that the kit can say without an ins
 is no GPU.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parents[2]
+
+_GRACE_SECONDS = 30
+"""How long a run may take to save when the kit is stopped."""
 
 
 class FailedError(Exception):
@@ -109,11 +113,18 @@ class Bench:
     data: str | None = None
     quick: bool = False
     environment: dict[str, str] = field(default_factory=dict)
+    _processes: "list[subprocess.Popen[bytes]]" = field(default_factory=list, init=False)
 
     @property
     def on_gpu(self) -> bool:
         """Whether the checks run on GPUs."""
         return self.device == "gpu"
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The policies to compare; convolutions in float16 are far too slow on a CPU."""
+        every = ("float32", "mixed_bfloat16", "mixed_float16")
+        return every if self.on_gpu else every[:2]
 
     def variables(self, visible: str | None = None) -> dict[str, str]:
         """Returns the environment of a process that may see some GPUs; by default the first one."""
@@ -145,19 +156,40 @@ class Bench:
         """
         if workers > 1 and visible is None:
             visible = self.all_visible
-        done = subprocess.run(
-            self.command(module, *arguments, workers=workers),
+        line = self.command(module, *arguments, workers=workers)
+        process = self._begin(line, visible, subprocess.PIPE, subprocess.PIPE)
+        said = "".join(part.decode(errors="replace") for part in process.communicate())
+        if process.returncode != 0:
+            lines = said.strip().splitlines() or ["no output"]
+            errors = [line for line in lines if "error: " in line]
+            raise FailedError(f"{module} ended with {process.returncode}: {(errors or lines)[-1]}")
+        return said
+
+    def _begin(
+        self, line: list[str], visible: str | None, stdout: Any, stderr: Any
+    ) -> "subprocess.Popen[bytes]":
+        """Starts a process, which does not outlive this one."""
+        from distcnn.runtime.rank_process import die_with_parent
+
+        process = subprocess.Popen(
+            line,
             env=self.variables(visible),
             cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
+            stdout=stdout,
+            stderr=stderr,
+            preexec_fn=die_with_parent(),
         )
-        if done.returncode != 0:
-            lines = (done.stdout + done.stderr).strip().splitlines() or ["no output"]
-            errors = [line for line in lines if "error: " in line]
-            raise FailedError(f"{module} ended with {done.returncode}: {(errors or lines)[-1]}")
-        return done.stdout + done.stderr
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        for process in self._processes:
+            for end in (process.terminate, process.kill):
+                if process.poll() is None:
+                    end()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(_GRACE_SECONDS)
 
     def flags(self, *arguments: str) -> list[str]:
         """Returns the flags of a small run without a download."""
@@ -176,9 +208,7 @@ class Bench:
         """Starts a small run, whose output goes into a file."""
         line = self.command("distcnn.train", *self.flags(*arguments, f"--out={name}"))
         with (self.folder / f"{name}.log").open("wb") as log:
-            return subprocess.Popen(
-                line, env=self.variables(visible), cwd=self.folder, stdout=log, stderr=log
-            )
+            return self._begin(line, visible, log, log)
 
     def finished(self, name: str) -> dict[str, Any]:
         """Returns the summary and the resolved settings of a run."""

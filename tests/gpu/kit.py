@@ -9,6 +9,7 @@ import argparse
 import datetime
 import json
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str]) -> int:
             _show(Result(check.name, "skip", "there is no GPU"))
         print(f"all {len(chosen)} checks were skipped: nvidia-smi finds no GPU on this machine")
         return 0
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # ends what a check runs
     folder = Path(options.out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     results = []
@@ -105,6 +108,8 @@ def _run(check: Check, options: argparse.Namespace, machine: Machine, folder: Pa
     except Exception as error:  # a defect of the check; the others go on
         traceback.print_exc()
         outcome, figure = "fail", f"{type(error).__name__}: {error}"
+    finally:
+        bench.close()
     return Result(check.name, outcome, figure, time.monotonic() - start)
 
 

@@ -38,7 +38,7 @@ def precisions(bench: Bench) -> str:
     """The chosen policy is the fastest."""
     rates = {
         name: bench.speed(f"--precision.policy={name}")["images_per_second"]
-        for name in ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+        for name in ("auto", *bench.policies)
     }
     rates["float32 without TF32"] = bench.speed(
         "--precision.policy=float32", "--precision.tf32=false"
@@ -87,7 +87,7 @@ def float16(bench: Bench) -> str:
     """Training in float16 reaches what float32 reaches."""
     accuracy = {
         name: bench.train(name, "--train.epochs=8", f"--precision.policy={name}")["val_accuracy"]
-        for name in ("float32", "mixed_float16", "mixed_bfloat16")
+        for name in bench.policies
     }
     text = ", ".join(f"{name} {value:.3f}" for name, value in accuracy.items())
     require(min(accuracy.values()) > accuracy["float32"] - 0.03, text)
@@ -203,8 +203,10 @@ def benchmark(bench: Bench) -> str:
     plots = sorted(path.name for path in (bench.folder / "table").glob("*.png"))
     require(plots, "there is no plot")
     rows = json.loads((bench.folder / "table" / "results.json").read_text())["rows"]
-    rates = ", ".join(f"{row['workers']}: {row['images_per_second']:.0f}" for row in rows)
-    return f"images/s by workers {rates}; {', '.join(plots)}"
+    rates = ", ".join(
+        f"{row['scaling']} {row['workers']}: {row['images_per_second']:.0f}" for row in rows
+    )
+    return f"images/s by scaling and workers {rates}; {', '.join(plots)}"
 
 
 def recipes(bench: Bench) -> str:

@@ -3,9 +3,13 @@
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import ROOT
@@ -62,6 +66,25 @@ def test_a_claim_that_does_not_hold_fails_the_kit(monkeypatch, capsys):
     assert [each["outcome"] for each in results] == ["fail", "fail"]
     assert "FileNotFoundError" in results[1]["figure"]
     assert "2 of 2 failed" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's signal of a parent's death")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(("check", "runs"), [("policy", 1), ("shared-gpu", 2)])
+def test_nothing_outlives_the_kit(number, check, runs):
+    command = [sys.executable, "-m", "tests.gpu.kit", "--device=cpu", f"--only={check}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with psutil.Popen(command, env=environment) as process:
+        while len(children := process.children(recursive=True)) < runs:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        code = process.wait(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=5)
+    for child in alive:
+        child.kill()
+    assert not alive
+    assert code == (143 if number == signal.SIGTERM else -number)
 
 
 def test_the_machine_is_what_the_driver_lists(tmp_path, monkeypatch):

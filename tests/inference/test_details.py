@@ -1,5 +1,6 @@
 """Calibration, curves, thresholds and the paired test, by hand and by scikit-learn and SciPy."""
 
+import io
 import itertools
 import types
 from pathlib import Path
@@ -19,6 +20,7 @@ from distcnn.inference.details.comparison import Comparison
 from distcnn.inference.details.curves import Rankings
 from distcnn.inference.details.details import make_details
 from distcnn.inference.details.mistakes import worst_by_class
+from distcnn.inference.details.pictures import curves_figure
 from distcnn.inference.details.thresholds import Thresholds, best_thresholds
 from distcnn.inference.evaluation import Evaluation
 from distcnn.inference.label_evaluation import LabelEvaluation
@@ -104,6 +106,21 @@ def test_curves_agree_with_scikit_learn(sure):
     content = found.as_dict()
     assert content["classes"][0]["class"] == "0"
     assert content["classes"][0]["roc"]["y"][-1] == 1
+
+
+def test_the_legends_of_curves_cover_no_curve(sure):
+    names = [f"class {number}" for number in range(7)]
+    figure = curves_figure(Rankings.of(np.eye(7, dtype=bool)[sure[1]], sure[0], names))
+    figure.savefig(io.BytesIO())  # lays it out
+    assert len(figure.axes) == 2
+    for axes in figure.axes:
+        drawn = axes.get_legend()
+        assert drawn is not None
+        legend = drawn.get_window_extent()
+        assert not axes.get_window_extent().overlaps(legend)
+        assert figure.bbox.containsx(legend.x0)
+        assert figure.bbox.containsx(legend.x1)
+        assert figure.bbox.containsy(legend.y0)
 
 
 def test_thresholds_are_the_best_of_all():

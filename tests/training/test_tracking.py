@@ -2,10 +2,17 @@
 
 import csv
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import (
+    SESSION_START_INFO_TAG,
+    parse_session_start_info_plugin_data,
+)
 
 from distcnn.cli.parser import load_config
 from distcnn.errors import UsageError
@@ -82,6 +89,49 @@ def test_mlflow_has_one_run(monkeypatch):
     assert found.data.metrics["final_test_accuracy"] == 0.75
     names = {each.path for each in client.list_artifacts(found.info.run_id)}
     assert names == {"config.yaml", "summary.json"}
+
+
+def test_runs_that_start_together_share_a_new_store(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    store = f"sqlite:///{tmp_path}/store.db"
+    code = (
+        "import sys, time, pathlib; from distcnn.training.tracking.mlflow_run import open_run\n"
+        "folder = pathlib.Path(sys.argv[1]); folder.mkdir()\n"
+        "while len(list(folder.parent.glob('run*'))) < 2: time.sleep(0.01)\n"
+        "open_run(folder, {'optimizer.lr': 0.1}, 'mine', '').close()"
+    )
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path / f"run{n}"], env=environment)
+        for n in range(2)
+    ]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    client = mlflow.MlflowClient(store)
+    place = client.get_experiment_by_name("mine").experiment_id
+    assert sorted(run.info.run_name for run in client.search_runs([place])) == ["run0", "run1"]
+
+
+@pytest.mark.usefixtures("_run")
+def test_hparams_have_a_column_for_each_setting_that_runs_may_differ_in():
+    config = load_config(
+        "quickstart",
+        logging={"trackers": "tensorboard"},
+        model={"args": {"dropout": 0.25}},
+        optimizer={"schedule": "constant"},
+    )
+    log_rows(config, [40])
+    events = EventAccumulator("run/tensorboard/hparams").Reload()
+    content = events.summary_metadata[SESSION_START_INFO_TAG].plugin_data.content
+    found = {
+        key: getattr(value, str(value.WhichOneof("kind")))
+        for key, value in parse_session_start_info_plugin_data(content).hparams.items()
+    }
+    assert found["model.args.dropout"] == 0.25
+    assert found["optimizer.lr"] == 0.07
+    assert found["optimizer.schedule"] == "constant"  # the default, but perhaps not in other runs
+    assert found["recipe"] == "quickstart"
+    assert "model.args" not in found
+    assert "precision.policy" not in found
 
 
 @pytest.mark.filterwarnings("ignore")

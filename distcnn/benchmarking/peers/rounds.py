@@ -21,6 +21,7 @@ from distcnn.benchmarking.process_groups import environment_of_children, quote_f
 from distcnn.benchmarking.progress import Budget, Heartbeat, Say, rounds
 from distcnn.benchmarking.statistics import ratio_of_quartiles
 from distcnn.errors import DistcnnError, UsageError
+from distcnn.runtime.rank_process import die_with_parent
 from distcnn.storage.environment import describe_environment
 
 _REST = 0.05
@@ -67,6 +68,7 @@ class SideProcess:
                 stderr=log,
                 text=True,
                 start_new_session=True,
+                preexec_fn=die_with_parent(),
             )
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -58,7 +58,7 @@ def curves_figure(rankings: Rankings) -> "Figure":
     """Draws ROC and precision-recall curves, each class against the others."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw(left, rankings, "roc", "auc")
     left.plot([0, 1], [0, 1], "--", color="gray", linewidth=1)
@@ -85,7 +85,8 @@ def _draw(axes: "Axes", rankings: Rankings, kind: str, area: str) -> None:
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.grid(alpha=0.3)
     if 0 < len(axes.lines) <= 13:
-        plain_legend(axes, fontsize="small", loc="lower right" if kind == "roc" else "lower left")
+        below = (0.5, -0.12)  # curves may be anywhere inside
+        plain_legend(axes, fontsize="small", loc="upper center", bbox_to_anchor=below, ncols=3)
 
 
 def numbers_figure(result: NumberEvaluation) -> "Figure":

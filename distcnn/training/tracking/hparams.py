@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 from tensorboard.plugins.hparams import api
 
-from distcnn.training.tracking.values import changed_values, results
+from distcnn.training.tracking.values import results, shown_values
 
 
 class HParams:
@@ -30,7 +30,7 @@ class HParams:
         writer = tf.summary.create_file_writer(str(self._folder / "tensorboard" / "hparams"))
         shown = {
             key: value if isinstance(value, bool | int | float | str) else str(value)
-            for key, value in changed_values(self._config).items()
+            for key, value in shown_values(self._config).items()
         }
         with writer.as_default(summary["steps"]):
             api.hparams(shown, trial_id=str(self._folder))

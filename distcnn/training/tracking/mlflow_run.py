@@ -1,13 +1,16 @@
 """The tracker `mlflow`: a run in MLflow's store, the one of MLFLOW_TRACKING_URI or a local one."""
 
 import contextlib
+import fcntl
 import getpass
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import sqlalchemy
 
 from distcnn.training.tracking.values import files_of, numbers, results
 
@@ -30,17 +33,31 @@ class MlflowRun:
     ) -> None:
         for name in ("mlflow", "alembic"):  # they report each table of a new store
             logging.getLogger(name).setLevel(logging.WARNING)
-        self._client = mlflow.MlflowClient()
         self._folder = folder
         self._finished = False
-        self.identity = identity or self._begin(config, experiment)
+        with _alone(mlflow.get_tracking_uri()):
+            self._client = mlflow.MlflowClient()
+            place = "" if identity else self._experiment(experiment)
+        self.identity = identity or self._begin(config, place)
         self._client.update_run(self.identity, status="RUNNING")
 
-    def _begin(self, config: dict[str, Any], experiment: str) -> str:
-        found = self._client.get_experiment_by_name(experiment)
-        place = found.experiment_id if found else self._client.create_experiment(experiment)
-        if found is None:  # or MLflow takes it for one of language models
-            self._client.set_experiment_tag(place, _KIND, "custom_model_development")
+    def _experiment(self, name: str) -> str:
+        """Returns the identity of the experiment, which is made if there is none."""
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                place: str = self._client.create_experiment(name)
+            except mlflow.exceptions.MlflowException:
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+            else:  # or MLflow takes it for one of language models
+                self._client.set_experiment_tag(place, _KIND, "custom_model_development")
+                return place
+        identity: str = found.experiment_id
+        return identity
+
+    def _begin(self, config: dict[str, Any], place: str) -> str:
         tags = {"mlflow.source.name": " ".join(sys.argv)}
         with contextlib.suppress(KeyError, OSError):  # a user without a name, as in containers
             tags["mlflow.user"] = getpass.getuser()
@@ -75,6 +92,18 @@ class MlflowRun:
         """Marks an unfinished run as stopped; resuming it marks it as running again."""
         if not self._finished:
             self._client.set_terminated(self.identity, "KILLED")
+
+
+@contextlib.contextmanager
+def _alone(store: str) -> Iterator[None]:
+    """Keeps other runs of this machine from making the same local database at the same time."""
+    if not store.startswith("sqlite:"):
+        yield
+        return
+    database = sqlalchemy.engine.make_url(store).database
+    with Path(f"{database}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def open_run(folder: Path, config: dict[str, Any], experiment: str, identity: str) -> MlflowRun:

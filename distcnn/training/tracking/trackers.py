@@ -5,17 +5,16 @@ import importlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from distcnn.config import Config
-from distcnn.config.recipe import flatten
 from distcnn.config.sections.logging import TRACKERS
 from distcnn.runtime.files import write_json
 from distcnn.training.setup import TrainingSetup
 from distcnn.training.tracking.confusion import draw_confusion
+from distcnn.training.tracking.values import settings_of
 
 log = logging.getLogger("distcnn")
 
@@ -64,7 +63,7 @@ class Trackers:
         self._folder = folder
         self._known: dict[str, Any] = _read(folder / FILE)
         self._trackers: dict[str, Tracker] = {}
-        values = flatten(asdict(config)) | {"recipe": str(config.recipe)}
+        values = settings_of(config)
         for name in config.logging.tracker_names:
             self._open(name, values, config.logging.experiment)
 

@@ -10,14 +10,30 @@ from distcnn.config.recipe import flatten
 
 _NOT_SHOWN = ("logging.", "out")
 
+_OFTEN_VARIED = (
+    *("model.name", "optimizer.name", "optimizer.lr", "optimizer.schedule"),
+    *("optimizer.weight_decay", "optimizer.warmup_epochs", "train.epochs"),
+    *("train.batch_size", "train.global_batch_size", "train.seed"),
+)
+"""Keys that are shown with their default too, as other runs beside this one may have another."""
 
-def changed_values(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of a flat configuration that are not the defaults."""
-    defaults = flatten(dataclasses.asdict(Config()))
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Returns the configuration by dotted key; each argument of the model has one of its own."""
+    values = flatten(dataclasses.asdict(config)) | {"recipe": str(config.recipe)}
+    arguments = values.pop("model.args")
+    return values | {f"model.args.{name}": value for name, value in arguments.items()}
+
+
+def shown_values(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings in which runs are likely to differ: no defaults, but for some keys."""
+    defaults = settings_of(Config())
     return {
         key: value
         for key, value in config.items()
-        if value != defaults.get(key) and not key.startswith(_NOT_SHOWN)
+        if value is not None
+        and (value != defaults.get(key) or key in _OFTEN_VARIED)
+        and not key.startswith(_NOT_SHOWN)
     }
 
 
