@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from distcnn.benchmarking.machine import Machine
@@ -72,6 +73,9 @@ def main(arguments: Sequence[str]) -> int:
     limit_mb = _limit_mb(options)
     low = options["low"] or config.train.batch_size
     log.info("memory          %s per worker", _shown(limit_mb))
+    if config.train.phases:
+        log.info("phases          all layers are trained, which takes the most memory")
+        config = replace(config, train=replace(config.train, phases=[]))
     with scratch_folder() as folder:
         trials = BatchTrials(config, options["workers"], limit_mb, options["seconds"], folder)
 
@@ -110,7 +114,13 @@ def _check(config: Config, options: dict[str, Any]) -> None:
     for name in ("limit", "seconds"):
         if options[name] is not None and not options[name] > 0:
             raise UsageError(f"{name} is {options[name]:g}; expected more than 0")
-    for key, value in {"out": config.out, "data.factory": config.data.factory}.items():
+    resume = config.checkpoint.resume
+    unused = {
+        "out": config.out,
+        "data.factory": config.data.factory,
+        "checkpoint.resume": None if resume in ("auto", "never") else resume,
+    }
+    for key, value in unused.items():
         if value is not None:
             raise UsageError(f"{key} is {value}, which does not apply to find_batch; drop --{key}")
     require_writable("--json", options["json"])

@@ -1,6 +1,6 @@
 """The learning-rate range test: a run whose rate rises at every step until the loss diverges."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from distcnn.config import Config
 from distcnn.errors import UsageError
@@ -13,13 +13,22 @@ from distcnn.tuning.rate_curve import RateCurve
 def with_free_rate(config: Config, steps: int) -> Config:
     """Returns the configuration of the test: that of the run, with a rate that can be set.
 
+    Of several phases, it is that of the first one, since the others go on from what that trains.
+
     Args:
         config: The configuration of the run.
         steps: Number of steps of the test.
     """
     return replace(
         config,
-        train=replace(config.train, epochs=steps, steps_per_execution=1),
+        train=replace(
+            config.train,
+            epochs=steps,
+            steps_per_execution=1,
+            phases=[
+                asdict(replace(phase, epochs=steps)) for phase in config.train.parsed_phases[:1]
+            ],
+        ),
         optimizer=replace(
             config.optimizer, schedule="constant", warmup_epochs=0.0, step_epochs=[], ema=0.0
         ),

@@ -57,6 +57,17 @@ def test_the_range_test_is_the_same_on_one_worker_and_on_two(capsys):
     assert left == {"one.json", "one.png", "two.json"}
 
 
+def test_the_range_test_of_a_run_of_phases_is_that_of_the_first_one(capsys):
+    phases = "[{epochs: 1, learning_rate: 0.1}, {train: head, epochs: 1}]"  # of 10 steps an epoch
+    options = ("--low=1e-3", "--high=1e4", "--steps=40", "--json=one.json")
+    assert find_lr.main([*FLAGS, *options, f"--train.phases={phases}"]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(Path("one.json").read_text())
+    assert len(found["rates"]) > 20  # as many as the run has steps
+    assert "phase           1 of 2, which trains all; for the rate of another one" in printed
+    assert f"(learning_rate: {found['steepest'] / 4:.2g})" in printed
+
+
 def test_the_largest_batch_is_found_in_processes_of_its_own(capsys):
     options = ("--seconds=0.1", "--json=found.json")
     assert find_batch.main([*FLAGS, *options, "--low=64", "--high=64"]) == 0
@@ -94,10 +105,14 @@ def test_lack_of_memory_on_any_worker_means_that_a_batch_does_not_fit(code, prin
         if config.train.batch_size > 100:
             raise WorkersFailedError("failed", log, [0, code])
         assert config.train.global_batch_size is None
+        assert config.train.phases == []  # all layers
         return [{"images_per_second": 9.0, "peak_memory_mb": 99.0, "training_images": 600}]
 
     monkeypatch.setattr("distcnn.tuning.batch_trials.run_workers", fail)
-    arguments = ("--workers=2", "--distribute.strategy=multi_worker", "--json=found.json")
+    arguments = (
+        *("--workers=2", "--distribute.strategy=multi_worker", "--json=found.json"),
+        "--train.phases=[{train: head, epochs: 1}]",
+    )
     assert find_batch.main([*FLAGS, *arguments]) == 0
     found = json.loads(Path("found.json").read_text())
     fits = {size["batch"]: size["fits"] for size in found["sizes"]}
@@ -123,9 +138,15 @@ def test_other_failures_are_not_taken_for_lack_of_memory(monkeypatch):
         (find_lr, ["--steps=0"], "steps is 0; expected at least 1"),
         (find_lr, ["--out=here"], "out is here, but a range test has no run directory"),
         (find_lr, ["--plot=missing/a.png"], "which does not exist"),
+        (
+            find_lr,
+            ["--checkpoint.resume=runs/a"],
+            "resume is runs/a, but a range test begins a new",
+        ),
         (find_batch, ["--low=32", "--high=16"], "high is 16; expected at least low, 32"),
         (find_batch, ["--limit=0"], "limit is 0; expected more than 0"),
         (find_batch, ["--out=here"], "out is here, which does not apply to find_batch"),
+        (find_batch, ["--checkpoint.resume=runs/a"], "which does not apply to find_batch"),
         (find_batch, ["--workers=0"], "workers is 0; expected at least 1"),
     ],
 )
