@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
     config, options = parse_run("distcnn.benchmark", description, arguments, _OPTIONS)
     if config is None:
         return 0
-    config = _without_download(config, arguments)
+    config = _without_other_weights(_without_download(config, arguments))
     folder = Path(config.out or f"benchmarks/{config.recipe}")
     counts, predicted = _check_options(options)
     machine = Machine.detect()
@@ -146,6 +146,30 @@ def _without_download(config: Config, arguments: Sequence[str]) -> Config:
     if chosen or not data_set_of(config.data.source).needs_download:
         return config
     return replace(config, data=replace(config.data, name="synthetic"))
+
+
+def _without_other_weights(config: Config) -> Config:
+    """Drops the values that weights begin with, and phases; says that the benchmark does so."""
+    resume = config.checkpoint.resume
+    given = {
+        "init_from": config.init_from,
+        "model.weights": None if config.model.weights == "none" else config.model.weights,
+        "checkpoint.resume": None if resume in ("auto", "never") else resume,
+    }
+    for key, value in given.items():
+        if value is not None:
+            log.info("weights         random, as fast as those of %s %s", key, value)
+    if config.train.phases:
+        log.info(
+            "phases          not timed apart: all layers are trained, as in a run without them"
+        )
+    return replace(
+        config,
+        init_from=None,
+        model=replace(config.model, weights="none"),
+        checkpoint=replace(config.checkpoint, resume="auto"),
+        train=replace(config.train, phases=[]),
+    )
 
 
 def _check_options(options: dict[str, Any]) -> tuple[list[int], list[int]]:

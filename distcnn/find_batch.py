@@ -110,7 +110,13 @@ def _check(config: Config, options: dict[str, Any]) -> None:
     for name in ("limit", "seconds"):
         if options[name] is not None and not options[name] > 0:
             raise UsageError(f"{name} is {options[name]:g}; expected more than 0")
-    for key, value in {"out": config.out, "data.factory": config.data.factory}.items():
+    resume = config.checkpoint.resume
+    unused = {
+        "out": config.out,
+        "data.factory": config.data.factory,
+        "checkpoint.resume": None if resume in ("auto", "never") else resume,
+    }
+    for key, value in unused.items():
         if value is not None:
             raise UsageError(f"{key} is {value}, which does not apply to find_batch; drop --{key}")
     require_writable("--json", options["json"])

@@ -53,12 +53,11 @@ def main(arguments: Sequence[str]) -> int:
     from distcnn.tuning.rate_curve import RateCurve
     from distcnn.tuning.rate_range import run_range_test, with_free_rate
 
-    config = with_free_rate(config, options["steps"])
-    setup = build_setup(config, join_run(config))
+    setup = build_setup(with_free_rate(config, options["steps"]), join_run(config))
     curve = RateCurve(options["low"], options["high"], options["steps"], options["tolerance"])
     with reporting_lost_peers(setup.backend):
         run_range_test(setup, curve)
-        setup.backend.run_on_chief(lambda: _report(setup, curve, options))
+        setup.backend.run_on_chief(lambda: _report(setup, config, curve, options))
     setup.backend.close()
     return 0
 
@@ -76,52 +75,53 @@ def _check(config: Config, options: dict[str, Any]) -> None:
             f"out is {config.out}, but a range test has no run directory; drop --out, or use "
             "--json and --plot"
         )
+    if config.checkpoint.resume not in ("auto", "never"):
+        raise UsageError(
+            f"checkpoint.resume is {config.checkpoint.resume}, but a range test begins a new run; "
+            "drop it, or take the weights of that run alone by --init_from"
+        )
     if config.data.factory is not None:
         raise UsageError(
             f"data.factory is {config.data.factory}, but the range test is for images of a data "
             "set; drop --data.factory"
-        )
-    if len(config.train.phases) > 1:
-        raise UsageError(
-            f"train.phases has {len(config.train.phases)} phases, each with a learning rate of its "
-            "own; expected one, which is tested by itself (for a later one, --init_from takes the "
-            "weights that it begins with)"
-        )
-    if config.checkpoint.resume not in ("auto", "never"):
-        raise UsageError(
-            f"checkpoint.resume is {config.checkpoint.resume}, but a range test begins a run; drop "
-            "--checkpoint.resume (--init_from takes the weights alone)"
         )
     if find_cluster(os.environ).is_chief:
         for name in ("plot", "json"):
             require_writable(f"--{name}", options[name])
 
 
-def _report(setup: "TrainingSetup", curve: "RateCurve", options: dict[str, Any]) -> None:
+def _report(
+    setup: "TrainingSetup", config: Config, curve: "RateCurve", options: dict[str, Any]
+) -> None:
     """Prints the suggestions, and writes the files that were asked for."""
     from distcnn.optim.optimizers import scaled_learning_rate
 
-    optimizer = setup.config.optimizer
+    optimizer, phases = config.optimizer, config.train.parsed_phases
     batch = setup.sampler.global_batch_size
     scaling = scaled_learning_rate(optimizer, batch) / optimizer.lr
     print(
         f"rates           {curve.low:g} to {curve.high:g} in {curve.steps} steps of {batch} images"
     )
+    if phases:
+        print(
+            f"phase           1 of {len(phases)}, which trains {phases[0].train}; for the rate of "
+            "another one, give it alone in --train.phases"
+        )
     if curve.diverged:
         print(
             f"stopped         the loss diverged after rate {curve.rates[-1]:.2g}"
             if curve.rates
             else "stopped         the loss was not finite at the first rate"
         )
-    key = "learning_rate of the phase" if setup.config.train.phases else "--optimizer.lr"
     suggestions = {
         "steepest": ("where the loss falls fastest", curve.steepest()),
         "tenth_of_least": ("a tenth of the rate with the least loss", curve.tenth_of_least()),
     }
     for text, rate in suggestions.values():
         if rate is not None:
-            flag = "" if setup.objective.is_own else f"  ({key} {rate / scaling:.2g})"
-            print(f"suggestion      {rate:.2g}  {text}{flag}")
+            key = "learning_rate: " if phases else "--optimizer.lr "
+            setting = "" if setup.objective.is_own else f"  ({key}{rate / scaling:.2g})"
+            print(f"suggestion      {rate:.2g}  {text}{setting}")
     if all(rate is None for _, rate in suggestions.values()):
         print("suggestion      none: the loss did not fall; try a lower --low or more --steps")
     if options["plot"] is not None and curve.rates:

@@ -91,6 +91,21 @@ class Subclassed(keras.Model):
         return self.layer(x)
 
 
+class Preprocessed(keras.Model):
+    """A model as KerasHub returns it, with pixels scaled outside of it."""
+
+    preprocessor = layers.Rescaling(1 / 255)
+
+
+Preprocessed.__module__ = "keras_hub.src.models.image_classifier"
+
+
+def preprocessed(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """A model whose preprocessor only its own fit and predict would call."""
+    body = plain(input_shape, num_classes)
+    return Preprocessed(body.input, body.output)
+
+
 class Unsaved(layers.Layer):
     """A layer that Keras cannot save."""
 

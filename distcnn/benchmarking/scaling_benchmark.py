@@ -232,9 +232,7 @@ class ScalingBenchmark:
         return dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, synthetic_examples=examples),
-            train=dataclasses.replace(
-                config.train, global_batch_size=batch, phases=[], epochs=100_000
-            ),
+            train=dataclasses.replace(config.train, global_batch_size=batch, epochs=100_000),
             distribute=dataclasses.replace(
                 config.distribute,
                 strategy=name,

@@ -107,6 +107,14 @@ def _check(name: str, model: object, num_classes: int) -> None:
     if not isinstance(model, keras.Model):
         kind = type(model).__name__
         raise DistcnnError(f"{name} returned a {kind}; expected a keras.Model")
+    of_keras_hub = any(base.__module__.startswith("keras_hub.") for base in type(model).__mro__)
+    if of_keras_hub and getattr(model, "preprocessor", None) is not None:
+        raise DistcnnError(
+            f"{name} returned a model of KerasHub with a preprocessor, which only its own fit and "
+            "predict call; return a keras.Model of its backbone behind keras.layers.Rescaling with "
+            "the scale and offset of the preprocessor's image_converter, as the page on "
+            "fine-tuning shows, or build it with preprocessor=None"
+        )
     if not model.built:
         raise DistcnnError(
             f"{name} returned a model that is not built; start it with keras.Input(input_shape)"

@@ -61,8 +61,8 @@ class RunSubject:
         workers: The number of workers, which determines the global batch.
 
     Raises:
-        UsageError: If the global batch has fewer images than the workers have shards, or the data
-            are the user's own.
+        UsageError: If the global batch has fewer images than the workers have shards, the data are
+            the user's own, or the run continues another one.
     """
 
     def __init__(self, config: Config, workers: int) -> None:
@@ -91,6 +91,11 @@ def _proven(config: Config, workers: int) -> Config:
         raise UsageError(
             f"data.factory is {config.data.factory}, but the proof of a run is for images of "
             "a data set; prove a script that fits the same model on the same data"
+        )
+    if config.checkpoint.resume not in ("auto", "never"):
+        raise UsageError(
+            f"checkpoint.resume is {config.checkpoint.resume}, but the proof is of the first steps "
+            "of a new run; drop it, or take the weights of that run alone by --init_from"
         )
     train = config.train
     shards = train.virtual_workers or workers * train.accumulation_steps

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from distcnn.training.callbacks.callback_list import TrainingCallbacks
+from distcnn.training.resuming import take_initial_weights
 from distcnn.training.setup import TrainingSetup
 
 
@@ -55,23 +56,31 @@ def run_epochs(
 def run_first_steps(setup: TrainingSetup, steps: int) -> Iterator[int]:
     """Trains the first steps of a run, without callbacks, validation or a run directory.
 
-    The metrics are those since the beginning of an epoch, or since the caller has reset them.
+    They start from the weights that the run starts from. In a run of phases, these are the first
+    steps of each phase. The metrics are those since the beginning of an epoch, or since the caller
+    has reset them.
 
     Args:
         setup: The run, which has not begun; with one step per execution.
-        steps: How many steps, at most those of the run.
+        steps: How many steps, at most those of the run, or of each phase.
 
     Yields:
         The number of steps done, after each of them.
     """
-    training = setup.training
+    training, done = setup.training, 0
+    setup.backend.run_on_chief(lambda: take_initial_weights(setup))
     setup.state.broadcast()
-    batches = setup.backend.iterate(setup.training_batches(0))
-    while training.step < min(steps, setup.total_steps):
-        if training.step_in_epoch == 0:
-            training.reset_metrics()
-        training.run(batches)
-        yield training.step
+    for first, end in setup.phases.borders if setup.phases else [(0, setup.total_steps)]:
+        if setup.phases is not None:
+            setup.phases.enter(first)
+        training.step = first
+        batches = setup.backend.iterate(setup.training_batches(first))
+        while training.step < min(first + steps, end):
+            if training.step_in_epoch == 0:
+                training.reset_metrics()
+            training.run(batches)
+            done += 1
+            yield done
 
 
 def _validate(setup: TrainingSetup, callbacks: TrainingCallbacks) -> dict[str, float]:

@@ -86,6 +86,11 @@ class Phases:
         state.begin_phase([self.optimizer], self._freezing.frozen)
 
     @property
+    def borders(self) -> list[tuple[int, int]]:
+        """The global steps at which each phase begins and ends."""
+        return list(itertools.pairwise([0, *self._ends]))
+
+    @property
     def last_peak(self) -> float:
         """The peak learning rate of the last phase, scaled for the global batch."""
         return scaled_learning_rate(self._settings(self._phases[-1]), self._batch)

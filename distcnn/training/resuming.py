@@ -51,17 +51,19 @@ def start_from(setup: TrainingSetup, path: str) -> Progress:
 
 
 def take_initial_weights(setup: TrainingSetup) -> None:
-    """Gives a new run the weights that `init_from` names; called in the chief alone.
+    """Gives a new run the weights that `init_from` names, if any; called in the chief alone.
 
     Raises:
         DistcnnError: If there is no such model, or it has another architecture.
     """
+    config, here = setup.config, setup.interface.pixels
+    if config.init_from is None:
+        return
     from distcnn.models.initial import take_weights  # imported only if asked for
 
-    config, here = setup.config, setup.interface.pixels
     taken = take_weights(
         setup.model,
-        Path(config.init_from or ""),
+        Path(config.init_from),
         factory=config.model.factory,
         classes=setup.dataset.classes,
     )

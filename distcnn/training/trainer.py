@@ -92,7 +92,7 @@ class Trainer:
         with reporting_lost_peers(backend):
             self.directory = _choose_directory(config, backend)
             self.setup: TrainingSetup = build_setup(config, context)
-            self._has_initial_weights = config.init_from is None
+            self._has_initial_weights = False
             if not self.directory.begun:  # a wrong file is found before anything is written
                 backend.run_on_chief(self._take_initial_weights)
             with backend.scope():

@@ -1,12 +1,11 @@
 """The learning-rate range test: a run whose rate rises at every step until the loss diverges."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from distcnn.config import Config
 from distcnn.errors import UsageError
 from distcnn.runtime.keras_internals import follows_schedule
 from distcnn.training.loop import run_first_steps
-from distcnn.training.resuming import take_initial_weights
 from distcnn.training.setup import TrainingSetup
 from distcnn.tuning.rate_curve import RateCurve
 
@@ -14,14 +13,22 @@ from distcnn.tuning.rate_curve import RateCurve
 def with_free_rate(config: Config, steps: int) -> Config:
     """Returns the configuration of the test: that of the run, with a rate that can be set.
 
+    Of several phases, it is that of the first one, since the others go on from what that trains.
+
     Args:
-        config: The configuration of the run; with one phase at most.
+        config: The configuration of the run.
         steps: Number of steps of the test.
     """
-    phases = [{**phase, "epochs": steps, "learning_rate": None} for phase in config.train.phases]
     return replace(
         config,
-        train=replace(config.train, epochs=steps, phases=phases, steps_per_execution=1),
+        train=replace(
+            config.train,
+            epochs=steps,
+            steps_per_execution=1,
+            phases=[
+                asdict(replace(phase, epochs=steps)) for phase in config.train.parsed_phases[:1]
+            ],
+        ),
         optimizer=replace(
             config.optimizer, schedule="constant", warmup_epochs=0.0, step_epochs=[], ema=0.0
         ),
@@ -46,8 +53,6 @@ def run_range_test(setup: TrainingSetup, curve: RateCurve) -> None:
             "test can change"
         )
     backend, training = setup.backend, setup.training
-    if setup.config.init_from is not None:
-        backend.run_on_chief(lambda: take_initial_weights(setup))
     setup.optimizer.learning_rate = curve.rate(0)
     for step in run_first_steps(setup, curve.steps):
         metrics = training.metrics()

@@ -276,3 +276,24 @@ def test_only_images_that_need_a_download_become_synthetic(arguments, name, monk
     Path("mine.yaml").write_text("recipe: article\ndata: {dir: images}\n")
     with pytest.raises(LookupError, match=name):
         benchmark_command.main(arguments)
+
+
+def test_other_weights_and_phases_are_not_dropped_in_silence(monkeypatch, caplog):
+    def benchmark(config, *_args, **_settings):
+        assert config.init_from is None
+        assert config.model.weights == "none"
+        assert config.train.phases == []
+        raise LookupError
+
+    caplog.set_level("INFO", "distcnn")
+    monkeypatch.setattr(benchmark_command, "ScalingBenchmark", benchmark)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for flags, line in (
+        (("--init_from", "runs/first"), "random, as fast as those of init_from runs/first"),
+        ((), "random, as fast as those of model.weights imagenet"),
+    ):
+        with pytest.raises(LookupError):
+            benchmark_command.main(("--recipe", "finetune", "--data.dir=images", *flags))
+        assert line in caplog.text
+        assert "phases          not timed apart" in caplog.text
+        caplog.clear()

@@ -35,6 +35,7 @@ def test_a_factory_may_choose_its_own_input_and_return_logits(tmp_path):
         ({"model__factory": "tests.tiny:wrong_width"}, "expected (None, 10)"),
         ({"model__factory": "tests.tiny:Subclassed"}, "return it as keras.Model(inputs, model"),
         ({"model__factory": "tests.tiny:named_output"}, "returns a dictionary with digit;"),
+        ({"model__factory": "tests.tiny:preprocessed"}, "of KerasHub with a preprocessor, which"),
         ({"model__factory": "tests.tiny:unsaved"}, "a model that Keras cannot save"),
         ({"logging__profile": "3,99", "logging__tensorboard": True}, "the run has 14 steps"),
         ({"model__args": {"drop": 1}}, "did you mean dropout?"),

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from distcnn.cli.parser import load_config
 from distcnn.doctor import main
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.proving import proof
+from distcnn.proving.record import WEIGHT, Record
 
 MODELS = """
 import keras
@@ -74,6 +77,7 @@ def test_a_wrong_flag_starts_no_process(monkeypatch):
         ("--optimizer.name", "adamm", "optimizer.name"),
         ("--train.global_batch_size", "1", "smaller than the 2 shards"),
         ("--train.epochs", "0", "train.epochs is 0"),
+        ("--checkpoint.resume", "runs/a", "resume is runs/a, but the proof is of the first steps"),
     ):
         with pytest.raises(UsageError, match=message):
             prove("none", flag, value)
@@ -83,6 +87,36 @@ def test_data_of_the_users_own_are_for_a_script():
     flags = ("--data.factory", "mine:data", "--model.factory", "mine:net")
     with pytest.raises(UsageError, match="the proof of a run is for images of a data set"):
         main(["--lockstep", "2", *flags])
+
+
+def test_the_steps_are_those_of_each_phase_from_the_weights_of_another_run():
+    from tests.tiny import plain
+
+    first = plain((32, 32, 3), 10)
+    first.set_weights([weight + 1 for weight in first.get_weights()])
+    first.save("first.keras")
+    config = load_config(
+        "quickstart",
+        data={"name": "synthetic", "synthetic_examples": 60, "validation": "none"},
+        model={"factory": "tests.tiny:plain"},
+        optimizer={"name": "sgd", "lr": 1e-12, "lr_scaling": "none"},
+        train={
+            "global_batch_size": 16,  # 4 steps an epoch
+            "phases": [{"train": "head", "epochs": 1, "learning_rate": 0.01}, {"epochs": 2}],
+        },
+        init_from="first.keras",
+    )
+    Path("config.yaml").write_text(config.to_yaml())
+    subprocess.run(
+        [sys.executable, "-m", "distcnn.proving.run_worker", "one.npz", "float64", "config.yaml"],
+        check=True,
+    )
+    found = Record.load(Path("one.npz"))
+    assert found.steps == 4 + 5
+    moved = [
+        np.abs(found.arrays[f"{WEIGHT}{old.path}"] - old.numpy()).max() for old in first.weights
+    ]
+    assert max(moved[:-2]) < 1e-6 < 1e-3 < min(moved[-2:])  # the head alone, in its phase
 
 
 def test_what_fails_on_one_worker_is_told():

@@ -19,8 +19,6 @@ FLAGS = [
     *("--optimizer.name=sgd", "--optimizer.lr_scaling=linear", "--optimizer.base_batch_size=16"),
 ]
 
-TWO_PHASES = '[{"train": "head", "epochs": 1}, {"epochs": 1}]'
-
 
 def on_two(module, *arguments):
     """Runs a module on two workers of `multi_worker`, which needs no Horovod."""
@@ -75,6 +73,17 @@ def test_the_range_test_begins_with_the_weights_and_the_layers_of_the_run(capsys
     assert found["losses"][0] == pytest.approx(math.log(10), rel=1e-5)
     printed = capsys.readouterr().out
     assert "--optimizer.lr" not in printed
+
+
+def test_the_range_test_of_a_run_of_phases_is_that_of_the_first_one(capsys):
+    phases = "[{epochs: 1, learning_rate: 0.1}, {train: head, epochs: 1}]"  # of 10 steps an epoch
+    options = ("--low=1e-3", "--high=1e4", "--steps=40", "--json=one.json")
+    assert find_lr.main([*FLAGS, *options, f"--train.phases={phases}"]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(Path("one.json").read_text())
+    assert len(found["rates"]) > 20  # as many as the run has steps
+    assert "phase           1 of 2, which trains all; for the rate of another one" in printed
+    assert f"(learning_rate: {found['steepest'] / 4:.2g})" in printed
 
 
 def test_the_largest_batch_is_found_in_processes_of_its_own(capsys):
@@ -152,11 +161,15 @@ def test_other_failures_are_not_taken_for_lack_of_memory(monkeypatch):
         (find_lr, ["--steps=0"], "steps is 0; expected at least 1"),
         (find_lr, ["--out=here"], "out is here, but a range test has no run directory"),
         (find_lr, ["--plot=missing/a.png"], "which does not exist"),
-        (find_lr, [f"--train.phases={TWO_PHASES}"], "has 2 phases, each with a learning rate of"),
-        (find_lr, ["--checkpoint.resume=run"], "resume is run, but a range test begins a run"),
+        (
+            find_lr,
+            ["--checkpoint.resume=runs/a"],
+            "resume is runs/a, but a range test begins a new",
+        ),
         (find_batch, ["--low=32", "--high=16"], "high is 16; expected at least low, 32"),
         (find_batch, ["--limit=0"], "limit is 0; expected more than 0"),
         (find_batch, ["--out=here"], "out is here, which does not apply to find_batch"),
+        (find_batch, ["--checkpoint.resume=runs/a"], "which does not apply to find_batch"),
         (find_batch, ["--workers=0"], "workers is 0; expected at least 1"),
     ],
 )
