@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
-import sqlalchemy
 
 from distcnn.training.tracking.values import files_of, numbers, results
 
@@ -100,7 +100,7 @@ def _alone(store: str) -> Iterator[None]:
     if not store.startswith("sqlite:"):
         yield
         return
-    database = sqlalchemy.engine.make_url(store).database
+    database = urlsplit(store).path[1:]  # sqlite:///FILE
     with Path(f"{database}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
