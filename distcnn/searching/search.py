@@ -173,7 +173,7 @@ class Search:
         folder = self.trial_folder(number)
         summary = read_summary(folder)
         if summary is not None:  # the search was killed before it noted that
-            self._finish(number, summary, seconds=0.0)
+            self._finish(number, summary)
             return
         words = " ".join(f"{key}={_shown(value)}" for key, value in settings.items())
         log.info("trial %d  %s  %s", number, "goes on" if folder.exists() else "starts", words)
@@ -207,7 +207,7 @@ class Search:
         seconds = round(time.monotonic() - run.started, 1)
         summary = run.summary()
         if summary is not None:
-            self._finish(number, summary, seconds)
+            self._finish(number, summary, seconds=seconds)
         elif number in self._pruned:
             self.study.prune(number, seconds=seconds)
             log.info("trial %d  pruned", number)
@@ -216,7 +216,7 @@ class Search:
         else:
             self._fail(number, run, code)
 
-    def _finish(self, number: int, summary: dict[str, Any], seconds: float) -> None:
+    def _finish(self, number: int, summary: dict[str, Any], **attributes: float) -> None:
         value, metric = summary.get(self.plan.metric), self.plan.metric
         if value is None:
             there = (key for key, value in summary.items() if value is not None)
@@ -230,7 +230,7 @@ class Search:
             log.info("trial %d  failed: %s is %s", number, metric, value)
             return
         self._failures = 0
-        self.study.finish(number, float(value), seconds=seconds)
+        self.study.finish(number, float(value), **attributes)
         best = self.study.best()
         assert best is not None
         assert best.value is not None

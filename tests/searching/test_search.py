@@ -116,12 +116,17 @@ def test_a_search_that_is_stopped_or_killed_goes_on_with_its_trials():
     assert [trial["state"] for trial in stopped] == ["running", "running"]
     rows = [len(file.read_text().splitlines()) for file in Path("found").rglob("metrics.jsonl")]
     assert rows == [1, 1]
+    # One trial ends before the search goes on, as after a kill; nobody knows how long it took.
+    Path("found/trials/0000/summary.json").write_text('{"val_accuracy": 0.5}')
     Path("hold").unlink()
     assert search(*arguments) == 0
     done = json.loads(Path("result.json").read_text())["trials"]
     assert [trial["state"] for trial in done] == ["finished"] * 3
     assert [t["settings"] for t in done[:2]] == [t["settings"] for t in stopped]
-    for file in Path("found").rglob("metrics.jsonl"):
+    assert done[0]["value"] == 0.5
+    assert "<td>0.0</td>" not in Path("found/search.html").read_text()
+    for number in (1, 2):
+        file = Path("found/trials", f"{number:04d}", "metrics.jsonl")
         assert [json.loads(row)["epoch"] for row in file.read_text().splitlines()] == [1, 2, 3]
 
 
