@@ -150,11 +150,10 @@ def _without_download(config: Config, arguments: Sequence[str]) -> Config:
 
 def _without_other_weights(config: Config) -> Config:
     """Drops the values that weights begin with, and phases; says that the benchmark does so."""
-    resume = config.checkpoint.resume
     given = {
         "init_from": config.init_from,
         "model.weights": None if config.model.weights == "none" else config.model.weights,
-        "checkpoint.resume": None if resume in ("auto", "never") else resume,
+        "checkpoint.resume": config.checkpoint.other_run,
     }
     for key, value in given.items():
         if value is not None:

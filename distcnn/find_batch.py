@@ -110,11 +110,10 @@ def _check(config: Config, options: dict[str, Any]) -> None:
     for name in ("limit", "seconds"):
         if options[name] is not None and not options[name] > 0:
             raise UsageError(f"{name} is {options[name]:g}; expected more than 0")
-    resume = config.checkpoint.resume
     unused = {
         "out": config.out,
         "data.factory": config.data.factory,
-        "checkpoint.resume": None if resume in ("auto", "never") else resume,
+        "checkpoint.resume": config.checkpoint.other_run,
     }
     for key, value in unused.items():
         if value is not None:

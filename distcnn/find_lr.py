@@ -75,7 +75,7 @@ def _check(config: Config, options: dict[str, Any]) -> None:
             f"out is {config.out}, but a range test has no run directory; drop --out, or use "
             "--json and --plot"
         )
-    if config.checkpoint.resume not in ("auto", "never"):
+    if config.checkpoint.other_run is not None:
         raise UsageError(
             f"checkpoint.resume is {config.checkpoint.resume}, but a range test begins a new run; "
             "drop it, or take the weights of that run alone by --init_from"

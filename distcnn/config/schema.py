@@ -102,10 +102,10 @@ class Config:
 
     def _require_fit_for_fine_tuning(self) -> None:
         """Checks that the weights to begin with, and the phases, are the only ones."""
-        resume = self.checkpoint.resume
+        resume = self.checkpoint.other_run
         key = "init_from" if self.init_from is not None else "train.phases"
         require(
-            resume in ("auto", "never"),
+            resume is None,
             f"{key} is set, but checkpoint.resume {resume} takes weights, optimizer and epochs "
             "from another run; drop one of them (--init_from takes weights alone)",
         )
@@ -149,7 +149,7 @@ class Config:
             "model.whitening": self.model.whitening,
             "optimizer.ema": self.optimizer.ema > 0,
             "logging.profile": self.logging.profile is not None,
-            "checkpoint.resume": self.checkpoint.resume not in ("auto", "never"),
+            "checkpoint.resume": self.checkpoint.other_run is not None,
         }
         for key, is_set in needs_images.items():
             require(

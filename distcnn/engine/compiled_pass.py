@@ -1,6 +1,7 @@
 """The forward and backward pass, compiled by XLA such that gradients travel while it goes on."""
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,24 +73,27 @@ class CompiledPass:
         compiled = tf.function(function, jit_compile=True, autograph=False)
         with self._backend.standing_in(functools.partial(_stand_in, stand_ins)):
             traced = compiled.get_concrete_function(*specs)
+        found = traced.structured_outputs[2]
+        gradients = [computed(found[i]) for i in range(len(found)) if tf.is_tensor(found[i])]
+        buckets = in_buckets(gradients, self._bucket_bytes)
         is_general = all(hasattr(captured, "numpy") for captured in traced.captured_inputs)
+        if len(buckets) == 1 and not stand_ins:
+            return traced, is_general
         try:
-            pieces = self._pieces(traced, stand_ins)
+            pieces = self._pieces(traced, stand_ins, [[gradients[i] for i in b] for b in buckets])
         except IndivisibleError as error:
             log.warning("warning: XLA is off for this step: %s", error)
             return function, is_general
-        return pieces if len(pieces.pieces) > 1 else traced, is_general
+        return pieces, is_general
 
-    def _pieces(self, traced: Any, stand_ins: Sequence[str]) -> GraphPieces:
+    def _pieces(
+        self, traced: Any, stand_ins: Sequence[str], due: Sequence[Sequence[tf.Tensor]]
+    ) -> GraphPieces:
         """Cuts a pass at the buckets, and at reductions inside it."""
-        found = traced.structured_outputs[2]
-        gradients = [computed(found[i]) for i in range(len(found)) if tf.is_tensor(found[i])]
         outside: dict[str, Outside] = dict.fromkeys(stand_ins, self._backend.reduce_sum)
-        for gradient in gradients:
+        for gradient in itertools.chain(*due):
             if self._travels_narrow(gradient):  # the reduction has to see the cast
                 outside[gradient.op.name] = functools.partial(_cast, gradient.dtype)
-        buckets = in_buckets(gradients, self._bucket_bytes)
-        due = [[gradients[i] for i in bucket] for bucket in buckets]
         return GraphPieces(traced, due, outside)
 
     def _travels_narrow(self, gradient: tf.Tensor) -> bool:

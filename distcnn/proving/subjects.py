@@ -92,7 +92,7 @@ def _proven(config: Config, workers: int) -> Config:
             f"data.factory is {config.data.factory}, but the proof of a run is for images of "
             "a data set; prove a script that fits the same model on the same data"
         )
-    if config.checkpoint.resume not in ("auto", "never"):
+    if config.checkpoint.other_run is not None:
         raise UsageError(
             f"checkpoint.resume is {config.checkpoint.resume}, but the proof is of the first steps "
             "of a new run; drop it, or take the weights of that run alone by --init_from"

@@ -309,8 +309,8 @@ class Trainer:
     def _begin(self) -> Progress:
         """Returns where a run without a checkpoint begins; called in the chief alone."""
         self._take_initial_weights()
-        resume = self.config.checkpoint.resume
-        return Progress() if resume in ("auto", "never") else start_from(self.setup, resume)
+        other = self.config.checkpoint.other_run
+        return Progress() if other is None else start_from(self.setup, other)
 
     def _take_initial_weights(self) -> None:
         if not self._has_initial_weights:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from distcnn.distribute.packing import undo_upcast
 from distcnn.distribute.tensorflow import OneDevice
 from distcnn.engine.buckets import in_buckets
 from distcnn.engine.shard import Shard
@@ -83,6 +84,30 @@ def needed_for(tensors):
                 products += inside[operation.get_attr("f").name]
             todo += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
     return products
+
+
+def test_xla_leaves_the_reduction_gradients_that_travel_in_two_bytes():
+    class Narrow(Recorder):
+        def wire_type(self, tensor, *, compressible, replicas):
+            return undo_upcast(tensor).dtype
+
+    backend = Narrow(1000)
+    dense = [keras.layers.Dense(20, dtype="mixed_bfloat16") for _ in range(3)]
+    model = keras.Sequential([keras.Input((20,)), *dense])
+    model.compile("sgd", "mse", jit_compile=True)
+    model.optimizer.build(model.trainable_variables)
+    engine = StepEngine(backend, fast=None, sync_batchnorm=False)
+
+    def step(x, y):
+        with engine.installed():
+            engine.train(model, [((x, y), Shard(4, 4, may_be_empty=False))])
+
+    spec = tf.TensorSpec([4, 20], tf.float32)
+    tf.function(step, autograph=False).get_concrete_function(spec, spec)
+    reduced = [tensor for call in backend.calls for tensor in call]
+    assert len(backend.calls) == 4  # the biases last
+    assert {tensor.dtype for tensor in reduced} == {tf.float32}
+    assert {undo_upcast(tensor).dtype for tensor in reduced} == {tf.bfloat16}
 
 
 # 4 in the forward pass, one for each layer whose output is differentiated, one per kernel. XLA's

@@ -34,6 +34,11 @@ class CheckpointConfig:
     keep: int = 2
     """Number of recent checkpoints to keep, besides the best one."""
 
+    @property
+    def other_run(self) -> str | None:
+        """The run or checkpoint whose state a new run starts from, or None."""
+        return None if self.resume in ("auto", "never") else self.resume
+
     def __post_init__(self) -> None:
         """Validates the counts."""
         require_at_least("checkpoint", self, 1, "every_epochs", "keep")

@@ -12,7 +12,7 @@ _NOT_SHOWN = ("logging.", "out")
 
 _OFTEN_VARIED = (
     *("model.name", "optimizer.name", "optimizer.lr", "optimizer.schedule"),
-    *("optimizer.weight_decay", "optimizer.warmup_epochs", "train.epochs"),
+    *("optimizer.weight_decay", "optimizer.ema", "optimizer.warmup_epochs", "train.epochs"),
     *("train.batch_size", "train.global_batch_size", "train.seed"),
 )
 """Keys that are shown with their default too, as other runs beside this one may have another."""
