@@ -1,6 +1,5 @@
 """The command `python -m distcnn.report`: writes a report on a run as one HTML file."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from distcnn.cli.startup import import_tensorflow
 from distcnn.config import DataConfig
 from distcnn.config.recipe import data_of_run
 from distcnn.errors import DistcnnError, UsageError
-from distcnn.runtime.files import write_text
+from distcnn.runtime.files import parse_json, write_text
 from distcnn.runtime.text import printable
 from distcnn.storage.run_list import RunRecord, find_runs
 
@@ -120,7 +119,7 @@ def _default_split(data: DataConfig, *, has_test: bool) -> "SplitName":
 def _environment(folder: Path) -> dict[str, Any]:
     file = folder / "environment.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it is no object")
     except (OSError, ValueError) as error:

@@ -215,6 +215,11 @@ def test_a_private_attribute_is_found():
     )
 
 
+def test_json_is_read_where_deep_nesting_is_refused():
+    readers = [path for path in PACKAGE.rglob("*.py") if "json.load" in path.read_text()]
+    assert [path.name for path in readers] == ["files.py"]
+
+
 def test_what_is_imported_at_once_is_a_dependency() -> None:
     """Horovod brings packages of its own, which are missing where it is not installed."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]

@@ -18,6 +18,7 @@ from distcnn.benchmarking.progress import Follower, Heartbeat, Say
 from distcnn.distribute.launching import Process, unplaced_environment
 from distcnn.distribute.strategies import strategy_of
 from distcnn.errors import DistcnnError, UsageError
+from distcnn.runtime.files import parse_json
 from distcnn.runtime.rank_process import die_with_parent
 
 OUT_OF_MEMORY = "out of memory: "
@@ -91,7 +92,7 @@ def run_workers(
     if any(exit_codes) or not results.exists():
         who = f"{strategy} with {workers} worker{'s' if workers > 1 else ''}"
         raise WorkersFailedError(str(quote_failure(who, log)), log, exit_codes)
-    measurements: list[dict[str, Any]] = json.loads(results.read_text())
+    measurements: list[dict[str, Any]] = parse_json(results.read_text())
     return measurements
 
 

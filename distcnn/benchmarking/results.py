@@ -1,6 +1,5 @@
 """The results of a benchmark, as stored in `results.json`."""
 
-import json
 import math
 import types
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
@@ -9,6 +8,7 @@ from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_ty
 
 from distcnn.benchmarking.peers.results import Floor, PeerComparison
 from distcnn.errors import DistcnnError
+from distcnn.runtime.files import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +250,7 @@ def read_results(path: Path) -> Results:
     """
     file = path / "results.json" if path.is_dir() else path
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DistcnnError(
             f"{file} cannot be read: {error.strerror}; expected the results.json of a benchmark"

@@ -14,6 +14,7 @@ from distcnn.cli.command import run_command
 from distcnn.cli.parser import parse_config
 from distcnn.cli.startup import import_tensorflow
 from distcnn.runtime.cluster import find_cluster
+from distcnn.runtime.files import parse_json
 
 
 def pin(cores: int | None, rank: int) -> None:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: The plan's file and the file for the results.
     """
     plan_file, results_file = arguments
-    plan = json.loads(Path(plan_file).read_text())
+    plan = parse_json(Path(plan_file).read_text())
     cluster = find_cluster(os.environ)
     pin(plan["cores_per_process"], cluster.rank)  # all hosts are this machine
     bound = plan["cores_per_process"] is not None

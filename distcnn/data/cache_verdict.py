@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distcnn.runtime.files import replacing
+from distcnn.runtime.files import parse_json, replacing
 from distcnn.runtime.watched_file import DamagedFileError
 
 _REMEDY = "delete it"
@@ -43,14 +43,14 @@ def read_verdict(path: Path, key: str, count: int) -> Verdict | None:
         DamagedFileError: The file is not what was written, or belongs to another cache.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         digest = content.pop("sha256", None)
         verdict = Verdict(**content)
         is_whole = digest == _digest(content)
         is_ours = verdict.key == key and all(0 <= index < count for index in verdict.bad)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise DamagedFileError(path, "is not a record of decoded images", _REMEDY) from error
     if digest is None:
         raise DamagedFileError(path, "has no checksum", _REMEDY)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from distcnn.config import DataConfig
 from distcnn.config.recipe import nearest
 from distcnn.data.image_file import EXTENSIONS
 from distcnn.errors import DataError
-from distcnn.runtime.files import open_regular
+from distcnn.runtime.files import open_regular, parse_json
 from distcnn.runtime.text import printable
 
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -97,8 +96,8 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             reason = f"is not JSON ({error})"
         else:
             if isinstance(row, dict):

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import struct
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from distcnn.data.split import Source
 from distcnn.data.tfrecord import RecordSplit, Shards
 from distcnn.data.tfrecord_format import ARRAYS, FRAME_BYTES, HEADER_BYTES
 from distcnn.errors import DataError
-from distcnn.runtime.files import locked, replacing
+from distcnn.runtime.files import locked, parse_json, replacing
 from distcnn.runtime.text import printable
 
 _INFO = "dataset_info.json"
@@ -92,8 +91,8 @@ def _find(folder: Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise DataError(f"{printable(path)} cannot be read ({error}); {_REMEDY}") from None
     if not isinstance(content, dict):
         raise DataError(f"{printable(path)} is damaged; {_REMEDY}")

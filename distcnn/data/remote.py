@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ from distcnn.data.cache_location import cache_folder
 from distcnn.data.image_file import EXTENSIONS
 from distcnn.data.progress import progress_bar
 from distcnn.errors import DataError, UsageError
-from distcnn.runtime.files import locked, write_json
+from distcnn.runtime.files import locked, parse_json, write_json
 from distcnn.runtime.free_space import writable_disk
 from distcnn.runtime.text import printable
 
@@ -198,7 +197,7 @@ def _remove_empty(top: Path, folder: Path) -> None:
 
 def _read_known(path: Path) -> dict[str, Any]:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from distcnn.data import tfrecord_format as layout
 from distcnn.errors import DataError
+from distcnn.runtime.files import parse_json
 
 REMEDY = "copy it again or rewrite the records with distcnn.records"
 _MAX_INDEX_BYTES = 1 << 28
@@ -35,9 +35,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_INDEX_BYTES:
             raise ValueError("too large")
-        index = json.loads(path.read_text())
+        index = parse_json(path.read_text())
         version = index["version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not an index of records; {REMEDY}") from error
     if version != layout.VERSION:
         raise DataError(f"{path} has format version {version}; expected {layout.VERSION}; {REMEDY}")

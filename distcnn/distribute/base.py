@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.errors import DistcnnError, PeerLostError
+from distcnn.runtime.files import parse_json
 
 _Sum = Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]
 
@@ -200,7 +201,7 @@ class Backend(abc.ABC):
         text = np.frombuffer(json.dumps(content).encode() if is_source else b"", np.uint8)
         length = int(self.broadcast(np.array([float(len(text))]), source)[0])
         padded = text.astype(np.float64) if is_source else np.zeros(length)
-        return json.loads(self.broadcast(padded, source).astype(np.uint8).tobytes())
+        return parse_json(self.broadcast(padded, source).astype(np.uint8).tobytes())
 
     def run_on_chief(self, function: Callable[[], Any]) -> Any:
         """Calls a function on the chief alone, while the other processes wait.

@@ -1,12 +1,12 @@
 """The doctor's checks of Horovod."""
 
 import importlib.util
-import json
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 from distcnn.errors import DistcnnError
+from distcnn.runtime.files import parse_json
 from distcnn.runtime.finding import Finding
 from distcnn.runtime.nvidia import count_nvidia_gpus
 
@@ -23,7 +23,7 @@ def check_horovod() -> Iterator[Finding]:
         )
         return
     file = Path(spec.submodule_search_locations[0]) / "metadata.json"
-    built_for = json.loads(file.read_text()).get("tensorflow") if file.exists() else None
+    built_for = parse_json(file.read_text()).get("tensorflow") if file.exists() else None
     installed = metadata.version("tensorflow")
     if built_for != installed:
         text = f"built for TensorFlow {built_for}, but {installed} is installed"

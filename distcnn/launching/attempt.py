@@ -1,7 +1,6 @@
 """One attempt: the ranks, started through Horovod's launcher, and what is known of them."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from distcnn.launching.ends import RankEnd
 from distcnn.launching.hosts import Host, count_workers
 from distcnn.launching.output import RankOutput
 from distcnn.launching.reaching import Ssh, interface_to, is_local
+from distcnn.runtime.files import parse_json
 from distcnn.runtime.launchers import without_launchers
 from distcnn.runtime.rank_page import FailureKind
 from distcnn.runtime.supervision import SUPERVISED
@@ -138,7 +138,7 @@ class Attempt:
             with events:
                 for line in events:
                     with contextlib.suppress(ValueError):  # a line that a kill has cut
-                        self._take(json.loads(line))
+                        self._take(parse_json(line))
 
         self.threads.append(threading.Thread(target=read, daemon=True))
         self.threads[-1].start()

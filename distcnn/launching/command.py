@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import re
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distcnn.errors import UsageError
-from distcnn.runtime.files import write_json
+from distcnn.runtime.files import parse_json, write_json
 
 COMMANDS = ("train", "run", "benchmark")
 
@@ -207,7 +206,7 @@ def value_of(arguments: Sequence[str], flag: str) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

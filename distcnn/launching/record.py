@@ -12,7 +12,7 @@ from typing import Any
 from distcnn.launching.attempt import Attempt
 from distcnn.launching.ends import Failure, seconds_of
 from distcnn.launching.hosts import host_of_rank
-from distcnn.runtime.files import write_json
+from distcnn.runtime.files import parse_json, write_json
 
 log = logging.getLogger("distcnn")
 
@@ -102,7 +102,7 @@ class RestartLog:
         known = summarise(read(self._folder) + self._unwritten)
         path = (out or self._folder) / "summary.json"
         try:
-            write_json(path, json.loads(path.read_bytes()) | known)
+            write_json(path, parse_json(path.read_bytes()) | known)
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
@@ -128,7 +128,7 @@ def read(folder: Path) -> list[Restart]:
     restarts = []
     for line in lines:
         try:
-            restarts.append(json.loads(line))
+            restarts.append(parse_json(line))
         except ValueError:
             continue  # a line that a kill has cut
     return [restart for restart in restarts if isinstance(restart, dict)]

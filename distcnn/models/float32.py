@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from distcnn.runtime.files import parse_json
 from distcnn.runtime.keras_internals import all_layers
 
 _SHORT_TYPES = ("bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
@@ -38,7 +39,7 @@ def in_float32(
         return model
     description = keras.saving.serialize_keras_object(model) | {"compile_config": None}
     rebuilt = keras.saving.deserialize_keras_object(
-        _widened(json.loads(json.dumps(description))), dict(objects or {}), safe_mode=safe_mode
+        _widened(parse_json(json.dumps(description))), dict(objects or {}), safe_mode=safe_mode
     )
     rebuilt.set_weights(model.get_weights())
     return rebuilt

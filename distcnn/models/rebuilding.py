@@ -13,6 +13,7 @@ import numpy as np
 from distcnn.config import ModelConfig
 from distcnn.errors import DistcnnError
 from distcnn.models.own_objects import named_like_keras, own_objects, strings_in
+from distcnn.runtime.files import parse_json
 from distcnn.runtime.keras_internals import (
     all_layers,
     calls_in_order,
@@ -59,7 +60,7 @@ def require_same_after_loading(config: ModelConfig, model: keras.Model, images: 
         return
     name = config.factory or config.name
     with same_random_numbers():
-        rebuilt = _rebuilt(name, model, text, _objects(config, model, json.loads(text)))
+        rebuilt = _rebuilt(name, model, text, _objects(config, model, parse_json(text)))
         try:
             rebuilt.set_weights(model.get_weights())
         except ValueError as error:
@@ -120,7 +121,7 @@ def _rebuilt(name: str, model: keras.Model, text: str, objects: Mapping[str, Any
 
 
 def _deserialised(text: str, objects: Mapping[str, Any]) -> Any:
-    return keras.saving.deserialize_keras_object(json.loads(text), dict(objects), safe_mode=True)
+    return keras.saving.deserialize_keras_object(parse_json(text), dict(objects), safe_mode=True)
 
 
 def _layers_in_config(model: keras.Model) -> Iterator[keras.layers.Layer]:

@@ -130,6 +130,19 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a JSON text holds.
+
+    Raises:
+        ValueError: The text is not JSON, or nested deeper than Python can follow, for which
+            `json.loads` raises an error that no reader of files expects.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def strict_json(value: Any) -> Any:
     """Returns a value as JSON can hold it: NaN and infinity become None, arrays lists."""
     if hasattr(value, "tolist"):

@@ -4,11 +4,11 @@ To add one, write a reader of its environment variables and add an entry to `LAU
 here imports TensorFlow.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from distcnn.runtime.files import parse_json
 from distcnn.runtime.membership import Cluster, ClusterError
 
 Environment = Mapping[str, str]
@@ -63,7 +63,7 @@ def _from_tf_config(environment: Environment) -> Cluster | None:
         '"index": 0}}'
     )
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         jobs, task = content["cluster"], content["task"]
         kind, index = task["type"], int(task["index"])
         # An empty list, as some operators write for "ps", names nobody.

@@ -1,7 +1,6 @@
 """The ranks that the launcher started: stops them on a signal, and keeps why they ended."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from distcnn.runtime import rank_process
+from distcnn.runtime.files import parse_json
 from distcnn.runtime.signals import REPEAT_SECONDS, SIGNALS
 from distcnn.runtime.supervision import Supervision
 
@@ -63,7 +63,7 @@ class _Ending:
     def write(self, text: str) -> None:
         report = _REPORT.search(text) if self.reported is not None else None
         if report is not None and self.reported is not None:
-            self.report = json.loads(report[1])
+            self.report = parse_json(report[1])
             self.reported(self.report)
             text = text[: report.start()]
             if text.endswith("<stderr>:"):

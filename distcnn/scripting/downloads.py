@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from distcnn.runtime.files import parse_json
 from distcnn.runtime.keras_hooks import EXTRACT_ARCHIVE, GET_FILE, Hooks
 
 _LOCK = ".distcnn.lock"
@@ -77,7 +78,7 @@ class _LockFile:
         assert self._file is not None
         self._file.seek(0)
         try:
-            found = json.loads(self._file.read() or "{}")
+            found = parse_json(self._file.read() or "{}")
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}

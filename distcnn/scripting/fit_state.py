@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.engine.optimizers import optimizers_of
+from distcnn.runtime.files import parse_json
 from distcnn.runtime.keras_fit import global_seed, operation_seeds, set_global_seed
 from distcnn.runtime.keras_steps import optimized_variables
 from distcnn.scripting.plain_state import decode, encode
@@ -133,7 +134,7 @@ def pack(description: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> dict[
 
 def unpack(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns the description that `pack` has added."""
-    found: dict[str, Any] = decode(json.loads(arrays[_DESCRIPTION].tobytes()), arrays)
+    found: dict[str, Any] = decode(parse_json(arrays[_DESCRIPTION].tobytes()), arrays)
     return found
 
 

@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from distcnn.config import ScriptConfig
 from distcnn.distribute.base import Backend
 from distcnn.errors import UsageError
-from distcnn.runtime.files import write_json
+from distcnn.runtime.files import parse_json, write_json
 from distcnn.scripting.fit_state import from_chief
 from distcnn.storage.checkpoint import Checkpoints, Progress
 
@@ -165,7 +164,7 @@ class ResumeFolder:
             write_json(file, now)
             return
         try:
-            before = {"virtual_workers": None, **json.loads(file.read_bytes())}
+            before = {"virtual_workers": None, **parse_json(file.read_bytes())}
             differs = [name for name, value in now.items() if before[name] != value]
         except (ValueError, LookupError, TypeError):
             raise UsageError(f"resume is {self.path}, whose {file.name} is damaged") from None

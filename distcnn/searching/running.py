@@ -1,7 +1,6 @@
 """One trial: an ordinary run in a process of its own, whose metrics are read while it trains."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -9,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from distcnn.errors import DistcnnError
+from distcnn.runtime.files import parse_json
 from distcnn.runtime.rank_process import die_with_parent
 from distcnn.searching.slots import Slot
 
@@ -61,7 +62,7 @@ class TrialRun:
         found = []
         for row in rows[first:]:
             with contextlib.suppress(ValueError):
-                values = json.loads(row)
+                values = parse_json(row)
                 if "val_loss" in values and values.get(metric) is not None:
                     found.append((int(values["epoch"]), float(values[metric])))
         return found
@@ -98,9 +99,16 @@ class TrialRun:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Returns the summary of a finished run, or None if it is not finished."""
+    """Returns the summary of a finished run, or None if it is not finished.
+
+    Raises:
+        DistcnnError: If it is damaged.
+    """
+    file = folder / "summary.json"
     try:
-        content: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        content: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
     except OSError:
         return None
+    except ValueError as error:
+        raise DistcnnError(f"{file} is damaged: {error}; delete the trial's folder") from None
     return content

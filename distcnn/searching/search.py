@@ -18,7 +18,7 @@ import yaml
 
 from distcnn.config.safe_yaml import read_yaml
 from distcnn.errors import DistcnnError, UsageError
-from distcnn.runtime.files import write_text
+from distcnn.runtime.files import parse_json, write_text
 from distcnn.searching.running import TrialRun, read_summary
 from distcnn.searching.slots import Slot, divide_host
 from distcnn.searching.space import Space
@@ -98,7 +98,7 @@ class Search:
                 f"another process is searching in {self.folder}; wait for it, or choose another "
                 "--out"
             ) from None
-        now = json.loads(json.dumps(asdict(self.plan)))
+        now = parse_json(json.dumps(asdict(self.plan)))
         if file.exists():
             differing = _differing(file, now)
         else:

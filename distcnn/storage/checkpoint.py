@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.errors import DistcnnError
-from distcnn.runtime.files import file_digest, open_regular, replacing, write_text
+from distcnn.runtime.files import file_digest, open_regular, parse_json, replacing, write_text
 from distcnn.storage.metrics_file import METRICS_FILE, metrics_mark
 
 log = logging.getLogger("distcnn")
@@ -214,7 +214,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
     try:
         arrays = _read_archive(path)
         arrays.pop(_METRICS, None)
-        meta = json.loads(arrays.pop(_META).tobytes())
+        meta = parse_json(arrays.pop(_META).tobytes())
         if "best_step" not in meta:
             raise ValueError("it was written by an earlier version; start the run anew")
         progress = Progress(**meta)
@@ -271,7 +271,7 @@ def find_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
     arrays, progress = read_checkpoint(path)
     try:
         is_whole = isinstance(paths_in(arrays), dict)
-    except (KeyError, ValueError, RecursionError):
+    except (KeyError, ValueError):
         is_whole = False
     if not is_whole:
         raise DistcnnError(f"{path} is not a checkpoint of distcnn: it has no names of variables")
@@ -328,7 +328,7 @@ def by_key(variables: dict[str, list[Any]]) -> dict[str, Any]:
 
 def paths_in(arrays: dict[str, np.ndarray]) -> dict[str, str]:
     """Returns the paths of the variables in a checkpoint, by the name of their array."""
-    paths: dict[str, str] = json.loads(arrays[NAMES].tobytes())
+    paths: dict[str, str] = parse_json(arrays[NAMES].tobytes())
     return paths
 
 
@@ -376,6 +376,6 @@ def _read_meta(path: Path, name: str) -> Any:
     """Reads one of the descriptions in a checkpoint; None if it has none, or is damaged."""
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
-            return json.loads(archive[name].tobytes())
+            return parse_json(archive[name].tobytes())
     except Exception:  # of any kind: NumPy and zipfile trust what they read
         return None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from distcnn.errors import DistcnnError
-from distcnn.runtime.files import open_regular, write_text
+from distcnn.runtime.files import open_regular, parse_json, write_text
 from distcnn.storage.checkpoint import (
     Checkpoints,
     Progress,
@@ -150,7 +150,7 @@ def _locked_if_free(folder: Path) -> Iterator[bool]:
 def _can_go_on(folder: Path) -> bool:
     try:
         with open_regular(folder / _OWNER) as file:
-            directory = Path(json.loads(file.read())["directory"])
+            directory = Path(parse_json(file.read())["directory"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return read_run_id(directory) == folder.name and not (directory / "summary.json").exists()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distcnn.errors import DistcnnError, UsageError
-from distcnn.runtime.files import file_digest
+from distcnn.runtime.files import file_digest, parse_json
 from distcnn.storage.checkpoint import Checkpoints
 from distcnn.storage.metrics_file import METRICS_FILE
 
@@ -202,7 +202,7 @@ class Mirror:
     def _read(self, name: str) -> dict[str, Any] | None:
         """Reads a generation; None if it was not written completely."""
         try:
-            content = json.loads(self._store.cat_file(self._path(name)))
+            content = parse_json(self._store.cat_file(self._path(name)))
             files = content["files"]
             is_whole = all(
                 not Path(file).is_absolute()

@@ -1,7 +1,6 @@
 """`model.keras`: the user's own model in Keras' format, with metadata about inputs and outputs."""
 
 import contextlib
-import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import keras
 
 from distcnn.errors import DistcnnError
-from distcnn.runtime.files import open_regular, replacing
+from distcnn.runtime.files import open_regular, parse_json, replacing
 from distcnn.storage.model_metadata import ModelMetadata
 
 _MOST_EXPANSION = 100
@@ -58,7 +57,7 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     with _as_one_line(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
         _require_bounded(archive, path.stat().st_size)
-        description: dict[str, Any] = json.loads(archive.read("config.json"))
+        description: dict[str, Any] = parse_json(archive.read("config.json"))
     return description
 
 

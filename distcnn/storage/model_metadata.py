@@ -9,7 +9,7 @@ from typing import Any, Literal
 from distcnn.config.recipe import preprocessing_of_run, settings_of_run
 from distcnn.config.sections.train import TrainConfig
 from distcnn.config.task import Task
-from distcnn.runtime.files import open_regular
+from distcnn.runtime.files import open_regular, parse_json
 
 _MEMBER = "distcnn.json"
 _MOST_BYTES = 2**20
@@ -60,7 +60,7 @@ class ModelMetadata:
         size = archive.getinfo(_MEMBER).file_size
         if size > _MOST_BYTES:
             raise ValueError(f"its {_MEMBER} has {size:,} bytes")
-        content: dict[str, Any] = json.loads(archive.read(_MEMBER))
+        content: dict[str, Any] = parse_json(archive.read(_MEMBER))
         return cls(**{**content, "classes": tuple(content["classes"])})
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 from distcnn.config.safe_yaml import read_yaml, sealed
 from distcnn.config.schema import WHOLE_KEYS, Config
 from distcnn.errors import DistcnnError
-from distcnn.runtime.files import open_regular, write_json, write_text
+from distcnn.runtime.files import open_regular, parse_json, write_json, write_text
 from distcnn.storage.checkpoint import Checkpoints, stored_mark
 from distcnn.storage.metrics_file import METRICS_FILE, metrics_until
 from distcnn.storage.mirror import Mirror
@@ -271,8 +271,8 @@ def read_run_id(path: Path) -> str:
     """Returns the id of the run in a folder; empty if there is none, or it cannot be read."""
     try:
         with open_regular(path / "environment.json") as content:
-            run_id = json.loads(content.read())["run_id"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            run_id = parse_json(content.read())["run_id"]
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
     is_id = isinstance(run_id, str) and re.fullmatch("[0-9a-f]{16}", run_id)
     return run_id if is_id else ""
@@ -290,9 +290,9 @@ def _read_resolved(file: Path) -> dict[str, Any]:
     """
     try:
         with open_regular(file) as content:
-            resolved = json.loads(content.read())["resolved"]
+            resolved = parse_json(content.read())["resolved"]
         return {key: resolved[key] for key in _COURSE}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DistcnnError(_damaged(file, error)) from None
 
 
@@ -306,10 +306,10 @@ def _parse_rows(content: bytes) -> list[dict[str, Any]]:
     complete, _, _ = content.rpartition(b"\n")
     for number, line in enumerate(complete.splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if type(row["step"]) is not int or not {"epoch", "loss"} <= set(row):
                 raise ValueError("expected step, epoch and loss")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"line {number}: {' '.join(str(error).split())[:200]}") from None
         rows.append(row)
     return rows

@@ -8,6 +8,7 @@ from typing import Any
 
 from distcnn.config.recipe import settings_of_run
 from distcnn.errors import DistcnnError
+from distcnn.runtime.files import parse_json
 
 _MOST_DEPTH = 4
 _NOT_COMPARED = ("out", "logging.", "checkpoint.")
@@ -80,11 +81,11 @@ def _read(folder: Path) -> RunRecord:
     file = folder / "summary.json"
     try:
         if file.exists():
-            summary = json.loads(file.read_text(encoding="utf-8"))
+            summary = parse_json(file.read_text(encoding="utf-8"))
         metrics = folder / "metrics.jsonl"
         text = metrics.read_text(encoding="utf-8") if metrics.exists() else ""
         complete = text.rpartition("\n")[0]
-        rows = [json.loads(line) for line in complete.splitlines()]
+        rows = [parse_json(line) for line in complete.splitlines()]
     except (OSError, ValueError) as error:
         raise DistcnnError(f"the run {folder} is damaged: {error}; restore or delete it") from None
     return RunRecord(folder, settings_of_run(folder), summary, rows)

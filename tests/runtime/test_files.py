@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from distcnn.runtime.files import file_digest, open_regular, write_text
+from distcnn.runtime.files import file_digest, open_regular, parse_json, write_text
 
 
 def test_a_planted_link_is_replaced_and_not_followed(tmp_path):
@@ -28,3 +28,9 @@ def test_only_regular_files_are_opened(tmp_path):
             open_regular(tmp_path / name)
         with pytest.raises(OSError, match="it is not a regular file"):
             file_digest(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, b'{"a":' * 100_000, "9" * 5_000, "{", b"\xff"])
+def test_any_text_that_is_no_json_is_a_value_error(text):
+    with pytest.raises(ValueError, match=r"nested|digits|Expecting|decode"):
+        parse_json(text)

@@ -18,6 +18,7 @@ from distcnn.benchmarking.peers.side import Side, Task, Trained
 from distcnn.benchmarking.progress import Budget
 from distcnn.benchmarking.worker import pin
 from distcnn.cli.command import run_command
+from distcnn.runtime.files import parse_json
 
 _MODULES = {
     "distcnn": "distcnn.benchmarking.peers.distcnn_side",
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     Args:
         arguments: The file of the task.
     """
-    values = json.loads(Path(arguments[0]).read_text())
+    values = parse_json(Path(arguments[0]).read_text())
     os.environ.update(_ENVIRONMENT, OMP_NUM_THREADS=str(values["cores"]))
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not look like an answer

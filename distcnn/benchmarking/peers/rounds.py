@@ -21,6 +21,7 @@ from distcnn.benchmarking.process_groups import environment_of_children, quote_f
 from distcnn.benchmarking.progress import Budget, Heartbeat, Say, rounds
 from distcnn.benchmarking.statistics import ratio_of_quartiles
 from distcnn.errors import DistcnnError, UsageError
+from distcnn.runtime.files import parse_json
 from distcnn.runtime.rank_process import die_with_parent
 from distcnn.storage.environment import describe_environment
 
@@ -156,7 +157,7 @@ class SideProcess:
             if line is None:
                 self._process.wait()
                 raise quote_failure(self.name, self._log)
-            answer: dict[str, Any] = json.loads(line)
+            answer: dict[str, Any] = parse_json(line)
             return answer
 
 

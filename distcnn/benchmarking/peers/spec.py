@@ -10,6 +10,7 @@ from typing import Self
 from distcnn.benchmarking.peers.graph import Node
 from distcnn.config import Config
 from distcnn.errors import UsageError
+from distcnn.runtime.files import parse_json
 
 PLAIN = "plain"
 
@@ -63,7 +64,7 @@ class PeerSpec:
     @classmethod
     def read(cls, file: Path) -> Self:
         """Reads what `write` wrote."""
-        values = json.loads(file.read_text())
+        values = parse_json(file.read_text())
         values["image_shape"] = tuple(values["image_shape"])
         values["nodes"] = tuple(
             Node(**{**node, "inputs": tuple(node["inputs"])}) for node in values["nodes"]

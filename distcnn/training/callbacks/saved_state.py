@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from distcnn.distribute.base import Backend
+from distcnn.runtime.files import parse_json
 from distcnn.storage.checkpoint import CALLBACKS
 
 log = logging.getLogger("distcnn")
@@ -74,7 +75,7 @@ def load_callbacks(callbacks: Indexed, arrays: Mapping[str, np.ndarray], backend
     """
     shared = _from_chief(arrays, backend)
     text = shared.get(f"{CALLBACKS}description")
-    description = json.loads(text.astype(np.uint8).tobytes()) if text is not None else {}
+    description = parse_json(text.astype(np.uint8).tobytes()) if text is not None else {}
     for index, callback in callbacks:
         entry = description.get(str(index))
         if entry is None:

@@ -1,9 +1,10 @@
 """The tracker `csv`: all rows of `metrics.jsonl` as the table `metrics.csv`."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
+
+from distcnn.runtime.files import parse_json
 
 _FILE = "metrics.csv"
 
@@ -31,7 +32,7 @@ class CsvFile:
     def _write_all(self) -> None:
         file = self._folder / "metrics.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        rows = [json.loads(line) for line in lines]
+        rows = [parse_json(line) for line in lines]
         self._columns = list(dict.fromkeys(key for row in rows for key in row))
         with (self._folder / _FILE).open("w", newline="", encoding="utf-8") as table:
             csv.writer(table).writerow(self._columns)

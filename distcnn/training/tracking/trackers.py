@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Protocol, Self
 
 from distcnn.config import Config
 from distcnn.config.sections.logging import TRACKERS
-from distcnn.runtime.files import write_json
+from distcnn.runtime.files import parse_json, write_json
 from distcnn.training.setup import TrainingSetup
 from distcnn.training.tracking.confusion import draw_confusion
 from distcnn.training.tracking.values import settings_of
@@ -128,7 +127,7 @@ class Trackers:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
