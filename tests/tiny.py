@@ -30,6 +30,13 @@ def tiny(
     return keras.Model(inputs, outputs, name="tiny")
 
 
+def wide(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """A model whose first kernel has more elements than the rows that it is trained with."""
+    inputs = keras.Input(input_shape)
+    x = layers.Dense(256, activation="tanh")(layers.Flatten()(inputs))
+    return keras.Model(inputs, layers.Dense(num_classes, activation="softmax")(x))
+
+
 def scaled(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
     """A model that begins with constants that Keras counts among its weights."""
     inputs = keras.Input(input_shape)

@@ -37,6 +37,7 @@ class Backend(abc.ABC):
             up over the replicas.
         bucket_bytes: Bytes of gradients that are reduced at once while the backward pass goes on;
             0 if all are reduced together, after it.
+        sends_factors: Whether a gradient that is the product of few rows may travel as these.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Backend(abc.ABC):
     local_replicas: int = 1
     adds_up_metrics: bool = False
     bucket_bytes: int = 0
+    sends_factors: bool = False
     _stand_in: _Sum | None = None
 
     @property

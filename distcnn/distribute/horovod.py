@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from typing_extensions import override
 
+from distcnn.distribute.alike import are_alike
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.overlap import spare_a_thread
 from distcnn.distribute.packing import (
@@ -42,8 +43,9 @@ _MAX_SHARING_PROCESSES = 4
 _TIMEOUT_SECONDS = 30
 """How long Horovod waits for an unresponsive process by default."""
 
-_IDLE_CYCLE_MS = "10"
-"""Interval at which Horovod polls for work while the steps do not use it: polling costs time."""
+_IDLE_CYCLE_MS = "100"
+"""How often Horovod, as distcnn builds it, asks the other ranks while this one has nothing to
+send."""
 
 
 class Horovod(Backend):
@@ -56,6 +58,8 @@ class Horovod(Backend):
             launcher started the processes.
         shared_memory: Whether steps may be reduced through memory that the processes share.
         bucket_bytes: Bytes of gradients to send at once, unless memory is shared.
+        factors: Whether gradients may travel as factors, if all processes compute alike and
+            memory is not shared.
 
     Raises:
         DistcnnError: If Horovod is missing, or the processes cannot connect.
@@ -71,6 +75,7 @@ class Horovod(Backend):
         *,
         shared_memory: bool = True,
         bucket_bytes: int = 0,
+        factors: bool = True,
     ) -> None:
         self._hvd = import_horovod()
         self._rendezvous = Rendezvous(cluster, port)
@@ -80,9 +85,8 @@ class Horovod(Backend):
         few_processes = cluster.size <= _MAX_SHARING_PROCESSES and compression == "none"
         can_share_memory = self._on_cpu and cluster.one_host and hasattr(os, "memfd_create")
         use_shared_memory = shared_memory and can_share_memory and few_processes
-        if use_shared_memory:
-            os.environ.setdefault("HOROVOD_CYCLE_TIME", _IDLE_CYCLE_MS)
-        elif self._on_cpu:
+        if self._on_cpu:
+            os.environ.setdefault("HOROVOD_IDLE_CYCLE_TIME", _IDLE_CYCLE_MS)
             os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")  # tensors come packed
         if bucket_bytes and cluster.size > 1 and not use_shared_memory:
             spare_a_thread()
@@ -105,6 +109,9 @@ class Horovod(Backend):
             self._shared_memory = (
                 self._join_shared_memory(use_shared_memory) if self.size > 1 else None
             )
+            # Through shared memory, a gradient takes no longer than the products.
+            may_send_factors = factors and self._on_cpu and not self._shared_memory
+            self.sends_factors = may_send_factors and are_alike(self)
         self.bucket_bytes = 0 if self._shared_memory else bucket_bytes
 
     @property
@@ -180,7 +187,7 @@ class Horovod(Backend):
         if self._shared_memory:
             return sum_over_processes(self._shared_memory.gather(tensors))
         if self.size == 2:
-            return sum_over_processes(self._exchange(tensors))
+            return sum_over_processes([tensors, self._exchange(tensors)])
         return [
             self._sum_in_two_rounds(tensor)
             if tensor.dtype.size == 2
@@ -188,24 +195,24 @@ class Horovod(Backend):
             for tensor in tensors
         ]
 
-    def _exchange(self, tensors: Sequence[tf.Tensor]) -> list[list[tf.Tensor]]:
+    def _exchange(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Sends the tensors of each of two processes to the other, in one message.
 
         That moves no more bytes than a ring, and takes half the rounds.
 
         Returns:
-            The tensors of each process.
+            The tensors of the other process.
         """
         bits = [to_bits(tensor) for tensor in tensors]
         lengths = [part.shape[0] for part in bits]
         sent = tf.concat(bits, 0) if len(bits) > 1 else bits[0]
-        received = tf.unstack(tf.reshape(self._hvd.allgather(sent), [2, sum(lengths)]))
+        splits = [0, 0]
+        splits[1 - self.rank] = sum(lengths)
+        received = tf.ensure_shape(self._hvd.alltoall(sent, splits=splits)[0], sent.shape)
+        parts = tf.split(received, lengths) if len(bits) > 1 else [received]
         return [
-            [
-                tf.reshape(from_bits(part, tensor.dtype), tensor.shape)
-                for part, tensor in zip(tf.split(message, lengths), tensors, strict=True)
-            ]
-            for message in received
+            tf.reshape(from_bits(part, tensor.dtype), tensor.shape)
+            for part, tensor in zip(parts, tensors, strict=True)
         ]
 
     def _sum_in_two_rounds(self, tensor: tf.Tensor) -> tf.Tensor:
@@ -248,7 +255,11 @@ class Horovod(Backend):
         if not self._shared_memory and not (self._on_cpu and self.size == 2):
             return unpack([self._add_in_two_rounds(group, add) for group in groups])
         flat = [tensor for group in groups for tensor in group]
-        gathered = self._shared_memory.gather(flat) if self._shared_memory else self._exchange(flat)
+        if self._shared_memory:
+            gathered = self._shared_memory.gather(flat)
+        else:
+            both = [flat, self._exchange(flat)]
+            gathered = both[:: 1 - 2 * self.rank]
         # What is in shared memory must not be sliced: TensorFlow might write to a slice.
         turns = len(by_turn)
         starts = range(0, len(flat), turns)
@@ -274,9 +285,13 @@ class Horovod(Backend):
     def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         if self.size == 1:
             return list(tensors)
-        wire = [tf.cast(tensor, _SUM_TYPES.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
-        joined = [self._hvd.allgather(tensor) for tensor in wire]
-        return [tf.cast(rows, t.dtype) for rows, t in zip(joined, tensors, strict=True)]
+        return [self._join(tensor) for tensor in tensors]
+
+    def _join(self, tensor: tf.Tensor) -> tf.Tensor:
+        if self._on_cpu and tensor.dtype == tf.bfloat16:
+            return tf.bitcast(self._hvd.allgather(tf.bitcast(tensor, tf.uint16)), tf.bfloat16)
+        wire = tf.cast(tensor, _SUM_TYPES.get(tensor.dtype, tensor.dtype))
+        return tf.cast(self._hvd.allgather(wire), tensor.dtype)
 
     @override
     def sum(self, values: np.ndarray) -> np.ndarray:

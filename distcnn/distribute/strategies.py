@@ -107,7 +107,13 @@ def _build_multi_worker(config: DistributeConfig, cluster: Cluster) -> "Backend"
     from distcnn.distribute.tensorflow import MultiWorker
 
     addresses = cluster.worker_addresses(config.port)
-    return MultiWorker(cluster, addresses, config.devices, bucket_bytes=config.bucket_bytes)
+    return MultiWorker(
+        cluster,
+        addresses,
+        config.devices,
+        bucket_bytes=config.bucket_bytes,
+        factors=config.factors == "auto",
+    )
 
 
 def _build_horovod(config: DistributeConfig, cluster: Cluster) -> "Backend":
@@ -119,6 +125,7 @@ def _build_horovod(config: DistributeConfig, cluster: Cluster) -> "Backend":
         config.port,
         shared_memory=config.shared_memory == "auto",
         bucket_bytes=config.bucket_bytes,
+        factors=config.factors == "auto",
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from typing_extensions import override
 
+from distcnn.distribute.alike import are_alike
 from distcnn.distribute.base import Backend
 from distcnn.distribute.overlap import spare_a_thread
 from distcnn.distribute.packing import undo_upcast
@@ -137,6 +138,7 @@ class MultiWorker(_Strategy):
         devices: int | None,
         *,
         bucket_bytes: int = 0,
+        factors: bool = True,
     ) -> None:
         gpus = sum(device.startswith("GPU") for device in _local_devices(devices))
         if gpus == 0 and (devices or 1) > 1:
@@ -159,6 +161,7 @@ class MultiWorker(_Strategy):
         self._sum = tf.function(
             self._sum_in_graph, input_signature=[tf.TensorSpec([None], tf.float64)]
         )
+        self.sends_factors = factors and self.size > 1 and not gpus and are_alike(self)
 
     @override
     def wire_type(self, tensor: tf.Tensor, *, compressible: bool, replicas: int) -> tf.DType:

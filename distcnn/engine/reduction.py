@@ -7,13 +7,14 @@ applied, so that every rank takes the same decisions.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.engine.buckets import in_buckets
+from distcnn.engine.factors import Factors, factor_bytes, factors_of
 from distcnn.engine.shard import Shard, current_shard
 from distcnn.runtime.keras_hooks import APPLY, APPLY_SCALED, REDUCE_GRADIENTS, Hooks
 
@@ -23,10 +24,12 @@ class GradientReduction:
 
     Args:
         backend: Sums over the replicas.
+        shard_rows: The most rows of a shard, if that is known before the step.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, shard_rows: int | None = None) -> None:
         self._backend = backend
+        self._shard_rows = shard_rows
         self._inner: set[int] = set()
         self._of_thread = threading.local()
         self._found: dict[int, Any] | None = None
@@ -96,8 +99,44 @@ class GradientReduction:
         weighted = [_weighted(gradient, shard) for gradient in gradients]
         return self.reduce_weighted(weighted, computed=gradients)[0]
 
+    def travelling_bytes(self, gradient: tf.Tensor, replicas: int, *, as_factors: bool) -> int:
+        """Returns the bytes of an allreduce that takes as long as the reduction of a gradient.
+
+        Args:
+            gradient: What the backward pass computed.
+            replicas: Number of replicas.
+            as_factors: Whether it may travel as its factors.
+        """
+        wire = self._backend.wire_type(gradient, compressible=True, replicas=replicas)
+        factored = as_factors and factor_bytes(gradient, self._shard_rows, wire, replicas)
+        return factored or wire.size * (gradient.shape.num_elements() or 0)
+
+    def factors(self, computed: Sequence[Any], shard: Shard) -> dict[int, Factors]:
+        """Returns the factors of the gradients that travel as such, by index.
+
+        Args:
+            computed: The gradients of a shard as the backward pass computed them.
+            shard: The shard.
+        """
+        found = {}
+        if self._backend.sends_factors:
+            replicas = self._backend.replicas
+            for index, gradient in enumerate(computed):
+                if not tf.is_tensor(gradient):
+                    continue
+                wire = self._backend.wire_type(gradient, compressible=True, replicas=replicas)
+                factors = factors_of(gradient)
+                if factors and factor_bytes(gradient, self._shard_rows, wire, replicas):
+                    found[index] = factors.counted(shard)
+        return found
+
     def reduce_weighted(
-        self, gradients: Sequence[Any], also: Sequence[tf.Tensor] = (), *, computed: Sequence[Any]
+        self,
+        gradients: Sequence[Any],
+        also: Sequence[tf.Tensor] = (),
+        *,
+        computed: Sequence[Any],
+        factors: Mapping[int, Factors] | None = None,
     ) -> tuple[list[Any], list[tf.Tensor]]:
         """Sums gradients whose loss counted by the shard's fraction of the batch.
 
@@ -106,6 +145,7 @@ class GradientReduction:
             also: Tensors to sum with them.
             computed: What the backward pass computed, of which the gradients are made: it tells
                 when.
+            factors: Factors of gradients that travel as such, by index.
 
         Returns:
             The gradients of the global batch, and the sums of `also`.
@@ -113,7 +153,9 @@ class GradientReduction:
         reduced: list[Any] = [None] * len(gradients)
         dense = []
         for i, gradient in enumerate(gradients):
-            if isinstance(gradient, tf.IndexedSlices):
+            if factors and i in factors:
+                reduced[i] = tf.cast(factors[i].multiplied(self._backend), gradient.dtype)
+            elif isinstance(gradient, tf.IndexedSlices):
                 reduced[i] = self._gathered(gradient)
             elif gradient is not None:
                 dense.append(i)

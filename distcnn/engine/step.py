@@ -48,6 +48,7 @@ class StepEngine:
         sync_batchnorm: Whether every batch normalisation uses the rows of all replicas.
         virtual_workers: Number of shards of every batch, whatever the number of replicas. Default:
             one for each replica, or several if it accumulates gradients.
+        shard_rows: The most rows of a shard, if that is known before the step.
 
     Attributes:
         backend: Runs the replicas.
@@ -63,9 +64,10 @@ class StepEngine:
         fast: bool | None,
         sync_batchnorm: bool,
         virtual_workers: int | None = None,
+        shard_rows: int | None = None,
     ) -> None:
         self.backend = backend
-        self.reduction = GradientReduction(backend)
+        self.reduction = GradientReduction(backend, shard_rows)
         self.metrics = GlobalMetrics(backend)
         self.virtual = VirtualWorkers(virtual_workers, backend) if virtual_workers else None
         self._fast = fast
@@ -159,7 +161,10 @@ class StepEngine:
         if state is None:
             summed = [_add_up(parts) for parts in zip(*gradients, strict=True)]
             also = [tf.add_n(losses), *also]
-            reduced, sums = self.reduction.reduce_weighted(summed, also, computed=own)
+            factors = self.reduction.factors(own, shard) if len(parts) == 1 else None
+            reduced, sums = self.reduction.reduce_weighted(
+                summed, also, computed=own, factors=factors
+            )
         else:
             reduced, sums = self._reduce_shards(state, gradients, losses, also, computed=own)
         if variables:

@@ -183,7 +183,8 @@ def _build_steps(
     backend = context.backend
     precision = context.precision
     fast_path, fast_path_reason = resolve_fast_path(config.train, xla=precision.xla)
-    engine = _engine(config, backend, model, fast=fast_path)
+    shard_rows = -(-sampler.global_batch_size // (backend.replicas * sharding.accumulation_steps))
+    engine = _engine(config, backend, model, fast=fast_path, shard_rows=shard_rows)
     build = functools.partial(_build_optimizer, model, sampler, precision, fused=fast_path)
     with backend.scope():
         phases = _phases(config, backend, model, sampler, build)
@@ -238,12 +239,15 @@ def _build_steps(
     )
 
 
-def _engine(config: Config, backend: Backend, model: keras.Model, *, fast: bool) -> StepEngine:
+def _engine(
+    config: Config, backend: Backend, model: keras.Model, *, fast: bool, shard_rows: int
+) -> StepEngine:
     engine = StepEngine(
         backend,
         fast=fast,
         sync_batchnorm=config.distribute.sync_batchnorm,
         virtual_workers=config.train.virtual_workers,
+        shard_rows=shard_rows,
     )
     engine.require_virtual(model)
     return engine

@@ -1,6 +1,8 @@
 """The benchmark between hosts that a slow link joins."""
 
 import json
+import math
+import os
 import subprocess
 import sys
 
@@ -31,6 +33,39 @@ else:
             time.sleep(0.1)
     connection.sendall(bytes(20_000_000))
 """
+
+EXCHANGE = """
+import json, os, pathlib, threading, time
+import tensorflow as tf
+from distcnn.distribute.horovod import Horovod
+from distcnn.runtime.cluster import find_cluster
+cluster = find_cluster(os.environ)
+backend = Horovod(cluster, "none", None, shared_memory=False)
+own = tf.zeros([2_000_000], tf.uint8)
+splits = [0, 0]
+splits[1 - cluster.rank] = 2_000_000
+sent = pathlib.Path("/sys/class/net/eth0/statistics/tx_bytes")
+seen = {}
+for name, exchange in {
+    "allgather": lambda: backend._hvd.allgather(own),
+    "alltoall": lambda: backend._hvd.alltoall(own, splits=splits),
+}.items():
+    backend.barrier()
+    start, seen[name], ended = int(sent.read_text()), [], threading.Event()
+    def watch():
+        while not ended.wait(0.01):
+            seen[name].append((time.monotonic(), int(sent.read_text()) - start))
+    watching = threading.Thread(target=watch)
+    watching.start()
+    time.sleep(0.3 * cluster.rank)
+    exchange()
+    ended.set()
+    watching.join()
+backend.barrier()
+print(json.dumps(seen))
+backend.close()
+"""
+"""Prints how many bytes this host has sent at which times, while both exchange two megabytes."""
 
 
 def namespaces() -> str:
@@ -81,3 +116,23 @@ def test_a_benchmark_shows_what_overlap_saves(strategy, tmp_path):
     assert 0 <= row["communication_share"] < 1
     assert 0 <= row["communication_share_at_once"] < 1
     assert "if gradients were reduced at once" in done.stdout
+
+
+def test_a_rank_sends_while_it_receives():
+    require("ip", "tc")
+    pytest.importorskip("horovod")
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    with linked_hosts("20mbit", 2) as link:
+        processes = [
+            subprocess.Popen(line, env=own, stdout=subprocess.PIPE, text=True)
+            for line, own in link.place(2, [sys.executable, "-c", EXCHANGE], environment)
+        ]
+        said = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    for name in ("allgather", "alltoall"):
+        # When the first host has sent nearly all, the other one has sent a good part.
+        first, other = sorted(
+            (each[name] for each in said),
+            key=lambda steps: next((when for when, sent in steps if sent > 1_900_000), math.inf),
+        )
+        then = next(when for when, sent in first if sent > 1_900_000)
+        assert max(sent for when, sent in other if when <= then) > 300_000, name

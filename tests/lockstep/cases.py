@@ -17,8 +17,15 @@ COMMON: dict[str, Any] = {
 ANY_WORKERS = (
     *("adam", "sgd", "accumulation", "sync_batchnorm", "sync_empty", "uneven", "grouped"),
     *("float16", "bfloat16", "lars", "xla", "xla_sync", "compiled", "own_step", "phases"),
+    *("factors", "bfloat16_factors"),
 )
 """The cases whose weights are the same for one worker and for several."""
+
+_FACTORS: dict[str, Any] = {
+    "model__factory": "tests.tiny:wide",
+    "train__global_batch_size": 41,
+    "optimizer__name": "sgd",
+}
 
 CASES: dict[str, dict[str, Any]] = {
     "adam": {},
@@ -83,6 +90,9 @@ CASES: dict[str, dict[str, Any]] = {
         "optimizer__weight_decay": 0.01,
         "optimizer__ema": 0.9,
     },
+    # A gradient that travels as the rows whose product it is: of 41 images, and of 2.
+    "factors": _FACTORS,
+    "bfloat16_factors": _FACTORS | {"precision__policy": "mixed_bfloat16", "optimizer__lr": 0.002},
     "lars": {"optimizer__name": "lars", "optimizer__lr": 1.0, "optimizer__weight_decay": 1e-4},
 }
 

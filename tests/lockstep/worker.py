@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from distcnn.config import DistributeConfig, ScriptConfig
 from distcnn.engine import step as engine_step
+from distcnn.engine.factors import Factors
 from distcnn.errors import DistcnnError
 from distcnn.runtime.cluster import find_cluster
 from distcnn.scripting.session import session
@@ -53,6 +54,16 @@ def replacing(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def counting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    """Returns a function that also notes its calls."""
+
+    def called(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments)
+
+    return called
 
 
 @contextlib.contextmanager
@@ -144,6 +155,7 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
     if entry.get("taken") and rank == 0:
         (out / "run").mkdir()
         (out / "run" / "thesis.txt").touch()
+    calls: list[Any] = []
     with contextlib.ExitStack() as stack:
         stack.callback(keras.config.set_dtype_policy, "float32")
         if entry.get("overflow"):
@@ -156,6 +168,7 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
             )
         if entry.get("stop_at"):  # stays connected for the next entries
             stack.enter_context(replacing(Trainer, "_finish_stopped", lambda *_: None))
+        stack.enter_context(replacing(Factors, "multiplied", counting(Factors.multiplied, calls)))
         if entry.get("without_memory") and rank == 1:
             stack.enter_context(replacing(os, "memfd_create", forbidden))
         try:
@@ -180,6 +193,7 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
         "transport": trainer.setup.backend.transport,
         "bucket_bytes": trainer.setup.backend.bucket_bytes,
         "spare_thread": tf.config.threading.get_inter_op_parallelism_threads() > 0,
+        "factored": len(calls),
         "moved": moved,
         "sum_of_upcast": sum_of_upcast(trainer.setup.backend),
         "iterations": int(keras.ops.convert_to_numpy(trainer.setup.optimizer.iterations)),

@@ -29,6 +29,10 @@ class DistributeConfig:
     """Reduce gradients in buckets of this many MB, each as soon as the backward pass has computed
     it, so that the network works while the model computes. 0: all at once, after the backward
     pass. Only for multi_worker, and for horovod unless it uses shared memory."""
+    factors: Literal["auto", "off"] = "auto"
+    """Send the few rows whose product the gradient of a large dense layer is, instead of the
+    gradient, where they are smaller, and let every worker multiply them. auto: between CPUs of the
+    same kind. Only for multi_worker, and for horovod unless it uses shared memory."""
     port: int | None = None
     """First port of the run, if the launcher sets none. Default: derived from the job."""
 

@@ -1,0 +1,83 @@
+"""Gradients that travel as the few rows whose product they are.
+
+The gradient of a dense layer's kernel is the product of the layer's inputs and of the gradients of
+its outputs: one row of each per example. Where these are smaller than the kernel, every replica
+gets the rows of all others and multiplies them itself: "sufficient factor broadcasting" (Xie et
+al. 2015, "Distributed Machine Learning via Sufficient Factor Broadcasting", arXiv:1511.08486). The
+sum over the replicas is then computed as one device computes it of the whole batch.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from distcnn.distribute.base import Backend
+from distcnn.distribute.packing import undo_upcast
+from distcnn.engine.shard import Shard
+
+_MOST_FOREIGN_ROWS = 256
+"""Up to this many rows of other replicas are multiplied. On one core, more take longer than what a
+sum of the products costs there."""
+
+_LEAST_BYTES = 2**17
+"""Smaller gradients travel with others, in one message."""
+
+
+class Factors(NamedTuple):
+    """Two matrices whose product, `left` transposed times `right`, is a gradient.
+
+    Attributes:
+        left: Tensor of shape `(rows, inputs)`.
+        right: Tensor of shape `(rows, outputs)` and of the same type.
+    """
+
+    left: tf.Tensor
+    right: tf.Tensor
+
+    def counted(self, shard: Shard) -> "Factors":
+        """Returns the factors of what counts: zeros if no row of the shard does."""
+        return Factors(shard.counted(self.left), shard.counted(self.right))
+
+    def multiplied(self, backend: Backend) -> tf.Tensor:
+        """Returns the product over the rows of all replicas: the sum of their gradients."""
+        rows = tf.concat(self, 1)
+        (joined,) = backend.gather_rows([rows])
+        widths = [factor.shape[1] for factor in self]
+        left, right = tf.split(tf.reshape(joined, [-1, sum(widths)]), widths, 1)
+        return tf.linalg.matmul(left, right, transpose_a=True)
+
+
+def factors_of(gradient: tf.Tensor) -> Factors | None:
+    """Returns the factors of a gradient that the graph computes as their product, else None."""
+    product = undo_upcast(gradient)
+    if tf.executing_eagerly() or product.op.type != "MatMul":
+        return None
+    if not product.op.get_attr("transpose_a") or product.op.get_attr("transpose_b"):
+        return None
+    factors = Factors(*product.op.inputs)
+    return factors if all(factor.shape[1] for factor in factors) else None
+
+
+def factor_bytes(gradient: tf.Tensor, rows: int | None, wire: tf.DType, replicas: int) -> int:
+    """Returns what the factors of a gradient cost, in bytes of an allreduce that takes as long.
+
+    Args:
+        gradient: What the backward pass computed.
+        rows: Rows of each factor, where the graph does not know them; None if nobody does.
+        wire: The type in which the gradient would travel itself.
+        replicas: Number of replicas.
+
+    Returns:
+        The bytes; 0 if the gradient travels as it is.
+    """
+    factors = factors_of(gradient)
+    if factors is None:
+        return 0
+    rows = factors.left.shape[0] or factors.right.shape[0] or rows
+    if not rows or rows * (replicas - 1) > _MOST_FOREIGN_ROWS:
+        return 0
+    width = sum(factor.shape[1] for factor in factors)
+    # Each replica gets the rows of all others. A ring moves 2 (N - 1) / N of the gradient.
+    gathered = replicas * rows * width * factors.left.dtype.size // 2
+    whole = gradient.shape.num_elements() * wire.size
+    return gathered if whole >= _LEAST_BYTES and 2 * gathered <= whole else 0

@@ -1,0 +1,36 @@
+"""Horovod as distcnn builds it, between two processes."""
+
+import os
+import subprocess
+import sys
+
+from distcnn.distribute.launching import tf_config
+
+RANK = """
+import os, sys
+import numpy as np
+os.environ |= {"HOROVOD_CYCLE_TIME": "60000", "HOROVOD_IDLE_CYCLE_TIME": "5000"}
+from distcnn.distribute.alike import are_alike
+from distcnn.distribute.horovod import Horovod
+from distcnn.runtime.cluster import find_cluster
+cluster = find_cluster(os.environ)
+backend = Horovod(cluster, "none", None, shared_memory=False)
+sums = [float(backend.sum(np.array([step + cluster.rank]))[0]) for step in range(20)]
+same = are_alike(backend)
+if cluster.rank:
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+other = are_alike(backend)
+backend.close()
+print(sums == [2.0 * step + 1 for step in range(20)], backend.sends_factors, same, other)
+"""
+
+
+def test_ranks_wait_for_no_cycle_and_know_whether_they_compute_alike():
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    processes = [
+        subprocess.Popen(line, env=own, stdout=subprocess.PIPE, text=True)
+        for line, own in tf_config(2, [sys.executable, "-c", RANK], environment)
+    ]
+    # A cycle takes a minute here, unless a tensor ends the wait for it.
+    said = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert said == [["True", "True", "True", "False"]] * 2
