@@ -100,14 +100,20 @@ class _Strategy(Backend):
 
     @override
     def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        context = tf.distribute.get_replica_context()
-        return [context.all_gather(tf.identity(tensor), 0) for tensor in tensors]
+        return [_all_gather(tensor) for tensor in tensors]
 
     @override
     def local_values(self, variable: Any) -> list[np.ndarray]:
         inner = variable.value if isinstance(variable, keras.Variable) else variable
         parts = getattr(inner, "values", None)  # one variable per replica
         return [np.asarray(part) for part in parts] if parts else [np.asarray(inner)]
+
+
+def _all_gather(tensor: tf.Tensor) -> tf.Tensor:
+    """Joins a tensor of each replica; TensorFlow gathers no bfloat16, but its bits."""
+    if tensor.dtype == tf.bfloat16:
+        return tf.bitcast(_all_gather(tf.bitcast(tensor, tf.float16)), tf.bfloat16)
+    return tf.distribute.get_replica_context().all_gather(tf.identity(tensor), 0)
 
 
 class Mirrored(_Strategy):
