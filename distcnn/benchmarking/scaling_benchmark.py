@@ -162,7 +162,8 @@ class ScalingBenchmark:
     ) -> tuple[ScalingModel, dict[int, float]]:
         """Measures the times that the scaling model needs, and fits it.
 
-        Predictions are mostly for workers on several hosts, so shared memory is off.
+        Predictions are mostly for many workers on several hosts, so shared memory is off, and every
+        gradient travels itself.
 
         Returns:
             The model, and the measured step time in milliseconds by number of workers, for weak
@@ -176,7 +177,7 @@ class ScalingBenchmark:
         measured = {}
         for workers in (1, *counts):
             config = self._config_for(workers, "weak")
-            unshared = dataclasses.replace(config.distribute, shared_memory="off")
+            unshared = dataclasses.replace(config.distribute, shared_memory="off", factors="off")
             name = f"model-{workers}"
             file = self._write(dataclasses.replace(config, distribute=unshared), folder, name)
             sizes = {max(1, batch // 4), max(1, batch // 2), 2 * batch} if workers == 1 else set()

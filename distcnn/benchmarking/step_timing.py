@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import gc
 import math
 import time
@@ -18,7 +17,6 @@ from distcnn.benchmarking.progress import Budget, Say, rounds, say_progress, sil
 from distcnn.benchmarking.statistics import summarise
 from distcnn.data.pipeline import training_dataset
 from distcnn.distribute.base import Backend
-from distcnn.engine.reduction import GradientReduction
 from distcnn.errors import UsageError
 from distcnn.runtime.memory import peak_bytes
 from distcnn.training.setup import TrainingSetup
@@ -91,15 +89,12 @@ def without_reduction(backend: Backend) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def first_bucket_only(
-    reduction: GradientReduction, backend: Backend, replicas: int
-) -> Iterator[list[int]]:
+def first_bucket_only(backend: Backend, replicas: int) -> Iterator[list[int]]:
     """Makes steps that are traced in this context compute the gradients of the first bucket alone.
 
     The others are zeros, which leaves nothing of the backward pass that would compute them.
 
     Args:
-        reduction: Tells the bytes of a gradient.
         backend: Reduces nothing in the context.
         replicas: Number of replicas for which the bytes are counted.
 
@@ -107,16 +102,14 @@ def first_bucket_only(
         Filled with the bytes of each bucket.
     """
     sizes: list[int] = []
-    sends_factors, backend.sends_factors = backend.sends_factors, False
 
     def skip_reduction(tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         gradients, others = tensors[:compressible], tensors[compressible:]
         first = not sizes
         if compressible:
-            count = functools.partial(
-                reduction.travelling_bytes, replicas=replicas, as_factors=sends_factors
-            )
-            sizes.append(sum(map(count, gradients)))
+            wire = [backend.wire_type(g, compressible=True, replicas=replicas) for g in gradients]
+            pairs = zip(wire, gradients, strict=True)
+            sizes.append(sum(dtype.size * g.shape.num_elements() for dtype, g in pairs))
         return [*(g if first else tf.zeros_like(g) for g in gradients), *others]
 
     backend.reduce_sum = skip_reduction  # type: ignore[method-assign]
@@ -124,7 +117,6 @@ def first_bucket_only(
         yield sizes
     finally:
         del backend.reduce_sum
-        backend.sends_factors = sends_factors
 
 
 @contextlib.contextmanager
@@ -299,7 +291,7 @@ def measure_overlap(setup: TrainingSetup, repeats: int, replicas: int) -> tuple[
         The bytes of each bucket, and the fraction of the computing after the first one, in [0, 1];
         0 if there is only one.
     """
-    with first_bucket_only(setup.engine.reduction, setup.backend, replicas) as sizes:
+    with first_bucket_only(setup.backend, replicas) as sizes:
         first = TimedSteps(setup.new_training_step(), resident_batch(setup))
     if len(sizes) == 1:
         return sizes, 0.0

@@ -47,37 +47,48 @@ class Factors(NamedTuple):
         return tf.linalg.matmul(left, right, transpose_a=True)
 
 
-def factors_of(gradient: tf.Tensor) -> Factors | None:
-    """Returns the factors of a gradient that the graph computes as their product, else None."""
+def factors_of(gradient: tf.Tensor, rows: int, wire: tf.DType, replicas: int) -> Factors | None:
+    """Returns the factors of a gradient that the graph computes as their product.
+
+    Every replica has to come to the same result. So it depends on nothing that may differ between
+    them, such as the number of rows that one of them has.
+
+    Args:
+        gradient: What the backward pass computed.
+        rows: The most examples that a replica has.
+        wire: The type in which the gradient would travel itself.
+        replicas: Number of replicas.
+
+    Returns:
+        None if the gradient is no such product of one row per example, or takes no longer than its
+        factors.
+    """
     product = undo_upcast(gradient)
     if tf.executing_eagerly() or product.op.type != "MatMul":
         return None
     if not product.op.get_attr("transpose_a") or product.op.get_attr("transpose_b"):
         return None
     factors = Factors(*product.op.inputs)
-    return factors if all(factor.shape[1] for factor in factors) else None
-
-
-def factor_bytes(gradient: tf.Tensor, rows: int | None, wire: tf.DType, replicas: int) -> int:
-    """Returns what the factors of a gradient cost, in bytes of an allreduce that takes as long.
-
-    Args:
-        gradient: What the backward pass computed.
-        rows: Rows of each factor, where the graph does not know them; None if nobody does.
-        wire: The type in which the gradient would travel itself.
-        replicas: Number of replicas.
-
-    Returns:
-        The bytes; 0 if the gradient travels as it is.
-    """
-    factors = factors_of(gradient)
-    if factors is None:
-        return 0
-    rows = factors.left.shape[0] or factors.right.shape[0] or rows
-    if not rows or rows * (replicas - 1) > _MOST_FOREIGN_ROWS:
-        return 0
-    width = sum(factor.shape[1] for factor in factors)
+    widths = [factor.shape[1] for factor in factors]
+    if None in widths or not all(_has_a_row_per_example(factor, rows) for factor in factors):
+        return None
     # Each replica gets the rows of all others. A ring moves 2 (N - 1) / N of the gradient.
-    gathered = replicas * rows * width * factors.left.dtype.size // 2
-    whole = gradient.shape.num_elements() * wire.size
-    return gathered if whole >= _LEAST_BYTES and 2 * gathered <= whole else 0
+    gathered = replicas * rows * sum(widths) * factors.left.dtype.size // 2
+    whole = widths[0] * widths[1] * wire.size
+    few = rows * (replicas - 1) <= _MOST_FOREIGN_ROWS and 2 * gathered <= whole
+    return factors if few and whole >= _LEAST_BYTES else None
+
+
+def _has_a_row_per_example(factor: tf.Tensor, examples: int) -> bool:
+    """Returns whether a factor has no more rows than examples, as far as the graph tells.
+
+    A layer on sequences has a row for each of their elements.
+    """
+    if factor.shape[0] is not None:
+        return factor.shape[0] <= examples
+    while factor.op.type in ("Cast", "Identity"):
+        (factor,) = factor.op.inputs
+    if factor.op.type != "Reshape":
+        return True
+    inner = factor.op.inputs[0].shape
+    return inner.rank is not None and inner[1:].num_elements() == factor.shape[1]

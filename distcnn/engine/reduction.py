@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from distcnn.distribute.base import Backend
 from distcnn.engine.buckets import in_buckets
-from distcnn.engine.factors import Factors, factor_bytes, factors_of
+from distcnn.engine.factors import Factors, factors_of
 from distcnn.engine.shard import Shard, current_shard
 from distcnn.runtime.keras_hooks import APPLY, APPLY_SCALED, REDUCE_GRADIENTS, Hooks
 
@@ -99,18 +99,6 @@ class GradientReduction:
         weighted = [_weighted(gradient, shard) for gradient in gradients]
         return self.reduce_weighted(weighted, computed=gradients)[0]
 
-    def travelling_bytes(self, gradient: tf.Tensor, replicas: int, *, as_factors: bool) -> int:
-        """Returns the bytes of an allreduce that takes as long as the reduction of a gradient.
-
-        Args:
-            gradient: What the backward pass computed.
-            replicas: Number of replicas.
-            as_factors: Whether it may travel as its factors.
-        """
-        wire = self._backend.wire_type(gradient, compressible=True, replicas=replicas)
-        factored = as_factors and factor_bytes(gradient, self._shard_rows, wire, replicas)
-        return factored or wire.size * (gradient.shape.num_elements() or 0)
-
     def factors(self, computed: Sequence[Any], shard: Shard) -> dict[int, Factors]:
         """Returns the factors of the gradients that travel as such, by index.
 
@@ -118,15 +106,17 @@ class GradientReduction:
             computed: The gradients of a shard as the backward pass computed them.
             shard: The shard.
         """
-        found = {}
-        if self._backend.sends_factors:
-            replicas = self._backend.replicas
-            for index, gradient in enumerate(computed):
-                if not tf.is_tensor(gradient):
-                    continue
+        replicas, rows = self._backend.replicas, self._shard_rows
+        if rows is None and isinstance(shard.total, int):
+            rows = -(-shard.total // replicas)
+        found: dict[int, Factors] = {}
+        if not self._backend.sends_factors or rows is None:
+            return found
+        for index, gradient in enumerate(computed):
+            if tf.is_tensor(gradient):
                 wire = self._backend.wire_type(gradient, compressible=True, replicas=replicas)
-                factors = factors_of(gradient)
-                if factors and factor_bytes(gradient, self._shard_rows, wire, replicas):
+                factors = factors_of(gradient, rows, wire, replicas)
+                if factors is not None:
                     found[index] = factors.counted(shard)
         return found
 
