@@ -27,6 +27,7 @@ def are_alike(backend: Backend) -> bool:
 def _description() -> str:
     parts = [platform.machine(), tf.__version__, str(len(os.sched_getaffinity(0)))]
     parts.append(str(tf.config.threading.get_intra_op_parallelism_threads()))
+    parts.append(str(len(tf.config.get_visible_devices("GPU"))))
     parts += sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(_VARIABLES))
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]

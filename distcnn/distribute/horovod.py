@@ -109,9 +109,9 @@ class Horovod(Backend):
             self._shared_memory = (
                 self._join_shared_memory(use_shared_memory) if self.size > 1 else None
             )
-            # Through shared memory, a gradient takes no longer than the products.
-            may_send_factors = factors and self._on_cpu and not self._shared_memory
-            self.sends_factors = may_send_factors and are_alike(self)
+            alike = self.size > 1 and are_alike(self)
+        # Through shared memory, a gradient takes no longer than the products.
+        self.sends_factors = alike and factors and self._on_cpu and not self._shared_memory
         self.bucket_bytes = 0 if self._shared_memory else bucket_bytes
 
     @property

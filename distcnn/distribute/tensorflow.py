@@ -167,7 +167,8 @@ class MultiWorker(_Strategy):
         self._sum = tf.function(
             self._sum_in_graph, input_signature=[tf.TensorSpec([None], tf.float64)]
         )
-        self.sends_factors = factors and self.size > 1 and not gpus and are_alike(self)
+        alike = self.size > 1 and are_alike(self)
+        self.sends_factors = alike and factors and not gpus
 
     @override
     def wire_type(self, tensor: tf.Tensor, *, compressible: bool, replicas: int) -> tf.DType:

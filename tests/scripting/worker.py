@@ -48,10 +48,10 @@ def own_gradients(_: Any, gradients: Any) -> list[Any]:
 
 
 def own_weighted_gradients(
-    reducing: Any, gradients: Any, also: Any = (), *, computed: Any
+    reducing: Any, gradients: Any, also: Any = (), *, computed: Any, factors: Any
 ) -> tuple[list[Any], list[Any]]:
     """Stands for `GradientReduction.reduce_weighted`; the rest is still summed."""
-    del computed
+    del computed, factors
     return list(gradients), reducing._backend.reduce_sum(list(also))
 
 
