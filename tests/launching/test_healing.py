@@ -32,6 +32,7 @@ def healed(tmp_path_factory: pytest.TempPathFactory) -> LaunchedRun:
     notice = folder / "notice"
     copies: dict[str, Any] = {
         "checkpoint__memory_every_steps": 5,
+        "checkpoint__every_epochs": 5,  # so that copies in memory are newer
         "checkpoint__notice": f"test -e {notice}",
     }
     with LaunchedRun(folder / "run", own, **copies) as killed:
