@@ -12,7 +12,7 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.distribute.alike import are_alike
-from distcnn.distribute.base import Backend
+from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.overlap import spare_a_thread
 from distcnn.distribute.packing import undo_upcast
 from distcnn.errors import DistcnnError, UsageError
@@ -167,7 +167,8 @@ class MultiWorker(_Strategy):
         self._sum = tf.function(
             self._sum_in_graph, input_signature=[tf.TensorSpec([None], tf.float64)]
         )
-        alike = self.size > 1 and are_alike(self)
+        with reporting_lost_peers(self):
+            alike = self.size > 1 and are_alike(self)
         self.sends_factors = alike and factors and not gpus
 
     @override

@@ -4,17 +4,21 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from distcnn.distribute.launching import tf_config
 
 RANK = """
 import os, sys
 import numpy as np
 os.environ |= {"HOROVOD_CYCLE_TIME": "60000", "HOROVOD_IDLE_CYCLE_TIME": "5000"}
+from distcnn.config import DistributeConfig
 from distcnn.distribute.alike import are_alike
-from distcnn.distribute.horovod import Horovod
+from distcnn.distribute.strategies import strategy_of
 from distcnn.runtime.cluster import find_cluster
 cluster = find_cluster(os.environ)
-backend = Horovod(cluster, "none", None, shared_memory=False)
+config = DistributeConfig(shared_memory="off", factors=sys.argv[1])
+backend = strategy_of("horovod").build(config, cluster)
 sums = [float(backend.sum(np.array([step + cluster.rank]))[0]) for step in range(20)]
 same = are_alike(backend)
 if cluster.rank:
@@ -25,12 +29,13 @@ print(sums == [2.0 * step + 1 for step in range(20)], backend.sends_factors, sam
 """
 
 
-def test_ranks_wait_for_no_cycle_and_know_whether_they_compute_alike():
+@pytest.mark.parametrize(("factors", "sent"), [("auto", "True"), ("off", "False")])
+def test_ranks_wait_for_no_cycle_and_know_whether_they_compute_alike(factors, sent):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     processes = [
         subprocess.Popen(line, env=own, stdout=subprocess.PIPE, text=True)
-        for line, own in tf_config(2, [sys.executable, "-c", RANK], environment)
+        for line, own in tf_config(2, [sys.executable, "-c", RANK, factors], environment)
     ]
     # A cycle takes a minute here, unless a tensor ends the wait for it.
     said = [process.communicate(timeout=120)[0].split() for process in processes]
-    assert said == [["True", "True", "True", "False"]] * 2
+    assert said == [["True", sent, "True", "False"]] * 2
