@@ -24,8 +24,8 @@ def describe_bottleneck(
 
     Args:
         config: Configuration of the measured run.
-        fractions: `input_share`, `compute_share` and `communication_share`: fractions of the step
-            time, in [0, 1].
+        fractions: `input_share`, `compute_share`, `imbalance_share` and `communication_share`:
+            fractions of the step time, in [0, 1].
         step_ms: Lower quartile of the step time in milliseconds.
         precision: Resolved dtype policy.
         oversubscribed: Whether workers shared a core or a GPU.
@@ -42,6 +42,11 @@ def describe_bottleneck(
     if communication_fraction >= _NOTABLE:
         remedy = _reduce_communication(config, transport, precision)
         return f"communication-bound ({communication_fraction:.0%}): {remedy}"
+    if fractions["imbalance_share"] >= _NOTABLE:
+        return (
+            f"unbalanced ({fractions['imbalance_share']:.0%}): all wait for a slower worker; find "
+            "out what else its machine does, or leave it out"
+        )
     faster_policy = None if precision == fastest_policy else fastest_policy
     remedy = _speed_up_computation(config, step_ms, fast_path, faster_policy)
     return f"compute-bound ({fractions['compute_share']:.0%}): {remedy}"

@@ -166,7 +166,7 @@ def _time_fractions_table(rows: Sequence[Row]) -> Table:
         "global\nbatch",
         "input\n(wait)",
         "input alone\nimages/s",
-        "compute",
+        "compute\n(imbalance)",
         "comm.",
         "verdict",
     )
@@ -177,7 +177,7 @@ def _time_fractions_table(rows: Sequence[Row]) -> Table:
             f"{row.global_batch}",
             f"{percent(row.input_share)} ({percent(row.input_wait)})",
             rate(row.input_images_per_second),
-            percent(row.compute_share),
+            f"{percent(row.compute_share)} ({percent(row.imbalance_share)})",
             percent(row.communication_share),
             row.verdict,
         )

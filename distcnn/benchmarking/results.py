@@ -40,7 +40,9 @@ class Row:
             a CPU, sharing the cores with it.
         input_wait: Fraction of the step time spent only waiting for input, in [0, 1].
         input_images_per_second: Throughput of the input pipeline when nothing is computed.
-        compute_share: Fraction of the step time spent computing, in [0, 1].
+        compute_share: Fraction of the step time that the slowest worker spends computing, in
+            [0, 1].
+        imbalance_share: Part of it in which the average worker waits for that one.
         communication_share: Fraction of the step time spent communicating while nothing is
             computed, in [0, 1].
         communication_share_at_once: The same of a step that reduces all gradients at once, after
@@ -72,6 +74,7 @@ class Row:
     input_wait: float
     input_images_per_second: float
     compute_share: float
+    imbalance_share: float = 0.0
     communication_share: float
     communication_share_at_once: float | None = None
     verdict: str

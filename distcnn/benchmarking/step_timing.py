@@ -80,8 +80,11 @@ def without_reduction(backend: Backend) -> Iterator[None]:
     def skip_reduction(tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         return list(tensors)
 
+    def skip_gathering(tensors: Sequence[tf.Tensor], *, equal: bool = False) -> list[tf.Tensor]:
+        return list(tensors)
+
     backend.reduce_sum = skip_reduction  # type: ignore[method-assign]
-    backend.gather_rows = list  # type: ignore[method-assign, assignment]
+    backend.gather_rows = skip_gathering  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -179,7 +182,7 @@ def measure_steps(setup: TrainingSetup, steps: int, warmup: int) -> dict[str, An
             full.repeat()
         times, input_wait = summarise(full.seconds), full.input_wait()
         _run_in_turn(setup.backend, variants, steps, "timing its variants", say)
-    quartiles = {name: summarise(timed.seconds).p25 for name, timed in variants.items()}
+    quartiles = _quartiles(setup.backend, variants)
     memory = setup.backend.gather(np.array([peak_memory_mb()]))
     _, input_rate = InputReader(setup.training_batches(0)).read(_READ_SECONDS)
     global_batch = setup.sampler.global_batch_size
@@ -198,6 +201,19 @@ def measure_steps(setup: TrainingSetup, steps: int, warmup: int) -> dict[str, An
         "peak_memory_mb": float(memory.max()),
         "flops_per_image": training_flops(setup.model),
     }
+
+
+def _quartiles(backend: Backend, variants: dict[str, TimedSteps]) -> dict[str, float]:
+    """Returns lower quartiles of what `time_fractions` takes, in milliseconds.
+
+    Each execution counts as long as the slowest worker takes for it: all wait for that one, so the
+    network is not to blame.
+    """
+    by_worker = {n: backend.gather(np.array(timed.seconds)) for n, timed in variants.items()}
+    slowest = {n: summarise(seconds.max(axis=0)).p25 for n, seconds in by_worker.items()}
+    if "unreduced" in by_worker:
+        slowest["average"] = summarise(by_worker["unreduced"].mean(axis=0)).p25
+    return slowest
 
 
 def _step_variants(setup: TrainingSetup) -> dict[str, TimedSteps]:
@@ -243,21 +259,26 @@ def time_fractions(quartiles: dict[str, float], input_wait: float) -> dict[str, 
     Args:
         quartiles: Lower quartiles of the step time, taken in turn: `full` with input, `resident`
             on a batch in memory, and, with several replicas, `unreduced` on that batch without
-            the reduction.
+            the reduction, as the slowest worker takes for it, and as they take on `average`.
         input_wait: Fraction of the step time spent waiting for input in a run without pauses.
 
     Returns:
-        `input_share`, `communication_share` and `compute_share`, which add up to 1.
+        `input_share`, `communication_share` and `compute_share`, which add up to 1, and
+        `imbalance_share`, a part of the last.
     """
     full, resident = quartiles["full"], quartiles["resident"]
     input_fraction = max(1 - resident / full, input_wait, 0.0)
-    communication_fraction = max((resident - quartiles.get("unreduced", resident)) / full, 0.0)
+    unreduced = quartiles.get("unreduced", resident)
+    communication_fraction = max((resident - unreduced) / full, 0.0)
     # Noise can make the parts add up to more than the whole.
     communication_fraction = min(communication_fraction, 1 - input_fraction)
+    compute_fraction = 1 - input_fraction - communication_fraction
+    imbalance = max((unreduced - quartiles.get("average", unreduced)) / full, 0.0)
     return {
         "input_share": input_fraction,
         "communication_share": communication_fraction,
-        "compute_share": 1 - input_fraction - communication_fraction,
+        "compute_share": compute_fraction,
+        "imbalance_share": min(imbalance, compute_fraction),
     }
 
 

@@ -161,12 +161,13 @@ class Backend(abc.ABC):
         """
         return [add([group]) for group in tensors]
 
-    def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def gather_rows(self, tensors: Sequence[tf.Tensor], *, equal: bool = False) -> list[tf.Tensor]:
         """Joins tensors of all replicas along their first axis, inside `run`, by replica.
 
         Args:
             tensors: The same number of tensors on every replica, of the same types, and of the same
                 shapes but for the first axis.
+            equal: Whether the shapes are static, and the first axis is the same, too.
 
         Returns:
             The joined tensors, the same on every replica.

@@ -21,8 +21,10 @@ from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.overlap import spare_a_thread
 from distcnn.distribute.packing import (
     SMALL_ELEMENTS,
+    as_message,
     from_bits,
     pack,
+    packed_sum,
     sum_over_processes,
     to_bits,
     undo_upcast,
@@ -149,21 +151,10 @@ class Horovod(Backend):
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
         if not self._on_cpu or not all(t.shape.is_fully_defined() for t in tensors):
             return self._allreduce(tensors, compressible)
-        narrow = self._to_wire(tensors, compressible)
-        dtypes = [tensor.dtype for tensor in tensors]
-
-        @tf.custom_gradient
-        def reduce(*own: tf.Tensor) -> Any:
-            packed, unpack = pack(own, small=SMALL_ELEMENTS if self._shared_memory else math.inf)
-            sums = unpack(self._sum_packed(packed))
-
-            def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
-                reduced = self.reduce_sum(upstream)
-                return [tf.cast(g, t.dtype) for g, t in zip(reduced, own, strict=True)]
-
-            return [tf.cast(total, d) for total, d in zip(sums, dtypes, strict=True)], gradient
-
-        return list(reduce(*narrow))
+        small = SMALL_ELEMENTS if self._shared_memory else math.inf
+        wire = self._to_wire(tensors, compressible)
+        sums = packed_sum(wire, self._sum_packed, self.reduce_sum, small=small)
+        return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
 
     @override
     def wire_type(self, tensor: tf.Tensor, *, compressible: bool, replicas: int) -> tf.DType:
@@ -203,17 +194,11 @@ class Horovod(Backend):
         Returns:
             The tensors of the other process.
         """
-        bits = [to_bits(tensor) for tensor in tensors]
-        lengths = [part.shape[0] for part in bits]
-        sent = tf.concat(bits, 0) if len(bits) > 1 else bits[0]
+        sent, read = as_message(tensors)
         splits = [0, 0]
-        splits[1 - self.rank] = sum(lengths)
-        received = tf.ensure_shape(self._hvd.alltoall(sent, splits=splits)[0], sent.shape)
-        parts = tf.split(received, lengths) if len(bits) > 1 else [received]
-        return [
-            tf.reshape(from_bits(part, tensor.dtype), tensor.shape)
-            for part, tensor in zip(parts, tensors, strict=True)
-        ]
+        splits[1 - self.rank] = sent.shape[0]
+        received = self._hvd.alltoall(sent, splits=splits)[0]
+        return read(tf.ensure_shape(received, sent.shape))
 
     def _sum_in_two_rounds(self, tensor: tf.Tensor) -> tf.Tensor:
         """Sums a 16-bit tensor in float32; the sum has the precision of the tensor.
@@ -282,7 +267,7 @@ class Horovod(Backend):
         return tf.reshape(self._hvd.allgather(total), [part * self.size])[:count]
 
     @override
-    def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def gather_rows(self, tensors: Sequence[tf.Tensor], *, equal: bool = False) -> list[tf.Tensor]:
         if self.size == 1:
             return list(tensors)
         return [self._join(tensor) for tensor in tensors]

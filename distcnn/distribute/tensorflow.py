@@ -13,8 +13,16 @@ from typing_extensions import override
 
 from distcnn.distribute.alike import are_alike
 from distcnn.distribute.base import Backend, reporting_lost_peers
+from distcnn.distribute.collective_gather import CollectiveGather
 from distcnn.distribute.overlap import spare_a_thread
-from distcnn.distribute.packing import undo_upcast
+from distcnn.distribute.packing import (
+    as_message,
+    from_bits,
+    packed_sum,
+    sum_over_processes,
+    to_bits,
+    undo_upcast,
+)
 from distcnn.errors import DistcnnError, UsageError
 from distcnn.runtime.cluster import Cluster
 from distcnn.runtime.keras_internals import skip_gradient_reduction
@@ -91,7 +99,7 @@ class _Strategy(Backend):
         tensors: Sequence[Sequence[tf.Tensor]],
         add: Callable[[Sequence[Sequence[tf.Tensor]]], tf.Tensor],
     ) -> list[tf.Tensor]:
-        gathered = self.gather_rows([tf.stack(group)[None] for group in tensors])
+        gathered = self.gather_rows([tf.stack(group)[None] for group in tensors], equal=True)
         shapes = [(self.replicas, len(group), *group[0].shape) for group in tensors]
         return [
             add([tf.unstack(own) for own in tf.unstack(tf.reshape(joined, shape))])
@@ -99,7 +107,7 @@ class _Strategy(Backend):
         ]
 
     @override
-    def gather_rows(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def gather_rows(self, tensors: Sequence[tf.Tensor], *, equal: bool = False) -> list[tf.Tensor]:
         return [_all_gather(tensor) for tensor in tensors]
 
     @override
@@ -167,9 +175,27 @@ class MultiWorker(_Strategy):
         self._sum = tf.function(
             self._sum_in_graph, input_signature=[tf.TensorSpec([None], tf.float64)]
         )
+        self._gather = CollectiveGather(self.size) if self.size > 1 and not gpus else None
         with reporting_lost_peers(self):
             alike = self.size > 1 and are_alike(self)
         self.sends_factors = alike and factors and not gpus
+
+    @override
+    def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
+        fits = all(t.shape.is_fully_defined() and t.dtype.size > 1 for t in tensors)
+        if not self._gather or self.size > 2 or not fits:
+            return super().reduce_sum(tensors, compressible=compressible)
+        # One message each way: a ring takes two rounds, and another for every further type.
+        wire = [self._to_wire(t, i < compressible) for i, t in enumerate(tensors)]
+        sum_of_both = functools.partial(_sum_of_both, self._gather)
+        sums = packed_sum(wire, sum_of_both, self.reduce_sum)
+        return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
+
+    @override
+    def gather_rows(self, tensors: Sequence[tf.Tensor], *, equal: bool = False) -> list[tf.Tensor]:
+        if not self._gather or not equal:
+            return super().gather_rows(tensors, equal=equal)
+        return [_join(self._gather, tensor) for tensor in tensors]
 
     @override
     def wire_type(self, tensor: tf.Tensor, *, compressible: bool, replicas: int) -> tf.DType:
@@ -202,6 +228,18 @@ class MultiWorker(_Strategy):
             return self.reduce_sum([values * tf.cast(is_first, tf.float64)])[0]
 
         return self.run(in_replica, values)[0]
+
+
+def _sum_of_both(gather: CollectiveGather, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Sums tensors of two processes, which send each other all of them in one message."""
+    sent, read = as_message(tensors)
+    return sum_over_processes([read(message) for message in tf.split(gather(sent), 2)])
+
+
+def _join(gather: CollectiveGather, tensor: tf.Tensor) -> tf.Tensor:
+    """Joins tensors of the same static shape along their first axis."""
+    joined = from_bits(gather(to_bits(tensor)), tensor.dtype)
+    return tf.reshape(joined, [-1, *tensor.shape[1:]])
 
 
 # TensorFlow numbers the collectives of each strategy from the same start, and so confuses those of

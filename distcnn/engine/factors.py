@@ -27,24 +27,33 @@ class Factors(NamedTuple):
     """Two matrices whose product, `left` transposed times `right`, is a gradient.
 
     Attributes:
-        left: Tensor of shape `(rows, inputs)`.
-        right: Tensor of shape `(rows, outputs)` and of the same type.
+        left: Tensor of shape `(examples, inputs)`.
+        right: Tensor of shape `(examples, outputs)` and of the same type.
+        rows: The most examples that a replica has.
     """
 
     left: tf.Tensor
     right: tf.Tensor
+    rows: int
 
     def counted(self, shard: Shard) -> "Factors":
         """Returns the factors of what counts: zeros if no row of the shard does."""
-        return Factors(shard.counted(self.left), shard.counted(self.right))
+        return Factors(shard.counted(self.left), shard.counted(self.right), self.rows)
 
     def multiplied(self, backend: Backend) -> tf.Tensor:
         """Returns the product over the rows of all replicas: the sum of their gradients."""
-        rows = tf.concat(self, 1)
-        (joined,) = backend.gather_rows([rows])
-        widths = [factor.shape[1] for factor in self]
+        (joined,) = backend.gather_rows([self._filled_up()], equal=True)
+        widths = [self.left.shape[1], self.right.shape[1]]
         left, right = tf.split(tf.reshape(joined, [-1, sum(widths)]), widths, 1)
         return tf.linalg.matmul(left, right, transpose_a=True)
+
+    def _filled_up(self) -> tf.Tensor:
+        """Returns both matrices, side by side, of as many rows as every replica sends."""
+        own = tf.concat([self.left, self.right], 1)
+        if own.shape[0] == self.rows:
+            return own
+        missing = self.rows - tf.shape(own)[0]
+        return tf.ensure_shape(tf.pad(own, [[0, missing], [0, 0]]), [self.rows, own.shape[1]])
 
 
 def factors_of(gradient: tf.Tensor, rows: int, wire: tf.DType, replicas: int) -> Factors | None:
@@ -68,15 +77,15 @@ def factors_of(gradient: tf.Tensor, rows: int, wire: tf.DType, replicas: int) ->
         return None
     if not product.op.get_attr("transpose_a") or product.op.get_attr("transpose_b"):
         return None
-    factors = Factors(*product.op.inputs)
-    widths = [factor.shape[1] for factor in factors]
-    if None in widths or not all(_has_a_row_per_example(factor, rows) for factor in factors):
+    left, right = product.op.inputs
+    widths = [left.shape[1], right.shape[1]]
+    if None in widths or not all(_has_a_row_per_example(side, rows) for side in (left, right)):
         return None
     # Each replica gets the rows of all others. A ring moves 2 (N - 1) / N of the gradient.
-    gathered = replicas * rows * sum(widths) * factors.left.dtype.size // 2
+    gathered = replicas * rows * sum(widths) * left.dtype.size // 2
     whole = widths[0] * widths[1] * wire.size
     few = rows * (replicas - 1) <= _MOST_FOREIGN_ROWS and 2 * gathered <= whole
-    return factors if few and whole >= _LEAST_BYTES else None
+    return Factors(left, right, rows) if few and whole >= _LEAST_BYTES else None
 
 
 def _has_a_row_per_example(factor: tf.Tensor, examples: int) -> bool:

@@ -2,15 +2,19 @@
 
 import dataclasses
 import os
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from distcnn.benchmarking.bottleneck import describe_bottleneck
 from distcnn.benchmarking.machine import CoreAllocation, Machine
 from distcnn.benchmarking.scaling_benchmark import ScalingBenchmark
-from distcnn.benchmarking.step_timing import time_fractions
+from distcnn.benchmarking.step_timing import _quartiles, time_fractions
 from distcnn.benchmarking.worker import pin
 from distcnn.config import Config, DataConfig, DistributeConfig, TrainConfig
+from distcnn.distribute.tensorflow import OneDevice
 from distcnn.errors import UsageError
 
 
@@ -72,26 +76,49 @@ def test_each_process_is_pinned_to_its_own_cores():
 
 
 def test_the_time_fractions_add_up():
-    fractions = time_fractions({"full": 100.0, "resident": 90.0, "unreduced": 70.0}, 0.02)
-    assert fractions == pytest.approx(
-        {"input_share": 0.1, "communication_share": 0.2, "compute_share": 0.7}
-    )
+    measured = {"full": 100.0, "resident": 90.0, "unreduced": 70.0, "average": 65.0}
+    expected = {"input_share": 0.1, "communication_share": 0.2, "compute_share": 0.7}
+    assert time_fractions(measured, 0.02) == pytest.approx({**expected, "imbalance_share": 0.05})
     assert time_fractions({"full": 100.0, "resident": 101.0}, 0.0)["compute_share"] == 1.0
     # The pipeline catches up while other variants run; only the wait without pauses reveals it.
     assert time_fractions({"full": 100.0, "resident": 100.0}, 0.4)["input_share"] == 0.4
     noisy = time_fractions({"full": 50.0, "resident": 90.0, "unreduced": 10.0}, 0.0)
-    assert noisy == {"input_share": 0.0, "compute_share": 0.0, "communication_share": 1.0}
+    expected = {"input_share": 0.0, "compute_share": 0.0, "communication_share": 1.0}
+    assert noisy == {**expected, "imbalance_share": 0.0}
 
 
-COMPUTE_BOUND = {"input_share": 0.0, "communication_share": 0.0, "compute_share": 1.0}
-INPUT_BOUND = {"input_share": 0.4, "communication_share": 0.1, "compute_share": 0.5}
-COMMUNICATION_BOUND = {"input_share": 0.0, "communication_share": 0.3, "compute_share": 0.7}
+class OneOfTwo(OneDevice):
+    def gather(self, values):
+        return np.array([values, [3.0, 1.0, 3.0, 1.0]])
+
+
+def test_a_step_takes_as_long_as_the_slowest_worker():
+    """Of four steps, each of two workers is the slower one in two."""
+    timed: Any = SimpleNamespace(seconds=[1.0, 3.0, 1.0, 3.0])
+    quartiles = _quartiles(OneOfTwo(), {"full": timed, "unreduced": timed})
+    assert quartiles == {"full": 3000.0, "unreduced": 3000.0, "average": 2000.0}
+
+
+def shares(waiting=0.0, communication=0.0, imbalance=0.0):
+    return {
+        "input_share": waiting,
+        "communication_share": communication,
+        "compute_share": 1 - waiting - communication,
+        "imbalance_share": imbalance,
+    }
+
+
+COMPUTE_BOUND = shares()
+INPUT_BOUND = shares(waiting=0.4, communication=0.1, imbalance=0.3)
+COMMUNICATION_BOUND = shares(communication=0.3, imbalance=0.1)
+UNBALANCED = shares(imbalance=0.1)
 
 
 @pytest.mark.parametrize(
     ("config", "fractions", "settings", "words"),
     [
         (Config(), COMPUTE_BOUND, {}, "already well tuned"),
+        (Config(), UNBALANCED, {}, "unbalanced (10%)"),
         (Config(), COMPUTE_BOUND, {"precision": "float32"}, "--precision.policy mixed_bfloat16"),
         (Config(), COMPUTE_BOUND, {"fast_path": False}, "--train.fast_path on"),
         (Config(), COMPUTE_BOUND, {"step_ms": 2.0}, "--train.steps_per_execution 10"),

@@ -14,7 +14,9 @@ class TwoHalves(OneDevice):
 
     size = 2
 
-    def gather_rows(self, tensors):
+    def gather_rows(self, tensors, *, equal=False):
+        assert equal
+        assert [tensor.shape[0] for tensor in tensors] == [6]
         return [tf.concat([tensor, 2 * tensor], 0) for tensor in tensors]
 
 
@@ -67,11 +69,11 @@ def test_only_products_over_examples_have_factors():
 def test_the_product_is_the_sum_of_the_gradients():
     random = np.random.default_rng(0)
     left, right = random.normal(size=(5, 3)), random.normal(size=(5, 2))
-    product = Factors(tf.constant(left), tf.constant(right)).multiplied(TwoHalves())
+    product = Factors(tf.constant(left), tf.constant(right), 6).multiplied(TwoHalves())
     np.testing.assert_allclose(product, 5 * left.T @ right, rtol=1e-12)
 
 
 def test_rows_that_do_not_count_are_zeros():
     nothing = Shard(tf.constant(0), tf.constant(3), may_be_empty=True)
-    factors = Factors(tf.fill([1, 3], np.nan), tf.fill([1, 2], np.inf)).counted(nothing)
+    factors = Factors(tf.fill([1, 3], np.nan), tf.fill([1, 2], np.inf), 6).counted(nothing)
     np.testing.assert_array_equal(factors.multiplied(TwoHalves()), np.zeros((3, 2)))
