@@ -20,6 +20,7 @@ from distcnn.distribute.alike import are_alike
 from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.overlap import spare_a_thread
 from distcnn.distribute.packing import (
+    SHORT_MESSAGE_BYTES,
     SMALL_ELEMENTS,
     as_message,
     from_bits,
@@ -195,8 +196,13 @@ class Horovod(Backend):
             The tensors of the other process.
         """
         sent, read = as_message(tensors)
+        length = sent.shape[0]
+        if length * sent.dtype.size <= SHORT_MESSAGE_BYTES:
+            # An alltoall copies less, but tells the other process first how much it sends.
+            joined = tf.ensure_shape(self._hvd.allgather(sent), [2 * length])
+            return read(tf.split(joined, 2)[1 - self.rank])
         splits = [0, 0]
-        splits[1 - self.rank] = sent.shape[0]
+        splits[1 - self.rank] = length
         received = self._hvd.alltoall(sent, splits=splits)[0]
         return read(tf.ensure_shape(received, sent.shape))
 

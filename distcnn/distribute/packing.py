@@ -9,6 +9,9 @@ import tensorflow as tf
 SMALL_ELEMENTS = 4096
 """Tensors of up to this many elements are never sent alone."""
 
+SHORT_MESSAGE_BYTES = 2**20
+"""A copy of so many bytes takes less time than another round of messages."""
+
 _LARGE_ELEMENTS = 2**18
 """16-bit tensors of this many elements are summed by XLA."""
 

@@ -16,6 +16,7 @@ from distcnn.distribute.base import Backend, reporting_lost_peers
 from distcnn.distribute.collective_gather import CollectiveGather
 from distcnn.distribute.overlap import spare_a_thread
 from distcnn.distribute.packing import (
+    SHORT_MESSAGE_BYTES,
     as_message,
     from_bits,
     packed_sum,
@@ -182,11 +183,12 @@ class MultiWorker(_Strategy):
 
     @override
     def reduce_sum(self, tensors: Sequence[tf.Tensor], *, compressible: int = 0) -> list[tf.Tensor]:
-        fits = all(t.shape.is_fully_defined() and t.dtype.size > 1 for t in tensors)
-        if not self._gather or self.size > 2 or not fits:
+        if not self._gather or self.size > 2:
             return super().reduce_sum(tensors, compressible=compressible)
-        # One message each way: a ring takes two rounds, and another for every further type.
         wire = [self._to_wire(t, i < compressible) for i, t in enumerate(tensors)]
+        if not _is_short(wire):
+            return super().reduce_sum(tensors, compressible=compressible)
+        # One message each way: a ring takes two rounds, and two for every further type.
         sum_of_both = functools.partial(_sum_of_both, self._gather)
         sums = packed_sum(wire, sum_of_both, self.reduce_sum)
         return [tf.cast(total, t.dtype) for total, t in zip(sums, tensors, strict=True)]
@@ -228,6 +230,13 @@ class MultiWorker(_Strategy):
             return self.reduce_sum([values * tf.cast(is_first, tf.float64)])[0]
 
         return self.run(in_replica, values)[0]
+
+
+def _is_short(tensors: Sequence[tf.Tensor]) -> bool:
+    """Returns whether the sizes of tensors are known, and their message is short."""
+    if not all(t.shape.is_fully_defined() and t.dtype.size > 1 for t in tensors):
+        return False
+    return sum(t.shape.num_elements() * t.dtype.size for t in tensors) <= SHORT_MESSAGE_BYTES
 
 
 def _sum_of_both(gather: CollectiveGather, tensors: list[tf.Tensor]) -> list[tf.Tensor]:

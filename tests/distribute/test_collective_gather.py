@@ -39,7 +39,13 @@ for scale in range(1, 20):
     np.testing.assert_array_equal(tf.cast(one, tf.float32)[:, 0], scale * np.repeat([1.0, 2.0], 3))
     np.testing.assert_array_equal(tf.cast(other - one, tf.float32), np.ones((6, 2)))
     np.testing.assert_array_equal(third, scale * np.repeat([[1.0], [2.0]], 3, 1))
-print(collectives)
+def long(scale):
+    return backend.reduce_sum([tf.fill([2**18 + 1], scale * own)])[0]
+
+ring = tf.function(lambda scale: backend.run(long, scale)[0])
+np.testing.assert_array_equal(ring(tf.constant(1.0)), np.full(2**18 + 1, 3.0))
+nodes = [n.op for n in ring.get_concrete_function(tf.TensorSpec([])).graph.as_graph_def().node]
+print(collectives, [node for node in nodes if node.startswith("Collective")])
 """
 
 
@@ -51,4 +57,5 @@ def test_equal_shapes_are_joined_in_one_round():
     ]
     said = [process.communicate(timeout=120)[0].strip() for process in processes]
     # A reduction, that of its gradient, and three tensors of rows: nothing else is sent.
-    assert said == [str(["CollectiveGatherV2"] * 5)] * 2
+    short, long = ["CollectiveGatherV2"] * 5, ["CollectiveReduceV2"]
+    assert said == [f"{short} {long}"] * 2
