@@ -13,7 +13,10 @@ import tensorflow as tf
 from distcnn.config import DistributeConfig
 from distcnn.distribute.strategies import strategy_of
 from distcnn.runtime.cluster import find_cluster
-backend = strategy_of("multi_worker").build(DistributeConfig(), find_cluster(os.environ))
+backend = strategy_of("multi_worker").build(
+    DistributeConfig(factors="off"), find_cluster(os.environ)
+)
+assert not backend.sends_factors
 own = backend.rank + 1
 
 def step(scale):
