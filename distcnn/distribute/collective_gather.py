@@ -10,7 +10,8 @@ _GROUP_KEY = 2**20
 """`tf.distribute` counts the groups that it makes from 1."""
 
 _NUMBERS = 16
-"""More gathers of one length than this are never under way at the same time."""
+"""A process may still be busy with a gather when another begins the next, but not with the one
+before."""
 
 
 class CollectiveGather:
@@ -37,6 +38,6 @@ class CollectiveGather:
             group_size=self._processes,
             group_key=_GROUP_KEY,
             instance_key=bits.shape[0] * _NUMBERS % 2**31 + number,
-            ordering_token=[],
+            ordering_token=[self._calls.handle],  # one after the other
         )
         return tf.bitcast(tf.ensure_shape(joined, [self._processes * bits.shape[0]]), bits.dtype)

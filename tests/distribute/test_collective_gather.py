@@ -26,22 +26,28 @@ def step(scale):
         tape.watch(wide)
         sums = backend.reduce_sum([tf.cast(narrow, tf.float32), wide, double], compressible=1)
         loss = tf.reduce_sum(sums[1]) * own
-    # Two of one length at once, and a third whose bits have the length of another type's.
-    rows = backend.gather_rows([narrow, narrow + 1, tf.fill([1, 3], scale * own)], equal=True)
+    # Many of one length at once, and another type whose bits have that length, too.
+    rows = backend.gather_rows(
+        [*(narrow + i for i in range(40)), tf.fill([1, 3], scale * own)], equal=True
+    )
     return [*sums, tape.gradient(loss, wide), *rows]
 
 traced = tf.function(lambda scale: backend.run(step, scale)[0])
-nodes = [n.op for n in traced.get_concrete_function(tf.TensorSpec([])).graph.as_graph_def().node]
-collectives = sorted(node for node in nodes if node.startswith("Collective"))
+graph = traced.get_concrete_function(tf.TensorSpec([])).graph.as_graph_def()
+collectives = sorted(node.op for node in graph.node if node.op.startswith("Collective"))
+numbering = [node for node in graph.node if node.op == "AssignAddVariableOp"]
+waits = [any(i.startswith("^CollectiveGather") for i in node.input) for node in numbering]
+assert waits == [False] + [True] * 42, "a gather begins before the last one has ended"
 for scale in range(1, 20):
-    narrow, wide, double, gradient, one, other, third = traced(tf.constant(float(scale)))
+    narrow, wide, double, gradient, *many, last = traced(tf.constant(float(scale)))
     np.testing.assert_array_equal(narrow, np.full((3, 2), 3.0 * scale))
     np.testing.assert_array_equal(wide, np.full(300, 3.0 * scale))
     np.testing.assert_array_equal(double, np.full(2, 2.0 * scale))
     np.testing.assert_array_equal(gradient, np.full(300, 3.0))
-    np.testing.assert_array_equal(tf.cast(one, tf.float32)[:, 0], scale * np.repeat([1.0, 2.0], 3))
-    np.testing.assert_array_equal(tf.cast(other - one, tf.float32), np.ones((6, 2)))
-    np.testing.assert_array_equal(third, scale * np.repeat([[1.0], [2.0]], 3, 1))
+    for i, rows in enumerate(many):
+        expected = scale * np.repeat([[1.0, 1.0], [2.0, 2.0]], 3, 0) + i
+        np.testing.assert_array_equal(tf.cast(rows, tf.float32), expected)
+    np.testing.assert_array_equal(last, scale * np.repeat([[1.0], [2.0]], 3, 1))
 def long(scale):
     return backend.reduce_sum([tf.fill([2**18 + 1], scale * own)])[0]
 
@@ -59,6 +65,6 @@ def test_equal_shapes_are_joined_in_one_round():
         for line, own in tf_config(2, [sys.executable, "-c", RANK], environment)
     ]
     said = [process.communicate(timeout=120)[0].strip() for process in processes]
-    # A reduction, that of its gradient, and three tensors of rows: nothing else is sent.
-    short, long = ["CollectiveGatherV2"] * 5, ["CollectiveReduceV2"]
+    # A reduction, that of its gradient, and 41 tensors of rows: nothing else is sent.
+    short, long = ["CollectiveGatherV2"] * 43, ["CollectiveReduceV2"]
     assert said == [f"{short} {long}"] * 2
