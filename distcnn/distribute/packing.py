@@ -77,7 +77,7 @@ def packed_sum(
 
         return unpack(total(packed)), gradient
 
-    return list(add(*tensors))
+    return list(add(*tensors)) if tensors else []
 
 
 def sum_over_processes(gathered: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:

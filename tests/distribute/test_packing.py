@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from distcnn.distribute import packing
-from distcnn.distribute.packing import sum_over_processes
+from distcnn.distribute.packing import packed_sum, sum_over_processes
 
 
 @pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16, tf.float32])
@@ -22,3 +22,8 @@ def test_sums_are_those_of_float32_in_rank_order(dtype, elements):
     np.testing.assert_array_equal(add(*parts)[0], first + second + third)
     compiled = "_XlaMustCompile" in str(add.get_concrete_function(*parts).graph.as_graph_def())
     assert compiled == (dtype.size == 2 and elements > 7)  # in one pass over the memory
+
+
+def test_nothing_is_sent_of_nothing():
+    """As where every gradient of a bucket travels as rows."""
+    assert packed_sum([], pytest.fail, pytest.fail) == []

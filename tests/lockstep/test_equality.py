@@ -161,10 +161,10 @@ def in_bfloat16(groups, tmp_path_factory) -> list[list[np.ndarray]]:
 
 
 def test_what_is_sent_as_bfloat16_is_summed_in_float32(in_bfloat16):
-    """bfloat16 gradients are sent as they are; TensorFlow's collectives round their sum, too."""
+    """bfloat16 gradients are sent as they are."""
     by_memory, by_horovod, by_tensorflow = in_bfloat16
     assert difference(by_memory, by_horovod) == 0.0
-    assert 0 < difference(by_horovod, by_tensorflow) <= HALF_TOLERANCE["bfloat16"]
+    assert difference(by_horovod, by_tensorflow) == 0.0
 
 
 def test_the_cases_train(alone):
