@@ -16,6 +16,8 @@ from distcnn.distribute.strategies import has_shared_memory
 from distcnn.inference.plots import to_png
 from distcnn.runtime.files import replacing, write_json, write_text
 
+_NOTABLE_IMBALANCE = 0.02
+
 OVERSUBSCRIBED_NOTE = "* these workers share cores or GPUs: this is not scaling"
 
 
@@ -166,7 +168,7 @@ def _time_fractions_table(rows: Sequence[Row]) -> Table:
         "global\nbatch",
         "input\n(wait)",
         "input alone\nimages/s",
-        "compute\n(imbalance)",
+        "compute",
         "comm.",
         "verdict",
     )
@@ -177,14 +179,24 @@ def _time_fractions_table(rows: Sequence[Row]) -> Table:
             f"{row.global_batch}",
             f"{percent(row.input_share)} ({percent(row.input_wait)})",
             rate(row.input_images_per_second),
-            f"{percent(row.compute_share)} ({percent(row.imbalance_share)})",
+            percent(row.compute_share),
             percent(row.communication_share),
             row.verdict,
         )
         for row in rows
     ]
-    notes = (*_notes(rows), *_overlap_notes(rows))
+    notes = (*_notes(rows), *_imbalance_notes(rows), *_overlap_notes(rows))
     return _with_strategy(Table("Where the step time goes", headings, lines, notes), rows)
+
+
+def _imbalance_notes(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        if row.imbalance_share >= _NOTABLE_IMBALANCE:
+            yield (
+                f"{row.strategy}, {row.placement}, global batch {row.global_batch}: the average "
+                f"worker waits {percent(row.imbalance_share)} of a step for the slowest one to "
+                "compute; that is part of compute"
+            )
 
 
 def _overlap_notes(rows: Sequence[Row]) -> Iterator[str]:

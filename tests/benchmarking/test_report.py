@@ -111,3 +111,11 @@ def test_a_terminal_of_100_columns_truncates_nothing(sample, monkeypatch, capsys
     assert sorted(word.strip("─") for word in words) == sorted(
         word.strip("─") for word in unwrapped.split()
     )
+
+
+def test_what_the_slowest_worker_costs_is_told(capsys):
+    balanced, slow = row(workers=2, imbalance_share=0.019), row(workers=4, imbalance_share=0.125)
+    print_report(results(rows=(balanced, slow)))
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.count("for the slowest one") == 1
+    assert "horovod, 4 x 1*, global batch 512: the average worker waits 12.5% of a step" in words

@@ -1,5 +1,7 @@
 """Sums over processes of what they packed."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -26,4 +28,8 @@ def test_sums_are_those_of_float32_in_rank_order(dtype, elements):
 
 def test_nothing_is_sent_of_nothing():
     """As where every gradient of a bucket travels as rows."""
-    assert packed_sum([], pytest.fail, pytest.fail) == []
+
+    def send(tensors: Any) -> Any:
+        raise AssertionError("something was sent")
+
+    assert packed_sum([], send, send) == []

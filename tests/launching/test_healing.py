@@ -51,6 +51,7 @@ def healed(tmp_path_factory: pytest.TempPathFactory) -> LaunchedRun:
         run.wait_for_step(killed.step() + 10)
         run.ranks()[1].send_signal(signal.SIGKILL)
         run.wait_until(lambda: len(run.restarts()) == 1)
+        run.wait_for_step(run.step() + 10)  # the new processes have copies, too
         slots.write_text("localhost:1\n")
         run.ranks()[0].send_signal(signal.SIGSTOP)
         run.wait_until(lambda: len(run.restarts()) == 2)
