@@ -11,6 +11,7 @@ from distcnn.distribute.launching import tf_config
 RANK = """
 import os, sys
 import numpy as np
+import tensorflow as tf
 os.environ |= {"HOROVOD_CYCLE_TIME": "60000", "HOROVOD_IDLE_CYCLE_TIME": "5000"}
 from distcnn.config import DistributeConfig
 from distcnn.distribute.alike import are_alike
@@ -20,6 +21,9 @@ cluster = find_cluster(os.environ)
 config = DistributeConfig(shared_memory="off", factors=sys.argv[1])
 backend = strategy_of("horovod").build(config, cluster)
 sums = [float(backend.sum(np.array([step + cluster.rank]))[0]) for step in range(20)]
+for length in (7, 2**18 + 1):  # more than a megabyte travels otherwise
+    own = tf.range(float(length)) * (1 + cluster.rank)
+    np.testing.assert_array_equal(backend.reduce_sum([own])[0], 3 * np.arange(length))
 same = are_alike(backend)
 if cluster.rank:
     os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
