@@ -11,6 +11,8 @@ from typing import Self
 import psutil
 
 from distcnn.launching.record import Restart, read
+from distcnn.storage.memory_copies import SHARED_MEMORY
+from distcnn.storage.run_directory import read_run_id
 from tests.conftest import PYTHONPATH
 from tests.launching.processes import ranks_among
 from tests.runs import flags, small_config
@@ -108,6 +110,15 @@ class LaunchedRun:
             return 0
         steps = [line.split('"step": ')[1].split(",")[0] for line in text.splitlines() if line]
         return int(steps[-1]) if steps else 0
+
+    def has_new_copy(self) -> bool:
+        """Returns whether a copy in memory is of a later step than every checkpoint."""
+        own = SHARED_MEMORY / f"distcnn-{os.getuid()}" / (read_run_id(self.out) or "none")
+        copies, saved = (
+            [path.stem for path in folder.glob("step-*.npz")]
+            for folder in (own, self.out / "checkpoints")
+        )
+        return max(copies, default="") > max(saved, default="")
 
     def wait(self, seconds: float = 400) -> int:
         """Waits for the launcher's end; returns its exit code."""

@@ -49,9 +49,10 @@ def healed(tmp_path_factory: pytest.TempPathFactory) -> LaunchedRun:
     slow = {"UNHURRIED": "0.04"}
     with LaunchedRun(folder / "run", own, environment=slow, **copies) as run:
         run.wait_for_step(killed.step() + 10)
+        run.wait_until(run.has_new_copy)
         run.ranks()[1].send_signal(signal.SIGKILL)
         run.wait_until(lambda: len(run.restarts()) == 1)
-        run.wait_for_step(run.step() + 10)  # the new processes have copies, too
+        run.wait_until(run.has_new_copy)
         slots.write_text("localhost:1\n")
         run.ranks()[0].send_signal(signal.SIGSTOP)
         run.wait_until(lambda: len(run.restarts()) == 2)
