@@ -4,8 +4,9 @@
     python -m distcnn.benchmarking.input_peers DIR --torch PYTHON
 
 The first command writes the images. The second measures, in turn: distcnn's pipeline; the bare
-decoder, which decodes whole images from memory and does nothing else; a plain `tf.data` map; and,
-with an interpreter that has it, torchvision's `ImageFolder` and `DataLoader`. Each has as many
+decoder, which decodes whole images from memory and does nothing else; TensorFlow's operations for
+such crops, from memory too, which no pipeline of TensorFlow can do without; a plain `tf.data` map;
+and, with an interpreter that has it, torchvision's `ImageFolder` and `DataLoader`. Each has as many
 threads or worker processes as there are cores.
 """
 
@@ -24,7 +25,10 @@ from distcnn.cli.command import run_command, write_json
 from distcnn.cli.parser import Parser
 from distcnn.config import AugmentConfig, DataConfig
 from distcnn.data.dataset import load_dataset
+from distcnn.data.decode_plan import WINDOW, plan_batch, read_headers
+from distcnn.data.framing import RANDOM_CROP_DRAWS, random_crop
 from distcnn.data.pipeline import BatchSharding, EpochSampler, training_dataset
+from distcnn.data.resize import resize_image
 from distcnn.data.sources import open_source
 from distcnn.errors import DistcnnError
 
@@ -32,6 +36,7 @@ Read = Callable[[float], tuple[float, float]]
 """Reads for a number of seconds; returns images per second, and seconds of CPU time per image."""
 
 _WARM_UP_BATCHES = 12
+_AUGMENT = AugmentConfig(random_resized_crop=True, flip=True)
 _TORCH_PROGRAM = Path(__file__).with_name("torch_input.py")
 
 
@@ -56,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         readers = {
             "distcnn": _distcnn(folder, options.side, options.batch_size),
             "bare decoder": _bare_decoder(folder, options.batch_size),
+            "crops alone": _crops_alone(folder, options.side, options.batch_size),
             "plain tf.data": _plain_map(folder, options.side, options.batch_size),
         }
         if options.torch is not None:
@@ -101,9 +107,8 @@ def _print_table(results: dict[str, dict[str, list[float]]]) -> None:
 
 
 def _distcnn(folder: Path, side: int, batch: int) -> Read:
-    augment = AugmentConfig(random_resized_crop=True, flip=True)
     config = DataConfig(
-        name="folder", dir=str(folder), image_size=side, validation="none", augment=augment
+        name="folder", dir=str(folder), image_size=side, validation="none", augment=_AUGMENT
     )
     dataset = load_dataset(config, open_source(config), (side, side, 3), 0)
     sampler = EpochSampler(len(dataset.train), batch, 0)
@@ -111,7 +116,7 @@ def _distcnn(folder: Path, side: int, batch: int) -> Read:
         dataset.train,
         len(dataset.classes),
         sampler,
-        augment,
+        _AUGMENT,
         BatchSharding(),
         first_step=0,
         last_step=1000 * sampler.steps_per_epoch,
@@ -120,12 +125,32 @@ def _distcnn(folder: Path, side: int, batch: int) -> Read:
 
 
 def _bare_decoder(folder: Path, batch: int) -> Read:
-    files = [path.read_bytes() for path in sorted(folder.glob("train/*/*.jpg"))]
-    images = tf.data.Dataset.from_tensor_slices(files).repeat()
+    images = tf.data.Dataset.from_tensor_slices(_files(folder)).repeat()
     sizes = images.map(
         lambda contents: tf.size(tf.io.decode_jpeg(contents, 3)), num_parallel_calls=os.cpu_count()
     )
     return _reading(sizes.batch(batch).map(lambda sizes: (sizes,)).prefetch(2))
+
+
+def _crops_alone(folder: Path, side: int, batch: int) -> Read:
+    files = tf.constant(_files(folder))
+    shape = (side, side, 3)
+    crop = random_crop(_AUGMENT, reduced=True)
+    assert crop is not None
+    draws = tf.random.stateless_uniform([len(files), RANDOM_CROP_DRAWS + 1], seed=(0, 0))
+    windows = plan_batch(read_headers(files), crop, shape, draws)[:, WINDOW]
+
+    def cut(contents: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+        pixels = tf.raw_ops.DecodeAndCropJpeg(contents=contents, crop_window=window, channels=3)
+        return resize_image(pixels, tf.constant(shape[:2]), 3, antialias=False)
+
+    images = tf.data.Dataset.from_tensor_slices((files, windows)).repeat()
+    images = images.map(cut, num_parallel_calls=os.cpu_count()).batch(batch)
+    return _reading(images.map(lambda images: (images,)).prefetch(2))
+
+
+def _files(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("train/*/*.jpg"))]
 
 
 def _plain_map(folder: Path, side: int, batch: int) -> Read:

@@ -21,6 +21,8 @@ import tensorflow as tf
 from distcnn.config import AugmentConfig
 from distcnn.config.lookup import import_object, look_up
 from distcnn.data import randaugment as ra
+from distcnn.data.framing import MIRRORED_BELOW
+from distcnn.data.mirroring import mirror
 
 GREY = 128
 """Pixel value that cutout fills its square with."""
@@ -113,10 +115,10 @@ def augment(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Applies the enabled augmentations.
 
-    The random resized crop is none of them, as it is applied when images are read. The order is
-    flip, crop, colour, RandAugment, cutout, then mixup or CutMix (if both are enabled, one of them
-    for the whole global batch, with equal probability), label smoothing, and finally
-    those of `config.extra`.
+    The random resized crop is none of them, as it is applied when images are read, together with
+    the flip if both are enabled. The order is flip, crop, colour, RandAugment, cutout, then mixup
+    or CutMix (if both are enabled, one of them for the whole global batch, with equal probability),
+    label smoothing, and finally those of `config.extra`.
 
     Args:
         images: uint8 or float32 tensor of shape `(count, height, width, 1 or 3)`, from 0 to 255.
@@ -168,17 +170,14 @@ def _strengths(config: AugmentConfig) -> dict[str, Any]:
 
 def flip(images: tf.Tensor, random: Randomness) -> tf.Tensor:
     """Flips each image horizontally with probability 0.5, or those that are to be mirrored."""
-    height, width, channels = images.shape[1:]
-    positions = tf.range(tf.shape(images)[0])
-    mirrored = random.mirrored
-    if mirrored is None:
-        mirrored = random.uniform(Stream.FLIP, 1)[:, 0] < 0.5
-    chosen = tf.boolean_mask(positions, mirrored)
-    # With rank 3, because TensorFlow reverses its rows fast.
-    rows = tf.reshape(tf.gather(images, chosen), [-1, width, channels])
-    flipped = tf.reshape(tf.reverse(rows, [1]), [-1, height, width, channels])
-    # Where two images have the same index, the stitch uses the later one.
-    return tf.dynamic_stitch([positions, chosen], [images, flipped])
+    return mirror(images, flip_draws(random)[:, 0] < MIRRORED_BELOW)
+
+
+def flip_draws(random: Randomness) -> tf.Tensor:
+    """Returns the random numbers that decide which images are mirrored, float32 `(count, 1)`."""
+    if random.mirrored is None:
+        return random.uniform(Stream.FLIP, 1)
+    return tf.where(random.mirrored, 0.0, 1.0)[:, tf.newaxis]
 
 
 def pad_and_crop(images: tf.Tensor, padding: int, random: Randomness) -> tf.Tensor:

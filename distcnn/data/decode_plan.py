@@ -1,11 +1,13 @@
 """Plans what to decode of each image of a batch, from the first bytes of the files."""
 
 import functools
+from collections.abc import Iterable
+from dataclasses import astuple
 
 import numpy as np
 import tensorflow as tf
 
-from distcnn.data.framing import Frame, Shape
+from distcnn.data.framing import MIRRORED_BELOW, Frame, Shape
 from distcnn.data.image_header import jpeg_orientation, read_header
 
 MAX_PIXELS = 178_956_970
@@ -14,27 +16,52 @@ MAX_PIXELS = 178_956_970
 RATIOS = (1, 2, 4, 8)
 """The fractions, 1 / ratio, at which a JPEG file can be decoded."""
 
+HEADER_WIDTH = 4
+"""Numbers of a header, those of `ImageHeader`."""
+
 # Columns of a plan.
 METHOD, WINDOW, ORIENTATION, CONTENT, SIZE = 0, slice(1, 5), 5, slice(6, 8), slice(8, 10)
 PLAN_WIDTH = 10
 """Numbers of a plan: 0 to decode the whole file, or 1 + the position of the ratio in `RATIOS`; the
 window of the decoded pixels (top, left, height, width); the EXIF orientation; the size to which the
 window is resized; and the size of the whole image. Windows and sizes are those of stored pixels,
-before they are turned upright."""
+before they are turned upright. An image that is to be mirrored has another orientation instead."""
 
 FIRST_TRANSPOSED = 5
 """The least EXIF orientation that exchanges height and width."""
 
 _MIRRORED, _UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)
 
+_ONCE_MORE_MIRRORED = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7])
+"""The EXIF orientation of what is mirrored after it was turned upright, by its orientation."""
+
+
+def read_headers(contents: tf.Tensor) -> tf.Tensor:
+    """Reads the headers of files; works inside a graph.
+
+    Args:
+        contents: string tensor of shape `(batch,)`, the bytes of the files.
+
+    Returns:
+        int32 tensor of shape `(batch, HEADER_WIDTH)`.
+    """
+    headers = tf.numpy_function(headers_of, [contents], tf.int32, stateful=False)
+    return tf.ensure_shape(headers, (contents.shape[0], HEADER_WIDTH))
+
+
+def headers_of(contents: Iterable[bytes]) -> np.ndarray:
+    """Returns the headers of files, int32 `(n, HEADER_WIDTH)`."""
+    headers = [astuple(read_header(file)) for file in contents]
+    return np.array(headers, np.int32).reshape(-1, HEADER_WIDTH)
+
 
 def plan_batch(
-    contents: tf.Tensor, frame: Frame, image_shape: Shape, draws: tf.Tensor | None = None
+    headers: tf.Tensor, frame: Frame, image_shape: Shape, draws: tf.Tensor | None = None
 ) -> tf.Tensor:
     """Plans a batch; works inside a graph.
 
     Args:
-        contents: string tensor of shape `(batch,)`, the bytes of the files.
+        headers: What `read_headers` returned, int32 `(batch, HEADER_WIDTH)`.
         frame: Chooses the part of each image.
         image_shape: `(height, width, channels)` of the model's input.
         draws: Random numbers for `frame`, float32 `(batch, any)`.
@@ -43,10 +70,10 @@ def plan_batch(
         int32 tensor of shape `(batch, PLAN_WIDTH)`.
     """
     if draws is None:
-        draws = tf.zeros([tf.shape(contents)[0], 0])
+        draws = tf.zeros([tf.shape(headers)[0], 0])
     planned = functools.partial(_plan, frame=frame, image_shape=image_shape)
-    plan = tf.numpy_function(planned, [contents, draws], tf.int32, stateful=False)
-    return tf.ensure_shape(plan, (contents.shape[0], PLAN_WIDTH))
+    plan = tf.numpy_function(planned, [headers, draws], tf.int32, stateful=False)
+    return tf.ensure_shape(plan, (headers.shape[0], PLAN_WIDTH))
 
 
 def orientations(contents: tf.Tensor) -> tf.Tensor:
@@ -59,10 +86,9 @@ def orientations(contents: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(found, contents.shape)
 
 
-def _plan(contents: np.ndarray, draws: np.ndarray, frame: Frame, image_shape: Shape) -> np.ndarray:
-    headers = [read_header(file) for file in contents]
-    known = np.array([(header.height, header.width) for header in headers], np.int64)
-    orientation = np.array([header.orientation for header in headers], np.int64)
+def _plan(headers: np.ndarray, draws: np.ndarray, frame: Frame, image_shape: Shape) -> np.ndarray:
+    is_jpeg, height, width, orientation = headers.astype(np.int64).T
+    known = np.stack([height, width], axis=1)
     stored = np.maximum(known, 1)
     transposed = orientation[:, np.newaxis] >= FIRST_TRANSPOSED
     upright = np.where(transposed, stored[:, ::-1], stored)
@@ -71,15 +97,16 @@ def _plan(contents: np.ndarray, draws: np.ndarray, frame: Frame, image_shape: Sh
     boxes = _to_stored(boxes, upright, orientation)
     content = np.where(transposed, content[:, ::-1], content)
     # Too large an image is decoded by what refuses it.
-    by_window = np.array([header.is_jpeg for header in headers]) & (
-        known.prod(axis=1) <= MAX_PIXELS
-    )
+    by_window = (is_jpeg == 1) & (known.prod(axis=1) <= MAX_PIXELS)
     step = np.where(by_window, _reduction(boxes, content), 0) if frame.reduced else by_window * 0
     ratio = np.array(RATIOS)[step]
     plan = np.empty((len(headers), PLAN_WIDTH), np.int32)
     plan[:, METHOD] = np.where(by_window, 1 + step, 0)
     plan[:, WINDOW] = _reduced(boxes, stored, ratio[:, np.newaxis])
     plan[:, ORIENTATION] = orientation
+    if frame.mirrors:
+        mirrored = draws[:, -1] < MIRRORED_BELOW
+        plan[mirrored, ORIENTATION] = _ONCE_MORE_MIRRORED[orientation[mirrored]]
     plan[:, CONTENT] = content
     plan[:, SIZE] = known
     return plan

@@ -3,7 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from distcnn.data.framing import Frame, Framing, Shape
+from distcnn.data.framing import MIRRORED_BELOW, Frame, Framing, Shape
+from distcnn.data.mirroring import mirror
 from distcnn.data.resize import resize_image, resize_images
 
 
@@ -32,7 +33,7 @@ def crop_decoded(images: tf.Tensor, frame: Frame, draws: tf.Tensor) -> tf.Tensor
 
     Args:
         images: uint8 tensor of shape `(batch, height, width, channels)`.
-        frame: Chooses the parts.
+        frame: Chooses the parts, and which are mirrored.
         draws: Random numbers for `frame`, float32 `(batch, any)`.
 
     Returns:
@@ -52,4 +53,5 @@ def crop_decoded(images: tf.Tensor, frame: Frame, draws: tf.Tensor) -> tf.Tensor
     windows = tf.numpy_function(boxes, [draws], tf.int32, stateful=False)
     windows = tf.ensure_shape(windows, (images.shape[0], 4))
     signature = tf.TensorSpec((height, width, channels), tf.uint8)
-    return tf.map_fn(cut, (images, windows), fn_output_signature=signature)
+    parts = tf.map_fn(cut, (images, windows), fn_output_signature=signature)
+    return mirror(parts, draws[:, -1] < MIRRORED_BELOW) if frame.mirrors else parts

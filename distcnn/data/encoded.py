@@ -11,7 +11,7 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.data.decode import decode_image, decode_planned
-from distcnn.data.decode_plan import orientations, plan_batch
+from distcnn.data.decode_plan import orientations, plan_batch, read_headers
 from distcnn.data.framing import WHOLE, Frame, Framing
 from distcnn.data.split import Shape, Split
 
@@ -125,7 +125,11 @@ class EncodedSplit(Split):
         return self.decode(self.read(indices), frame, draws)
 
     def decode(
-        self, contents: tf.Tensor, frame: Frame | None = None, draws: tf.Tensor | None = None
+        self,
+        contents: tf.Tensor,
+        frame: Frame | None = None,
+        draws: tf.Tensor | None = None,
+        headers: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Decodes images; works inside a `tf.data` graph.
 
@@ -133,6 +137,7 @@ class EncodedSplit(Split):
             contents: string tensor of shape `(batch,)`, as `read` returns it.
             frame: Chooses the part of each image. Default: `framing`.
             draws: Random numbers for `frame`.
+            headers: What `read_headers` returns for `contents`, if that is known.
 
         Raises:
             ValueError: `resized` has not been called.
@@ -147,7 +152,9 @@ class EncodedSplit(Split):
             return parallel_map(
                 lambda pair: decode_image(pair[0], shape, pair[1]), upright, signature
             )
-        plan = plan_batch(contents, chosen, shape, draws)
+        if headers is None:
+            headers = read_headers(contents)
+        plan = plan_batch(headers, chosen, shape, draws)
 
         def one(contents: tf.Tensor, plan: tf.Tensor) -> tf.Tensor:
             return decode_planned(contents, plan, shape, chosen)

@@ -16,7 +16,10 @@ Shape = tuple[int, int, int]
 
 _TRIES = 10
 RANDOM_CROP_DRAWS = 2 * _TRIES + 2
-"""Random numbers that `RandomCrop` takes for each image."""
+"""Random numbers that `RandomCrop` takes for each image, without the one that mirrors it."""
+
+MIRRORED_BELOW = 0.5
+"""An image is mirrored if its random number is less."""
 
 
 class Frame(abc.ABC):
@@ -25,10 +28,13 @@ class Frame(abc.ABC):
     Attributes:
         reduced: Whether JPEG files may be decoded at a reduced size.
         antialias: Whether what is shrunk is filtered.
+        mirrors: Whether images are mirrored whose last random number is less than
+            `MIRRORED_BELOW`.
     """
 
     reduced: bool
     antialias: bool
+    mirrors: bool = False
 
     @abc.abstractmethod
     def boxes(self, sizes: np.ndarray, image_shape: Shape, draws: np.ndarray) -> np.ndarray:
@@ -114,6 +120,7 @@ class RandomCrop(Frame):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     reduced: bool = True
     antialias: bool = False
+    mirrors: bool = False
 
     @override
     def boxes(self, sizes: np.ndarray, image_shape: Shape, draws: np.ndarray) -> np.ndarray:
@@ -128,7 +135,8 @@ class RandomCrop(Frame):
         found = fits.any(axis=1)[:, np.newaxis]
         sides = np.where(found, first, self._centre(sizes))
         room = sizes - sides
-        corner = np.minimum((draws[:, 2 * _TRIES :] * (room + 1)).astype(np.int64), room)
+        place = draws[:, 2 * _TRIES : RANDOM_CROP_DRAWS]
+        corner = np.minimum((place * (room + 1)).astype(np.int64), room)
         return np.concatenate([np.where(found, corner, room // 2), sides], axis=1)
 
     def _centre(self, sizes: np.ndarray) -> np.ndarray:
@@ -154,4 +162,6 @@ def random_crop(augment: AugmentConfig, *, reduced: bool) -> RandomCrop | None:
     if not augment.random_resized_crop:
         return None
     (low, high), (narrow, wide) = augment.crop_scale, augment.crop_ratio
-    return RandomCrop((low, high), (narrow, wide), reduced, augment.crop_antialias)
+    return RandomCrop(
+        (low, high), (narrow, wide), reduced, augment.crop_antialias, mirrors=augment.flip
+    )

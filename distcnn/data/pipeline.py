@@ -10,14 +10,14 @@ rewriting their source would take longer than tracing them.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.config import AugmentConfig
-from distcnn.data.augment import Randomness, Stream, augment
+from distcnn.data.augment import Randomness, Stream, augment, flip_draws
 from distcnn.data.framing import RANDOM_CROP_DRAWS, random_crop
 from distcnn.data.split import Split
 from distcnn.errors import DataError
@@ -206,6 +206,7 @@ def training_dataset(
     labels = _to_cpu(split.labels)
     group_size = image_group(augmentation)
     crop = random_crop(augmentation, reduced=reduced_decoding)
+    later = replace(augmentation, flip=False, alternate_flip=False) if crop else augmentation
     per_step = len(sharding.local_replica_ids) * sharding.accumulation_steps
     at_first = _to_cpu(sampler.mirrored_at_first()) if augmentation.alternate_flip else None
 
@@ -241,9 +242,11 @@ def training_dataset(
             images, indices = split.fetch(indices)
         else:
             draws = random.uniform(Stream.RANDOM_RESIZED_CROP, RANDOM_CROP_DRAWS)
+            if crop.mirrors:
+                draws = tf.concat([draws, flip_draws(random)], 1)
             images, indices = split.fetch(indices, crop, draws)
         targets = _targets(labels, indices, num_classes)
-        images, targets = augment(images, targets, augmentation, random)
+        images, targets = augment(images, targets, later, random)
         return images, targets, tf.fill([count], weight / tf.cast(total, tf.float32))
 
     batches = epochs.flat_map(steps_of)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from typing_extensions import override
 
 from distcnn.data.decode import failure_reason
+from distcnn.data.decode_plan import HEADER_WIDTH, headers_of
 from distcnn.data.encoded import EncodedSplit, usable_cores
 from distcnn.data.framing import WHOLE, Frame, Framing, Shape
 from distcnn.data.image_file import shown_path
@@ -22,9 +23,13 @@ _logger = logging.getLogger("distcnn")
 
 
 class _SharedState:
-    """What the parts of a streamed split share: kept files, and the bad images found so far."""
+    """What the parts of a streamed split share: headers, kept files, and the bad images so far.
 
-    def __init__(self, *, keep: bool) -> None:
+    The header of an image that has not been read yet is all zeros.
+    """
+
+    def __init__(self, images: int, *, keep: bool) -> None:
+        self.headers = np.zeros((images, HEADER_WIDTH), np.int32)
         self.kept: dict[int, bytes] | None = {} if keep else None
         self.bad: dict[int, str] = {}
         self.lock = threading.Lock()
@@ -53,7 +58,7 @@ class StreamedSplit(Split):
         self.image_shape = encoded.image_shape
         self._encoded = encoded
         self._on_error = on_error
-        self._shared = _SharedState(keep=keep)
+        self._shared = _SharedState(len(encoded), keep=keep)
         self._set_rows(np.arange(len(encoded), dtype=np.int64))
 
     @property
@@ -93,38 +98,55 @@ class StreamedSplit(Split):
         return fast.concatenate(wanted.map(one_by_one)).take(1).get_single_element()
 
     def _decode(self, indices: tf.Tensor, frame: Frame | None, draws: tf.Tensor) -> tf.Tensor:
-        return self._encoded.decode(self._read(tf.gather(self._rows, indices)), frame, draws)
+        contents, headers = self._read(tf.gather(self._rows, indices))
+        return self._encoded.decode(contents, frame, draws, headers)
 
-    def _read(self, rows: tf.Tensor) -> tf.Tensor:
-        """Reads files, from memory if all of them were kept."""
-        if self._shared.kept is None:
-            return self._encoded.read(rows)
-        files, complete = tf.numpy_function(
-            self._look_up, [rows], (tf.string, tf.bool), stateful=True
+    def _decode_afresh(
+        self, indices: tf.Tensor, frame: Frame | None, draws: tf.Tensor
+    ) -> tf.Tensor:
+        """Decodes images by the headers of the files as they are now, in case they have changed."""
+        return self._encoded.decode(self._read(tf.gather(self._rows, indices))[0], frame, draws)
+
+    def _read(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Reads files, from memory if all of them were kept, and their headers.
+
+        These are read once: to hand the files to Python takes longer than to plan the batch.
+        """
+        kinds = (tf.string, tf.int32)
+        keeps = self._shared.kept is not None
+        files, headers, known = tf.numpy_function(
+            self._look_up, [rows], (*kinds, tf.bool), stateful=True
         )
+        if not keeps:
+            files = self._encoded.read(rows)
 
-        def read() -> tf.Tensor:
-            found = self._encoded.read(rows)
-            return tf.numpy_function(self._keep, [rows, found], tf.string)
+        def read() -> tuple[tf.Tensor, ...]:
+            found = self._encoded.read(rows) if keeps else files
+            return tuple(tf.numpy_function(self._keep, [rows, found], kinds, stateful=True))
 
-        contents = tf.cond(complete, lambda: files, read)
-        return tf.ensure_shape(contents, rows.shape)
+        contents, headers = tf.cond(known, lambda: (files, headers), read)
+        headers = tf.ensure_shape(headers, (rows.shape[0], HEADER_WIDTH))
+        return tf.ensure_shape(contents, rows.shape), headers
 
-    def _look_up(self, rows: np.ndarray) -> tuple[np.ndarray, np.bool_]:
-        kept = self._shared.kept
-        assert kept is not None
-        files = np.array([kept.get(row, b"") for row in rows.tolist()], dtype=object)
-        return files, np.bool_(all(row in kept for row in rows.tolist()))
+    def _look_up(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.bool_]:
+        """Returns the kept files, if files are kept, the headers, and whether all are known."""
+        kept, headers = self._shared.kept, self._shared.headers[rows]
+        known = headers.any(axis=1).all()
+        if kept is None or not known:
+            return np.array([], dtype=object), headers, known
+        return np.array([kept[row] for row in rows.tolist()], dtype=object), headers, known
 
-    def _keep(self, rows: np.ndarray, files: np.ndarray) -> np.ndarray:
-        assert self._shared.kept is not None
-        self._shared.kept.update(zip(rows.tolist(), files.tolist(), strict=True))
-        return files
+    def _keep(self, rows: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        headers = headers_of(files)
+        if self._shared.kept is not None:
+            self._shared.kept.update(zip(rows.tolist(), files.tolist(), strict=True))
+        self._shared.headers[rows] = headers  # last, as a known header says that a file is kept
+        return files, headers
 
     def _one_by_one(self, frame: Frame | None) -> Any:
         """Returns a function that reads a batch in which an image is bad."""
         decode = tf.function(
-            lambda indices, draws: self._decode(indices, frame, draws),
+            lambda indices, draws: self._decode_afresh(indices, frame, draws),
             input_signature=[tf.TensorSpec([1], tf.int64), tf.TensorSpec([1, None], tf.float32)],
             autograph=False,
         )

@@ -29,7 +29,13 @@ def test_pipelines_of_photographs_are_measured_in_turn(tmp_path, capsys, monkeyp
     flags = [*flags, "--torch", sys.executable, "--json", str(result)]
     assert main([str(tmp_path / "images"), *flags]) == 0
     results = json.loads(result.read_text())["pipelines"]
-    assert list(results) == ["distcnn", "bare decoder", "plain tf.data", "torchvision"]
+    assert list(results) == [
+        "distcnn",
+        "bare decoder",
+        "crops alone",
+        "plain tf.data",
+        "torchvision",
+    ]
     for measures in results.values():
         assert all(len(values) == 2 and min(values) > 0 for values in measures.values())
     torch = {"images_per_second": [7.0, 7.0], "cpu_seconds_per_image": [0.5, 0.5]}

@@ -9,7 +9,14 @@ from PIL import Image, ImageOps
 
 from distcnn.config import AugmentConfig, DataConfig
 from distcnn.data.arrays import ArraySplit
-from distcnn.data.decode_plan import CONTENT, METHOD, WINDOW, plan_batch, turn_upright
+from distcnn.data.decode_plan import (
+    CONTENT,
+    METHOD,
+    WINDOW,
+    plan_batch,
+    read_headers,
+    turn_upright,
+)
 from distcnn.data.encoded import EncodedSplit
 from distcnn.data.framing import RANDOM_CROP_DRAWS, Frame, Framing, RandomCrop
 from distcnn.data.image_header import read_header
@@ -160,6 +167,22 @@ def test_every_orientation_is_applied(value, kind):
     assert np.abs(corner - by_pillow(upright, (1, 2, 17, 30), (24, 24))).mean() < 3
 
 
+@pytest.mark.parametrize("value", range(1, 9))
+def test_a_crop_is_mirrored_after_it_was_turned_upright(value):
+    files = [with_orientation(pixels(40, 56), value)] * 2
+    draws = np.random.default_rng(value).random((2, RANDOM_CROP_DRAWS + 1), np.float32)
+    draws[:] = draws[:1]
+    draws[:, -1] = (0.49, 0.5)
+    plain, mirroring = RandomCrop(), RandomCrop(mirrors=True)
+    mirrored, kept = decoded(files, frame=mirroring, draws=tf.constant(draws))
+    np.testing.assert_array_equal(mirrored, kept[:, ::-1])
+    expected = decoded(files, frame=plain, draws=tf.constant(draws[:, :-1]))
+    np.testing.assert_array_equal([kept, kept], expected)
+    split = ArraySplit(np.stack([pixels(24, 24)] * 2), np.arange(2))
+    mirrored, kept = split.crops(tf.range(2, dtype=tf.int64), mirroring, tf.constant(draws)).numpy()
+    np.testing.assert_array_equal(mirrored, kept[:, ::-1])
+
+
 def test_no_operation_of_turning_makes_tensorflow_complain_about_onednn():
     spec = (tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.int32))
     graph = tf.function(turn_upright).get_concrete_function(*spec).graph.as_graph_def()
@@ -245,11 +268,12 @@ def test_cutting_before_decoding_is_cutting_after_it():
 
 def test_large_files_are_decoded_at_the_least_sufficient_size():
     files = [encoded(pixels(400, 600), "JPEG", quality=95), encoded(pixels(60, 90), "JPEG")]
-    plan = plan_batch(tf.constant(files), Framing("crop"), SHAPE).numpy()
+    headers = read_headers(tf.constant(files))
+    plan = plan_batch(headers, Framing("crop"), SHAPE).numpy()
     assert plan[:, METHOD].tolist() == [4, 2]  # 1/8 of 400 is 50, 1/2 of 60 is 30
     assert plan[:, WINDOW].tolist() == [[0, 12, 50, 50], [0, 8, 30, 30]]
     assert plan[:, CONTENT].tolist() == [[24, 24]] * 2
-    assert plan_batch(tf.constant(files), Framing("crop", 1, False), SHAPE)[0, METHOD] == 1
+    assert plan_batch(headers, Framing("crop", 1, False), SHAPE)[0, METHOD] == 1
     reduced, full = (decoded(files, framing=Framing("crop", 1, r)) for r in (True, False))
     assert 0 < np.abs(reduced - full).mean() < 5
 

@@ -10,7 +10,9 @@ import tensorflow as tf
 
 from distcnn.cli.command import describe
 from distcnn.config import AugmentConfig, DataConfig
+from distcnn.data.augment import Randomness, flip
 from distcnn.data.dataset import load_dataset, load_split
+from distcnn.data.framing import RandomCrop
 from distcnn.data.pipeline import (
     BatchSharding,
     EpochSampler,
@@ -98,6 +100,28 @@ def test_kept_files_are_read_once(photos):
     for path in photos.glob("train/*/*"):
         path.unlink()
     assert_equal(before, epochs(split, 1, config))
+
+
+def test_flips_are_those_of_the_whole_batch(photos):
+    flipped, plain = config_of(photos), config_of(photos, augment=replace(AUGMENT, flip=False))
+    images, whole = (epochs(dataset_of(c).train, 1, c, 1) for c in (flipped, plain))
+    for step, ((found, *_), (image, *_)) in enumerate(zip(images, whole, strict=True)):
+        random = Randomness(tf.constant([7, step], tf.int64), 0, len(image), len(image))
+        np.testing.assert_array_equal(found, flip(tf.constant(image), random))
+
+
+def test_a_file_that_changes_is_read_by_its_new_header(photos):
+    config = config_of(photos, cache="none", on_error="skip")
+    split = dataset_of(config).train
+    for found in epochs(split, 1, config, 1):
+        assert found[0].any((1, 2, 3)).all()
+    new = encoded(np.full((9, 9, 3), 200, np.uint8), "JPEG")
+    for path in photos.glob("train/*/*.jpg"):
+        path.write_bytes(new)
+    images, used = split.fetch(tf.range(8, dtype=tf.int64), RandomCrop(), tf.ones([8, 22]) * 0.9)
+    np.testing.assert_array_equal(used, np.arange(8))
+    assert np.abs(images.numpy().astype(int) - 200).max() <= 3
+    assert split.bad == []
 
 
 def test_a_bad_image_stops_the_run_with_its_name(photos):
