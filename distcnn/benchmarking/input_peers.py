@@ -5,9 +5,9 @@
 
 The first command writes the images. The second measures, in turn: distcnn's pipeline; the bare
 decoder, which decodes whole images from memory and does nothing else; TensorFlow's operations for
-such crops, from memory too, which no pipeline of TensorFlow can do without; a plain `tf.data` map;
-and, with an interpreter that has it, torchvision's `ImageFolder` and `DataLoader`. Each has as many
-threads or worker processes as there are cores.
+such crops of full size, from memory too; a plain `tf.data` map; and, with an interpreter that has
+it, torchvision's `ImageFolder` and `DataLoader`. Each has as many threads or worker processes as
+there are cores.
 """
 
 import contextlib
@@ -135,7 +135,7 @@ def _bare_decoder(folder: Path, batch: int) -> Read:
 def _crops_alone(folder: Path, side: int, batch: int) -> Read:
     files = tf.constant(_files(folder))
     shape = (side, side, 3)
-    crop = random_crop(_AUGMENT, reduced=True)
+    crop = random_crop(_AUGMENT, reduced=False)  # else windows are those of reduced images
     assert crop is not None
     draws = tf.random.stateless_uniform([len(files), RANDOM_CROP_DRAWS + 1], seed=(0, 0))
     windows = plan_batch(read_headers(files), crop, shape, draws)[:, WINDOW]

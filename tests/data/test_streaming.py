@@ -110,7 +110,16 @@ def test_flips_are_those_of_the_whole_batch(photos):
         np.testing.assert_array_equal(found, flip(tf.constant(image), random))
 
 
-def test_a_file_that_changes_is_read_by_its_new_header(photos):
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_headers_are_read_once(photos, cache, monkeypatch):
+    config = config_of(photos, cache=cache)
+    split = dataset_of(config).train
+    before = epochs(split, 1, config)
+    monkeypatch.setattr("distcnn.data.streaming.headers_of", None)
+    assert_equal(before, epochs(split, 1, config))
+
+
+def test_a_file_that_shrinks_while_the_run_goes_on_is_no_bad_image(photos):
     config = config_of(photos, cache="none", on_error="skip")
     split = dataset_of(config).train
     for found in epochs(split, 1, config, 1):
