@@ -110,6 +110,19 @@ def test_flips_are_those_of_the_whole_batch(photos):
         np.testing.assert_array_equal(found, flip(tf.constant(image), random))
 
 
+def test_alternating_flips_mirror_crops_in_every_other_epoch(photos):
+    alternating = config_of(photos, augment=replace(AUGMENT, alternate_flip=True))
+    plain = config_of(photos, augment=replace(AUGMENT, flip=False))
+    images, whole = (epochs(dataset_of(c).train, 1, c) for c in (alternating, plain))
+    sampler = EpochSampler(18, 5, 7)
+    for step, ((found, *_), (image, *_)) in enumerate(zip(images, whole, strict=True)):
+        epoch, within = divmod(step, sampler.steps_per_epoch)
+        seen = sampler.permutation(epoch)[5 * within : 5 * within + 5]
+        mirrored = sampler.mirrored_at_first()[seen] ^ bool(epoch % 2)
+        expected = np.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("cache", ["memory", "none"])
 def test_headers_are_read_once(photos, cache, monkeypatch):
     config = config_of(photos, cache=cache)
