@@ -20,6 +20,7 @@ from distcnn.benchmarking.peers.results import Floor
 from distcnn.benchmarking.progress import Budget, Say, rounds, say_progress
 from distcnn.benchmarking.statistics import noise_floor, ratio_of_quartiles
 from distcnn.benchmarking.step_timing import TimedSteps, require_steps, resident_batch
+from distcnn.engine.pointwise import as_products
 from distcnn.errors import DistcnnError
 from distcnn.training.setup import TrainingSetup
 
@@ -157,7 +158,7 @@ def operations_of(model: keras.Model, batch: int) -> list[Operation]:
         with tf.GradientTape() as tape:
             output = model(images, training=True)
             total = tf.reduce_sum(tf.cast(output, tf.float32))
-        return tape.gradient(total, [v.value for v in model.trainable_variables])
+        return as_products(tape.gradient(total, [v.value for v in model.trainable_variables]))
 
     spec = tf.TensorSpec((batch, *model.input_shape[1:]), tf.float32)
     graph = tf.function(gradients, jit_compile=False).get_concrete_function(spec).graph

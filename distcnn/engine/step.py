@@ -16,6 +16,7 @@ from distcnn.engine.compiled_pass import CompiledPass
 from distcnn.engine.fast import can_be_fast, computing_fast
 from distcnn.engine.losses import install_loss_hooks
 from distcnn.engine.metrics import GlobalMetrics
+from distcnn.engine.pointwise import as_products
 from distcnn.engine.randomness import different_on_each_replica
 from distcnn.engine.reduction import GradientReduction
 from distcnn.engine.shard import Shard, computing, current_shard
@@ -122,10 +123,12 @@ class StepEngine:
 
     def fast_form(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
         """Returns a context in which the model computes in its fast form, if it has one."""
-        fast = not model.jit_compile if self._fast is None else self._fast
-        if not (fast and can_be_fast(model)):
+        if not (self._is_fast(model) and can_be_fast(model)):
             return contextlib.nullcontext()
         return computing_fast(model, self._synchronised.get(model))
+
+    def _is_fast(self, model: keras.Model) -> bool:
+        return not model.jit_compile if self._fast is None else self._fast
 
     def train(
         self, model: keras.Model, parts: Sequence[Part], also: Sequence[tf.Tensor] = ()
@@ -146,6 +149,7 @@ class StepEngine:
         losses, gradients, state = [], [], self._shard_state(model)
         self.synchronised_batchnorm(model)
         compute = self._compute(model)
+        faster = as_products if self._is_fast(model) else list
         with self.fast_form(model):  # made once for all shards
             for data, shard in parts:
                 if state is not None:  # seeds are constants of the shard
@@ -156,7 +160,7 @@ class StepEngine:
                     shard.restore()
                 weighted = tf.cast(loss, tf.float32) * tf.cast(shard.weight, tf.float32)
                 losses.append(shard.counted(weighted))
-                gradients.append([shard.counted(gradient) for gradient in own])
+                gradients.append([shard.counted(gradient) for gradient in faster(own)])
         variables = model.trainable_weights  # some models are only built by their first call
         if state is None:
             summed = [_add_up(parts) for parts in zip(*gradients, strict=True)]
