@@ -25,11 +25,13 @@ _logger = logging.getLogger("distcnn")
 class _SharedState:
     """What the parts of a streamed split share: headers, kept files, and the bad images so far.
 
-    The header of an image that has not been read yet is all zeros.
+    The header of an image that has not been read yet is all zeros. Next to each header is the size
+    in bytes of the file that it was read from, as a file may change while a run goes on.
     """
 
     def __init__(self, images: int, *, keep: bool) -> None:
         self.headers = np.zeros((images, HEADER_WIDTH), np.int32)
+        self.sizes = np.zeros(images, np.int32)
         self.kept: dict[int, bytes] | None = {} if keep else None
         self.bad: dict[int, str] = {}
         self.lock = threading.Lock()
@@ -110,15 +112,21 @@ class StreamedSplit(Split):
     def _read(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Reads files, from memory if all of them were kept, and their headers.
 
-        These are read once: to hand the files to Python takes longer than to plan the batch.
+        These are read once, unless a file has another size than before: to hand the files to Python
+        takes longer than to plan the batch.
         """
         kinds = (tf.string, tf.int32)
         keeps = self._shared.kept is not None
-        files, headers, known = tf.numpy_function(
-            self._look_up, [rows], (*kinds, tf.bool), stateful=True
-        )
-        if not keeps:
+        if keeps:
+            files, headers, known = tf.numpy_function(
+                self._look_up, [rows], (*kinds, tf.bool), stateful=True
+            )
+        else:
             files = self._encoded.read(rows)
+            arguments = [rows, tf.strings.length(files)]
+            headers, known = tf.numpy_function(
+                self._known_headers, arguments, (tf.int32, tf.bool), stateful=True
+            )
 
         def read() -> tuple[tf.Tensor, ...]:
             found = self._encoded.read(rows) if keeps else files
@@ -129,17 +137,22 @@ class StreamedSplit(Split):
         return tf.ensure_shape(contents, rows.shape), headers
 
     def _look_up(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.bool_]:
-        """Returns the kept files, if files are kept, the headers, and whether all are known."""
-        kept, headers = self._shared.kept, self._shared.headers[rows]
+        """Returns the kept files, their headers, and whether all are known; no files if not."""
+        headers, kept = self._shared.headers[rows], self._shared.kept
         known = headers.any(axis=1).all()
-        if kept is None or not known:
-            return np.array([], dtype=object), headers, known
-        return np.array([kept[row] for row in rows.tolist()], dtype=object), headers, known
+        files = [kept[row] for row in rows.tolist()] if known and kept is not None else []
+        return np.array(files, dtype=object), headers, known
+
+    def _known_headers(self, rows: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.bool_]:
+        """Returns the headers of files, and whether all of them are known."""
+        headers = self._shared.headers[rows]
+        return headers, headers.any(axis=1).all() & (self._shared.sizes[rows] == sizes).all()
 
     def _keep(self, rows: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         headers = headers_of(files)
         if self._shared.kept is not None:
             self._shared.kept.update(zip(rows.tolist(), files.tolist(), strict=True))
+        self._shared.sizes[rows] = [len(file) for file in files]
         self._shared.headers[rows] = headers  # last, as a known header says that a file is kept
         return files, headers
 

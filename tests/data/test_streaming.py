@@ -146,6 +146,17 @@ def test_a_file_that_shrinks_while_the_run_goes_on_is_no_bad_image(photos):
     assert split.bad == []
 
 
+def test_a_file_that_grows_while_the_run_goes_on_is_cut_as_it_is_now(photos):
+    config = config_of(photos, cache="none")
+    split = dataset_of(config).train
+    before = epochs(split, 1, config)
+    for path in photos.glob("train/*/*.jpg"):
+        path.write_bytes(encoded(pixels(90, 120, len(path.name)), "JPEG"))
+    after = epochs(split, 1, config)
+    assert not np.array_equal(before[0][0], after[0][0])
+    assert_equal(after, epochs(dataset_of(config).train, 1, config))
+
+
 def test_a_bad_image_stops_the_run_with_its_name(photos):
     path = photos / "train/cat/3.jpg"
     path.write_bytes(path.read_bytes()[:300])
