@@ -19,19 +19,23 @@ from distcnn.data.undecodable import UndecodableImageError
 from distcnn.runtime.text import printable
 
 _MOST_BAD = 0.5
+
+_FIRST_BYTES = 4096
+"""Of a file that is replaced by another one of the same size, so many bytes tell it."""
+
 _logger = logging.getLogger("distcnn")
 
 
 class _SharedState:
     """What the parts of a streamed split share: headers, kept files, and the bad images so far.
 
-    The header of an image that has not been read yet is all zeros. Next to each header is the size
-    in bytes of the file that it was read from, as a file may change while a run goes on.
+    The header of an image that has not been read yet is all zeros. Next to each header is a hash of
+    the file that it was read from, as a file may change while a run goes on.
     """
 
     def __init__(self, images: int, *, keep: bool) -> None:
         self.headers = np.zeros((images, HEADER_WIDTH), np.int32)
-        self.sizes = np.zeros(images, np.int32)
+        self.hashes = np.zeros(images, np.int64)
         self.kept: dict[int, bytes] | None = {} if keep else None
         self.bad: dict[int, str] = {}
         self.lock = threading.Lock()
@@ -112,7 +116,7 @@ class StreamedSplit(Split):
     def _read(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Reads files, from memory if all of them were kept, and their headers.
 
-        These are read once, unless a file has another size than before: to hand the files to Python
+        These are read once, unless a file is another one than before: to hand the files to Python
         takes longer than to plan the batch.
         """
         kinds = (tf.string, tf.int32)
@@ -123,14 +127,14 @@ class StreamedSplit(Split):
             )
         else:
             files = self._encoded.read(rows)
-            arguments = [rows, tf.strings.length(files)]
             headers, known = tf.numpy_function(
-                self._known_headers, arguments, (tf.int32, tf.bool), stateful=True
+                self._known_headers, [rows, _hashes(files)], (tf.int32, tf.bool), stateful=True
             )
 
         def read() -> tuple[tf.Tensor, ...]:
             found = self._encoded.read(rows) if keeps else files
-            return tuple(tf.numpy_function(self._keep, [rows, found], kinds, stateful=True))
+            arguments = [rows, found, _hashes(found)]
+            return tuple(tf.numpy_function(self._keep, arguments, kinds, stateful=True))
 
         contents, headers = tf.cond(known, lambda: (files, headers), read)
         headers = tf.ensure_shape(headers, (rows.shape[0], HEADER_WIDTH))
@@ -143,16 +147,18 @@ class StreamedSplit(Split):
         files = [kept[row] for row in rows.tolist()] if known and kept is not None else []
         return np.array(files, dtype=object), headers, known
 
-    def _known_headers(self, rows: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.bool_]:
+    def _known_headers(self, rows: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.bool_]:
         """Returns the headers of files, and whether all of them are known."""
         headers = self._shared.headers[rows]
-        return headers, headers.any(axis=1).all() & (self._shared.sizes[rows] == sizes).all()
+        return headers, headers.any(axis=1).all() & (self._shared.hashes[rows] == hashes).all()
 
-    def _keep(self, rows: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _keep(
+        self, rows: np.ndarray, files: np.ndarray, hashes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         headers = headers_of(files)
         if self._shared.kept is not None:
             self._shared.kept.update(zip(rows.tolist(), files.tolist(), strict=True))
-        self._shared.sizes[rows] = [len(file) for file in files]
+        self._shared.hashes[rows] = hashes
         self._shared.headers[rows] = headers  # last, as a known header says that a file is kept
         return files, headers
 
@@ -247,3 +253,11 @@ class StreamedSplit(Split):
         self._rows_array = rows
         with tf.device("CPU:0"):
             self._rows = tf.constant(rows)  # captured by graphs by reference
+
+
+def _hashes(files: tf.Tensor) -> tf.Tensor:
+    """Returns numbers that tell files apart whose headers differ, int64 `(n,)`."""
+    beginnings = tf.strings.substr(files, 0, _FIRST_BYTES)
+    sizes = tf.strings.as_string(tf.strings.length(files))
+    joined = tf.strings.join([sizes, beginnings], " ")
+    return tf.strings.to_hash_bucket_fast(joined, 2**63 - 1)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import ExifTags, Image
 
 from distcnn.cli.command import describe
 from distcnn.config import AugmentConfig, DataConfig
@@ -152,6 +153,24 @@ def test_a_file_that_grows_while_the_run_goes_on_is_cut_as_it_is_now(photos):
     before = epochs(split, 1, config)
     for path in photos.glob("train/*/*.jpg"):
         path.write_bytes(encoded(pixels(90, 120, len(path.name)), "JPEG"))
+    after = epochs(split, 1, config)
+    assert not np.array_equal(before[0][0], after[0][0])
+    assert_equal(after, epochs(dataset_of(config).train, 1, config))
+
+
+def test_a_file_that_is_turned_while_the_run_goes_on_has_the_same_size_and_another_header(photos):
+    def write(orientation):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        for number, path in enumerate(sorted(photos.glob("train/*/*.jpg"))):
+            path.write_bytes(encoded(pixels(40, 60, number), "JPEG", exif=exif))
+        return path.stat().st_size
+
+    config = config_of(photos, cache="none")
+    upright = write(1)
+    split = dataset_of(config).train
+    before = epochs(split, 1, config)
+    assert write(6) == upright
     after = epochs(split, 1, config)
     assert not np.array_equal(before[0][0], after[0][0])
     assert_equal(after, epochs(dataset_of(config).train, 1, config))
