@@ -168,6 +168,18 @@ def plain(
     return keras.Model(inputs, outputs, name="plain")
 
 
+def pointwise(
+    input_shape: tuple[int, int, int], num_classes: int, dropout: float = 0.0
+) -> keras.Model:
+    """A model with 1 x 1 convolutions, with and without a bias."""
+    inputs = keras.Input(input_shape)
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="tanh")(inputs)
+    x = layers.Conv2D(32, 1, activation="tanh")(x)
+    x = layers.Conv2D(16, 1, use_bias=False)(layers.Dropout(dropout)(x))
+    x = layers.GlobalAveragePooling2D()(layers.Activation("tanh")(x))
+    return keras.Model(inputs, layers.Dense(num_classes, activation="softmax", dtype="float32")(x))
+
+
 def compiled(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
     """A model that its owner has compiled, with a loss for indices that is summed."""
     model = plain(input_shape, num_classes)

@@ -17,7 +17,7 @@ COMMON: dict[str, Any] = {
 ANY_WORKERS = (
     *("adam", "sgd", "accumulation", "sync_batchnorm", "sync_empty", "uneven", "grouped"),
     *("float16", "bfloat16", "lars", "xla", "xla_sync", "compiled", "own_step", "phases"),
-    *("factors", "bfloat16_factors"),
+    *("factors", "bfloat16_factors", "bfloat16_pointwise"),
 )
 """The cases whose weights are the same for one worker and for several."""
 
@@ -25,6 +25,12 @@ _FACTORS: dict[str, Any] = {
     "model__factory": "tests.tiny:wide",
     "train__global_batch_size": 41,
     "optimizer__name": "sgd",
+}
+
+# Of 1 x 1 convolutions, whose gradients are products.
+_POINTWISE: dict[str, Any] = {
+    "model__factory": "tests.tiny:pointwise",
+    "precision__policy": "mixed_bfloat16",
 }
 
 CASES: dict[str, dict[str, Any]] = {
@@ -93,6 +99,8 @@ CASES: dict[str, dict[str, Any]] = {
     # A gradient that travels as the rows whose product it is: of 41 images, and of 2.
     "factors": _FACTORS,
     "bfloat16_factors": _FACTORS | {"precision__policy": "mixed_bfloat16", "optimizer__lr": 0.002},
+    "bfloat16_pointwise": _POINTWISE
+    | {"train__accumulation_steps": 2, "optimizer__name": "sgd", "optimizer__lr": 0.05},
     "lars": {"optimizer__name": "lars", "optimizer__lr": 1.0, "optimizer__weight_decay": 1e-4},
 }
 
@@ -126,6 +134,7 @@ CASES |= {
         "train__epochs": 5,  # of 4 steps
     },
     "virtual_float16": _VIRTUAL | {"precision__policy": "mixed_float16"},
+    "virtual_pointwise": _VIRTUAL | _POINTWISE | {"model__args": {"dropout": 0.5}},
     "not_virtual": _VIRTUAL | {"train__virtual_workers": None},
 }
 
@@ -137,7 +146,9 @@ CASES |= {
 
 CASES["balanced"] = {"data__class_weights": "balanced", "data__oversample": "balanced"}
 
-VIRTUAL = ("virtual", "virtual_uneven", "virtual_bfloat16", "virtual_float16")
+VIRTUAL = (
+    *("virtual", "virtual_uneven", "virtual_bfloat16", "virtual_float16", "virtual_pointwise"),
+)
 """The cases whose weights are the same to the last bit."""
 
 

@@ -12,7 +12,12 @@ from tests.lockstep.groups import Outcome, StartedPlan, run_plan, start_plan
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest weight of a variable, or to 0.1 if that is larger."""
 
-HALF_TOLERANCE = {"float16": 1e-5, "bfloat16": 1e-2, "bfloat16_factors": 1e-2}
+HALF_TOLERANCE = {
+    "float16": 1e-5,
+    "bfloat16": 1e-2,
+    "bfloat16_factors": 1e-2,
+    "bfloat16_pointwise": 1e-2,
+}
 """In half precision each shard's gradient is rounded by itself: to 11 bits, or to 8. float16 runs
 at a learning rate that changes the weights little in 20 steps."""
 
@@ -29,7 +34,8 @@ GROUPS: dict[str, tuple[str, int, list[str]]] = {
         "horovod",
         2,
         [f"{case}{OWN_SOCKETS}" for case in ANY_WORKERS]
-        + ["adam", "sync_empty", "uneven", "bfloat16", "own_step", "adam" + FORBIDDEN],
+        + ["adam", "sync_empty", "uneven", "bfloat16", "bfloat16_pointwise", "own_step"]
+        + ["adam" + FORBIDDEN],
     ),
     "horovod x3": (
         "horovod",
@@ -38,6 +44,7 @@ GROUPS: dict[str, tuple[str, int, list[str]]] = {
             f"{case}{OWN_SOCKETS}"
             for case in ("adam", "sgd", "accumulation", "uneven", "bfloat16", "factors")
         ]
+        + ["bfloat16_pointwise" + OWN_SOCKETS]
         + ["sync_batchnorm" + OWN_SOCKETS, "adam"],
     ),
     "horovod x4": ("horovod", 4, ["adam", "sync_batchnorm", "uneven"]),
@@ -131,6 +138,7 @@ def test_any_number_of_workers_reaches_the_weights_of_one(outcome, alone):
         assert result["bucket_bytes"] == (1000 if overlaps else 0)
         assert result["spare_thread"] or not overlaps
         assert (result["factored"] > 0) == (overlaps and case.endswith("factors"))
+        assert (result["products"] > 0) == case.endswith("pointwise")
         # Only gradients may be rounded on the way.
         assert result["sum_of_upcast"] == 1 + (summary["world_size"] - 1) * 2.0**-9
     bound = HALF_TOLERANCE.get(case, TOLERANCE)

@@ -76,6 +76,10 @@ def test_any_number_of_workers_reaches_the_bits_of_one(case, made):
     assert [numbers(made[workers][case]) for workers in (2, 4)] == [alone, alone]
     if case == "virtual_uneven":
         assert numbers(made[2]["by sockets"]) == alone
+    if case == "virtual_pointwise":
+        assert all(
+            result["products"] for workers in made.values() for result in workers[case].results
+        )
 
 
 @pytest.mark.parametrize("case", CLUSTER)

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from distcnn.config import DistributeConfig, ScriptConfig
+from distcnn.engine import pointwise
 from distcnn.engine import step as engine_step
 from distcnn.engine.factors import Factors
 from distcnn.errors import DistcnnError
@@ -59,9 +60,9 @@ def replacing(owner: Any, name: str, value: Any) -> Iterator[None]:
 def counting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
     """Returns a function that also notes its calls."""
 
-    def called(*arguments: Any) -> Any:
+    def called(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
-        return function(*arguments)
+        return function(*arguments, **options)
 
     return called
 
@@ -156,6 +157,7 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
         (out / "run").mkdir()
         (out / "run" / "thesis.txt").touch()
     calls: list[Any] = []
+    products: list[Any] = []
     with contextlib.ExitStack() as stack:
         stack.callback(keras.config.set_dtype_policy, "float32")
         if entry.get("overflow"):
@@ -169,6 +171,10 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
         if entry.get("stop_at"):  # stays connected for the next entries
             stack.enter_context(replacing(Trainer, "_finish_stopped", lambda *_: None))
         stack.enter_context(replacing(Factors, "multiplied", counting(Factors.multiplied, calls)))
+        # As on a CPU with matrix units.
+        stack.enter_context(replacing(pointwise, "_products_are_faster", lambda: True))
+        product = counting(pointwise._product, products)
+        stack.enter_context(replacing(pointwise, "_product", product))
         if entry.get("without_memory") and rank == 1:
             stack.enter_context(replacing(os, "memfd_create", forbidden))
         try:
@@ -194,6 +200,7 @@ def train(entry: dict[str, Any], out: Path, rank: int) -> dict[str, Any]:
         "bucket_bytes": trainer.setup.backend.bucket_bytes,
         "spare_thread": tf.config.threading.get_inter_op_parallelism_threads() > 0,
         "factored": len(calls),
+        "products": len(products),
         "moved": moved,
         "sum_of_upcast": sum_of_upcast(trainer.setup.backend),
         "iterations": int(keras.ops.convert_to_numpy(trainer.setup.optimizer.iterations)),
