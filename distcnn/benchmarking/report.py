@@ -185,7 +185,7 @@ def _time_fractions_table(rows: Sequence[Row]) -> Table:
         )
         for row in rows
     ]
-    notes = (*_notes(rows), *_imbalance_notes(rows), *_overlap_notes(rows))
+    notes = (*_notes(rows), *_imbalance_notes(rows), *_overlap_notes(rows), *_noise_notes(rows))
     return _with_strategy(Table("Where the step time goes", headings, lines, notes), rows)
 
 
@@ -208,6 +208,15 @@ def _overlap_notes(rows: Sequence[Row]) -> Iterator[str]:
                 f"{percent(row.communication_share_at_once)} if gradients were reduced at once, "
                 "after the backward pass"
             )
+
+
+def _noise_notes(rows: Sequence[Row]) -> Iterator[str]:
+    noises = [row.communication_noise for row in rows if row.communication_noise is not None]
+    if noises:
+        yield (
+            "the same step without communication, measured twice, differs by up to "
+            f"{percent(max(noises))} of a step (A/A)"
+        )
 
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> Table:

@@ -47,6 +47,9 @@ class Row:
             computed, in [0, 1].
         communication_share_at_once: The same of a step that reduces all gradients at once, after
             the backward pass; None if the steps do not reduce in buckets.
+        communication_noise: Difference between two steps that send nothing, as a fraction of the
+            step time (A/A): so much the share of communication varies by itself. None for one
+            worker.
         verdict: What limits the speed and which flag to change, in words.
     """
 
@@ -77,6 +80,7 @@ class Row:
     imbalance_share: float = 0.0
     communication_share: float
     communication_share_at_once: float | None = None
+    communication_noise: float | None = None
     verdict: str
 
     @property

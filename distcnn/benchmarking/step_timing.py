@@ -190,6 +190,7 @@ def measure_steps(setup: TrainingSetup, steps: int, warmup: int) -> dict[str, An
         **{f"step_ms_{name}": value for name, value in dataclasses.asdict(times).items()},
         **time_fractions(quartiles, input_wait),
         "communication_share_at_once": _share_at_once(quartiles),
+        "communication_noise": _communication_noise(quartiles),
         "input_wait": input_wait,
         "input_images_per_second": input_rate * setup.backend.size,
         "steps": steps,
@@ -219,7 +220,8 @@ def _quartiles(backend: Backend, variants: dict[str, TimedSteps]) -> dict[str, f
 def _step_variants(setup: TrainingSetup) -> dict[str, TimedSteps]:
     """Builds the step with input and on a resident batch.
 
-    If it reduces, also without reduction, and, if it reduces in buckets, all at once.
+    If it reduces, also without reduction, and, if it reduces in buckets, all at once. A step takes
+    another time when the same graph is built again: the one without reduction is built twice.
     """
     batches = setup.backend.iterate(setup.training_batches(0))
     variants = {
@@ -227,9 +229,10 @@ def _step_variants(setup: TrainingSetup) -> dict[str, TimedSteps]:
         "resident": TimedSteps(setup.new_training_step(), resident_batch(setup)),
     }
     if setup.backend.replicas > 1:
-        with without_reduction(setup.backend):
-            step = TimedSteps(setup.new_training_step(), resident_batch(setup))
-        variants["unreduced"] = step
+        for name in ("unreduced", "unreduced_again"):
+            with without_reduction(setup.backend):
+                step = TimedSteps(setup.new_training_step(), resident_batch(setup))
+            variants[name] = step
     if setup.backend.replicas > 1 and setup.backend.bucket_bytes:
         with at_once(setup.backend):
             step = TimedSteps(setup.new_training_step(), resident_batch(setup))
@@ -258,8 +261,9 @@ def time_fractions(quartiles: dict[str, float], input_wait: float) -> dict[str, 
 
     Args:
         quartiles: Lower quartiles of the step time, taken in turn: `full` with input, `resident`
-            on a batch in memory, and, with several replicas, `unreduced` on that batch without
-            the reduction, as the slowest worker takes for it, and as they take on `average`.
+            on a batch in memory, and, with several replicas, `unreduced` and `unreduced_again` on
+            that batch without the reduction, as the slowest worker takes for it, and as they take
+            on `average` for the first of these.
         input_wait: Fraction of the step time spent waiting for input in a run without pauses.
 
     Returns:
@@ -269,7 +273,7 @@ def time_fractions(quartiles: dict[str, float], input_wait: float) -> dict[str, 
     full, resident = quartiles["full"], quartiles["resident"]
     input_fraction = max(1 - resident / full, input_wait, 0.0)
     unreduced = quartiles.get("unreduced", resident)
-    communication_fraction = max((resident - unreduced) / full, 0.0)
+    communication_fraction = max((resident - _computing(quartiles)) / full, 0.0)
     # Noise can make the parts add up to more than the whole.
     communication_fraction = min(communication_fraction, 1 - input_fraction)
     compute_fraction = 1 - input_fraction - communication_fraction
@@ -286,7 +290,22 @@ def _share_at_once(quartiles: dict[str, float]) -> float | None:
     """Returns the fraction of the step time that communication takes if nothing overlaps."""
     if "at_once" not in quartiles:
         return None
-    return max(1 - quartiles["unreduced"] / quartiles["at_once"], 0.0)
+    return max(1 - _computing(quartiles) / quartiles["at_once"], 0.0)
+
+
+def _communication_noise(quartiles: dict[str, float]) -> float | None:
+    """Returns the difference between two steps without reduction as a fraction of a step (A/A)."""
+    if "unreduced_again" not in quartiles:
+        return None
+    return abs(quartiles["unreduced_again"] - quartiles["unreduced"]) / quartiles["full"]
+
+
+def _computing(quartiles: dict[str, float]) -> float:
+    """Returns the time of a step on a batch in memory that sends nothing."""
+    if "unreduced" not in quartiles:
+        return quartiles["resident"]
+    own = [quartiles[name] for name in ("unreduced", "unreduced_again") if name in quartiles]
+    return sum(own) / len(own)
 
 
 def step_times_by_batch(setup: TrainingSetup, sizes: list[int], steps: int) -> dict[int, float]:

@@ -113,6 +113,16 @@ def test_a_terminal_of_100_columns_truncates_nothing(sample, monkeypatch, capsys
     )
 
 
+def test_the_largest_noise_of_communication_is_told(capsys):
+    noises = (None, 0.012, 0.034)
+    rows = [row(workers=2**k, communication_noise=noise) for k, noise in enumerate(noises)]
+    print_report(results(rows=tuple(rows)))
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.count("measured twice, differs by up to 3.4% of a step (A/A)") == 1
+    print_report(results(rows=(rows[0],)))
+    assert "measured twice" not in capsys.readouterr().out
+
+
 def test_what_the_slowest_worker_costs_is_told(capsys):
     balanced, slow = row(workers=2, imbalance_share=0.019), row(workers=4, imbalance_share=0.125)
     print_report(results(rows=(balanced, slow)))

@@ -11,7 +11,12 @@ import pytest
 from distcnn.benchmarking.bottleneck import describe_bottleneck
 from distcnn.benchmarking.machine import CoreAllocation, Machine
 from distcnn.benchmarking.scaling_benchmark import ScalingBenchmark
-from distcnn.benchmarking.step_timing import _quartiles, time_fractions
+from distcnn.benchmarking.step_timing import (
+    _communication_noise,
+    _quartiles,
+    _share_at_once,
+    time_fractions,
+)
 from distcnn.benchmarking.worker import pin
 from distcnn.config import Config, DataConfig, DistributeConfig, TrainConfig
 from distcnn.distribute.tensorflow import OneDevice
@@ -90,6 +95,16 @@ def test_the_time_fractions_add_up():
 class OneOfTwo(OneDevice):
     def gather(self, values):
         return np.array([values, [3.0, 1.0, 3.0, 1.0]])
+
+
+def test_the_step_without_reduction_is_measured_twice():
+    measured = {"full": 100.0, "resident": 90.0, "unreduced": 71.0, "unreduced_again": 69.0}
+    fractions = time_fractions(measured | {"average": 66.0}, 0.0)
+    assert fractions["communication_share"] == pytest.approx(0.2)
+    assert fractions["imbalance_share"] == pytest.approx(0.05)
+    assert _share_at_once(measured | {"at_once": 140.0}) == pytest.approx(0.5)
+    assert _communication_noise(measured) == pytest.approx(0.02)
+    assert _communication_noise({"full": 100.0, "resident": 90.0}) is None
 
 
 def test_a_step_takes_as_long_as_the_slowest_worker():

@@ -115,6 +115,7 @@ def test_a_benchmark_shows_what_overlap_saves(strategy, tmp_path):
     assert results["link"] == "100mbit"
     assert 0 <= row["communication_share"] < 1
     assert 0 <= row["communication_share_at_once"] < 1
+    assert 0 < row["communication_noise"] < 1
     assert "if gradients were reduced at once" in done.stdout
 
 
