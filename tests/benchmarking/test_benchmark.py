@@ -74,6 +74,7 @@ def test_every_count_is_measured(benchmark):
         total = row.input_share + row.compute_share + row.communication_share
         assert total == pytest.approx(1)
         assert (row.communication_share == 0) or row.workers > 1
+        assert (row.communication_noise is None) == (row.workers == 1)
         assert row.input_images_per_second > row.images_per_second
         assert row.compile_seconds * 1000 > row.step_ms_p95
         assert 0 < row.share_of_peak < 1

@@ -146,9 +146,7 @@ CASES |= {
 
 CASES["balanced"] = {"data__class_weights": "balanced", "data__oversample": "balanced"}
 
-VIRTUAL = (
-    *("virtual", "virtual_uneven", "virtual_bfloat16", "virtual_float16", "virtual_pointwise"),
-)
+VIRTUAL = tuple(name for name in CASES if name.startswith("virtual"))
 """The cases whose weights are the same to the last bit."""
 
 
