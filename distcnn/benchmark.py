@@ -198,7 +198,7 @@ def _plan_comparisons(config: Config, options: dict[str, Any], machine: Machine)
     peers, missing = parse_peers(options["compare"])
     for line in missing:
         log.info("%s", line)
-    require_equivalent(config, peers, machine.gpus)
+    require_equivalent(config, peers)
     return ComparisonPlan(
         peers=tuple(peers),
         steps=options["compare_steps"],

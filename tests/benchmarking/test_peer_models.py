@@ -1,5 +1,7 @@
 """The models of other frameworks train as the Keras models do, where they are installed."""
 
+import dataclasses
+import importlib
 from pathlib import Path
 
 import keras
@@ -12,7 +14,7 @@ from distcnn.benchmarking.peers.side import Task
 from distcnn.benchmarking.peers.spec import PeerSpec
 from distcnn.benchmarking.progress import Budget
 from distcnn.config import OptimizerConfig
-from distcnn.errors import UsageError
+from distcnn.errors import DistcnnError, UsageError
 from distcnn.models.article import article
 from distcnn.models.compact import compact
 from distcnn.optim.optimizers import plain_optimizer
@@ -131,6 +133,15 @@ def test_torch_trains_as_keras_does(name, tmp_path):
         side.run(1)
         losses.append(side.loss())
     assert_close(losses, train_keras(model, spec, STEPS))
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_a_peer_without_a_gpu_is_not_compared_with_a_run_on_one(name, tmp_path):
+    pytest.importorskip(name)
+    side = importlib.import_module(f"distcnn.benchmarking.peers.{name}_side")
+    spec = dataclasses.replace(spec_of(keras_model("compact")), gpu="NVIDIA H100")
+    with pytest.raises(DistcnnError, match=f"computes on NVIDIA H100, but {name} .* finds no GPU"):
+        side.build(task_of(spec, tmp_path), lambda _: None)
 
 
 _NAMES = {"kernel": "weight", "gamma": "weight", "beta": "bias"} | {

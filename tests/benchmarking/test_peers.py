@@ -76,21 +76,20 @@ def test_bare_compare_means_plain(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sections", "gpus", "message"),
+    ("sections", "message"),
     [
-        ({"optimizer": {"name": "lamb"}}, 0, "optimizer.name is lamb; .* adam or sgd"),
-        ({"optimizer": {"clip_norm": 1.0}}, 0, "pass --optimizer.clip_norm 0.0"),
-        ({"optimizer": {"ema": 0.99}}, 0, "optimizer.ema is 0.99"),
-        ({"train": {"accumulation_steps": 2}}, 0, "pass --train.accumulation_steps 1"),
-        ({"precision": {"policy": "mixed_float16"}}, 0, "float32 or mixed_bfloat16"),
-        ({}, 1, "CPUs only; set CUDA_VISIBLE_DEVICES="),
+        ({"optimizer": {"name": "lamb"}}, "optimizer.name is lamb; .* adam or sgd"),
+        ({"optimizer": {"clip_norm": 1.0}}, "pass --optimizer.clip_norm 0.0"),
+        ({"optimizer": {"ema": 0.99}}, "optimizer.ema is 0.99"),
+        ({"train": {"accumulation_steps": 2}}, "pass --train.accumulation_steps 1"),
+        ({"precision": {"policy": "mixed_float16"}}, "float32 or mixed_bfloat16"),
     ],
 )
-def test_what_other_frameworks_cannot_compute_is_refused(sections, gpus, message):
+def test_what_other_frameworks_cannot_compute_is_refused(sections, message):
     config = load_config("article", **sections)
     with pytest.raises(UsageError, match=message):
-        require_equivalent(config, ["torch"], gpus)
-    require_equivalent(config, ["plain"], gpus)
+        require_equivalent(config, ["torch"])
+    require_equivalent(config, ["plain"])
 
 
 def test_another_number_of_parameters_is_another_model():

@@ -7,7 +7,7 @@ import numpy as np
 
 from distcnn.benchmarking.peers.graph import Node
 from distcnn.benchmarking.peers.side import Task
-from distcnn.benchmarking.peers.spec import PeerSpec
+from distcnn.benchmarking.peers.spec import PRECISIONS, PeerSpec
 from distcnn.benchmarking.progress import Say
 from distcnn.cli.parser import parse_config
 from distcnn.cli.startup import import_tensorflow
@@ -100,6 +100,11 @@ def describe(setup: Any) -> PeerSpec:
         without_equivalent = str(error)
     if setup.objective.task != "classification":
         without_equivalent = f"the labels are for {setup.objective.task}; compare it with plain"
+    if setup.precision.policy not in PRECISIONS:  # chosen by auto
+        without_equivalent = (
+            f"precision.policy is {setup.precision.policy}; other frameworks are compared in "
+            f"{' or '.join(PRECISIONS)}"
+        )
     scale, offset = PIXEL_RANGES[setup.interface.pixels]
     return PeerSpec(
         model=setup.model.name,
@@ -113,6 +118,8 @@ def describe(setup: Any) -> PeerSpec:
         momentum=float(config.optimizer.momentum),
         pixel_scale=scale,
         pixel_offset=offset,
+        gpu=setup.context.hardware.gpu,
+        tf32=config.precision.tf32,
         nodes=nodes,
         without_equivalent=without_equivalent,
     )

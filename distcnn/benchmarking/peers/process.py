@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distcnn.benchmarking.peers.side import Side, Task, Trained
+from distcnn.benchmarking.peers.spec import FRAMEWORKS
 from distcnn.benchmarking.progress import Budget
 from distcnn.benchmarking.worker import pin
 from distcnn.cli.command import run_command
@@ -29,7 +30,8 @@ _MODULES = {
 """The module of each side, imported in its own process only."""
 
 _ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # the sides share a GPU
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes beside the one that is timed
 }
 
@@ -50,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
 
     pin(values["cores"], 0)
     task = Task(**{**values, "folder": Path(values["folder"]), "budget": Budget(values["budget"])})
+    if task.side in FRAMEWORKS and task.spec().gpu is None:
+        os.environ["JAX_PLATFORMS"] = "cpu"
     side: Side = importlib.import_module(_MODULES[task.side]).build(
         task, lambda text: answer(say=text)
     )

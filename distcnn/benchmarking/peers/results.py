@@ -43,6 +43,7 @@ class PeerComparison:
         rounds: Number of rounds, in each of which every side had one turn.
         noise: Deviation from 1 of the ratio of distcnn to itself in another process (A/A).
         cpu: Name of the CPU.
+        gpu: Name of the GPU that the sides computed on, or None.
         cores: Cores that each side computed on.
         load_before: Load of the machine (over 1 minute) before the comparison.
         load_after: Load of the machine (over 1 minute) after it, which includes the comparison.
@@ -61,6 +62,7 @@ class PeerComparison:
     seconds: float
     rows: tuple[PeerRow, ...]
     missing: tuple[str, ...]
+    gpu: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -210,6 +210,7 @@ def compare_with_peers(
         rounds=measured,
         noise=max(rows[1].ratio_high - 1, 1 - rows[1].ratio_low),
         cpu=describe_environment(None, {})["cpu"],
+        gpu=spec.gpu,
         cores=cores,
         load_before=load_before,
         load_after=os.getloadavg()[0],

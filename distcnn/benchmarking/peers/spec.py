@@ -20,7 +20,8 @@ PACKAGES = {PLAIN: "keras", "torch": "torch", "jax": "jax"}
 FRAMEWORKS = tuple(name for name in PACKAGES if name != PLAIN)
 
 _OPTIMIZERS = ("adam", "sgd")
-_PRECISIONS = ("float32", "mixed_bfloat16")
+PRECISIONS = ("float32", "mixed_bfloat16")
+"""The policies that other frameworks are compared in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class PeerSpec:
         momentum: Momentum of SGD.
         pixel_scale: What stored pixels are multiplied by.
         pixel_offset: What is added after that.
+        gpu: Name of the GPU that the steps are computed on, or None for the CPU.
+        tf32: Whether float32 products may use TensorFloat-32 on a GPU.
         nodes: The operations of the model.
         without_equivalent: Why other frameworks cannot compute the model; empty if they can.
     """
@@ -54,6 +57,8 @@ class PeerSpec:
     momentum: float
     pixel_scale: float
     pixel_offset: float
+    gpu: str | None = None
+    tf32: bool = True
     nodes: tuple[Node, ...] = ()
     without_equivalent: str = ""
 
@@ -103,34 +108,28 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(PACKAGES[name]) is not None
 
 
-def require_equivalent(config: Config, peers: Sequence[str], gpus: int) -> None:
+def require_equivalent(config: Config, peers: Sequence[str]) -> None:
     """Checks that other frameworks can compute the step of a run.
 
     Args:
         config: Configuration of the run.
         peers: Names of the peers.
-        gpus: Number of GPUs of the machine.
 
     Raises:
         UsageError: If they cannot; the message names the flag.
     """
     if not set(peers) & set(FRAMEWORKS):
         return
-    if gpus:
-        raise UsageError(
-            "compare with other frameworks runs on CPUs only; set CUDA_VISIBLE_DEVICES= to compare "
-            "there"
-        )
     train, optimizer = config.train, config.optimizer
     if optimizer.name not in _OPTIMIZERS:
         raise UsageError(
             f"optimizer.name is {optimizer.name}; other frameworks are compared with "
             f"{' or '.join(_OPTIMIZERS)}"
         )
-    if config.precision.policy not in (*_PRECISIONS, "auto"):
+    if config.precision.policy not in (*PRECISIONS, "auto"):
         raise UsageError(
             f"precision.policy is {config.precision.policy}; other frameworks are compared in "
-            f"{' or '.join(_PRECISIONS)}"
+            f"{' or '.join(PRECISIONS)}"
         )
     neutral = {
         "train.accumulation_steps": (train.accumulation_steps, 1),

@@ -46,12 +46,13 @@ def peer_table(comparison: PeerComparison) -> Table:
 
 
 def _notes(comparison: PeerComparison) -> list[str]:
+    gpu = f"{comparison.gpu}, " if comparison.gpu else ""
     notes = [
         f"floor of the comparison: {percent(comparison.noise)} (distcnn against itself in another "
         "process)",
-        f"{comparison.cpu}, {comparison.cores} cores; load {comparison.load_before:.2f} before, "
-        f"{comparison.load_after:.2f} after; {comparison.rounds} rounds in "
-        f"{comparison.seconds:.0f} s; the batch stays in memory",
+        f"{gpu}{comparison.cpu}, {comparison.cores} cores; "
+        f"load {comparison.load_before:.2f} before, {comparison.load_after:.2f} after; "
+        f"{comparison.rounds} rounds in {comparison.seconds:.0f} s; the batch stays in memory",
     ]
     if comparison.rounds < _FEW_ROUNDS:
         notes.append(

@@ -1,7 +1,8 @@
-"""The step in PyTorch, with the settings that are known to be the fastest on a CPU."""
+"""The step in PyTorch, with the settings that are known to be the fastest."""
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,13 @@ from distcnn.benchmarking.peers.side import Task, fastest
 from distcnn.benchmarking.peers.spec import PeerSpec
 from distcnn.benchmarking.peers.torch_models import GraphModel
 from distcnn.benchmarking.progress import Say
+from distcnn.errors import DistcnnError
+
+_COMPILED: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu": {"torch.compile": {}},
+    "cuda": {"torch.compile": {}, "torch.compile with CUDA graphs": {"mode": "reduce-overhead"}},
+}
+"""The forms to try on each device, with the options of `torch.compile`."""
 
 _KERAS_ADAM_EPSILON = 1e-7
 
@@ -34,16 +42,23 @@ class TorchSide:
         torch.manual_seed(0)
         spec = task.spec()
         self._spec = spec
-        images, labels = task.batch()
-        self._images, self._labels = torch.from_numpy(images), torch.from_numpy(labels)
-        self.model = GraphModel(spec.nodes).to(memory_format=torch.channels_last)
+        self._device = _device(spec)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high" if spec.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = spec.tf32
+        images, labels = (torch.from_numpy(array).to(self._device) for array in task.batch())
+        self._images, self._labels = images, labels
+        model = GraphModel(spec.nodes).to(self._device, memory_format=torch.channels_last)
+        self.model = model
         self.optimizer, fused = _optimizer(spec, self.model)
-        self._loss = float("nan")
+        self._loss = torch.tensor(float("nan"))
         candidates = {"eager": self._mean_loss}
         if tuning:
-            candidates["torch.compile"] = torch.compile(self._mean_loss)
+            for name, options in _COMPILED[self._device.type].items():
+                candidates[name] = torch.compile(self._mean_loss, **options)
         steps = {name: _stepper(self, function) for name, function in candidates.items()}
-        best, words = fastest(steps, task.budget, say)
+        timed = {name: partial(_seconds, self, step) for name, step in steps.items()}
+        best, words = fastest(timed, task.budget, say)
         self._step = steps[best]
         self.title = f"torch {torch.__version__}"
         self.precision = spec.precision
@@ -52,8 +67,14 @@ class TorchSide:
             "channels_last",
             *(["autocast bfloat16"] if spec.precision == "mixed_bfloat16" else []),
             f"{'fused ' if fused else ''}{spec.optimizer}",
-            f"{torch.get_num_threads()} threads",
-            f"denormals {'flushed' if flushes else 'kept'}",
+            *(
+                [f"cuDNN's fastest kernels, TF32 {'on' if spec.tf32 else 'off'}"]
+                if spec.gpu
+                else [
+                    f"{torch.get_num_threads()} threads",
+                    f"denormals {'flushed' if flushes else 'kept'}",
+                ]
+            ),
         ]
 
     @property
@@ -65,30 +86,37 @@ class TorchSide:
         return held - sum(weight.numel() for weight in frozen)  # scales and offsets of none
 
     def run(self, steps: int) -> list[float]:
-        """Trains; returns the seconds of each step."""
-        return [self._step() for _ in range(steps)]
+        """Trains; returns the seconds of each step, on a GPU their mean, as it works ahead."""
+        if self._device.type == "cpu":
+            return [_seconds(self, self._step) for _ in range(steps)]
+        return [_seconds(self, self._step, steps)] * steps
 
     def loss(self) -> float:
         """Returns the loss of the last step."""
-        return self._loss
+        return float(self._loss)
 
-    def step(self, mean_loss: Callable[[Any, Any], Any]) -> float:
-        """Trains one step with a form of the forward pass; returns its seconds."""
-        start = time.perf_counter()
+    def step(self, mean_loss: Callable[[Any, Any], Any]) -> None:
+        """Trains one step with a form of the forward pass; on a GPU, does not wait for it."""
+        if self._device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
         loss = mean_loss(self._images, self._labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._limit_norms()
-        self._loss = loss.item()
-        return time.perf_counter() - start
+        self._loss = loss.detach()
+
+    def wait(self) -> None:
+        """Waits until the device has done what it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
 
     def _mean_loss(self, images: Any, labels: Any) -> Any:
         spec = self._spec
         # NHWC in memory, seen as NCHW, is what channels_last means.
         scaled = images.permute(0, 3, 1, 2).float() * spec.pixel_scale + spec.pixel_offset
         bfloat16 = spec.precision == "mixed_bfloat16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
             logits = self.model(scaled)
         return functional.cross_entropy(logits.float(), labels)
 
@@ -99,8 +127,31 @@ class TorchSide:
             layer.weight.mul_(norms.clamp(max=limit) / (norms + _KERAS_ADAM_EPSILON))
 
 
-def _stepper(side: TorchSide, mean_loss: Callable[[Any, Any], Any]) -> Callable[[], float]:
+def _device(spec: PeerSpec) -> Any:
+    """Returns the device: a GPU if distcnn computes on one.
+
+    Raises:
+        DistcnnError: If PyTorch finds none.
+    """
+    if spec.gpu and not torch.cuda.is_available():
+        raise DistcnnError(
+            f"distcnn computes on {spec.gpu}, but torch {torch.__version__} finds no GPU; install "
+            "a build of torch with CUDA, or set CUDA_VISIBLE_DEVICES= to compare on the CPU"
+        )
+    return torch.device("cuda" if spec.gpu else "cpu")
+
+
+def _stepper(side: TorchSide, mean_loss: Callable[[Any, Any], Any]) -> Callable[[], None]:
     return lambda: side.step(mean_loss)
+
+
+def _seconds(side: TorchSide, step: Callable[[], None], steps: int = 1) -> float:
+    """Returns the seconds of each of some steps."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    side.wait()
+    return (time.perf_counter() - start) / steps
 
 
 def _optimizer(spec: PeerSpec, model: Any) -> tuple[Any, bool]:
