@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from distcnn.runtime.cluster import find_cluster
+from distcnn.runtime.cuda_libraries import load_missed_libraries
 
 _NOTICES = re.compile(
     rb"All log messages before absl::InitializeLog|oneDNN custom operations are on"
@@ -40,7 +41,9 @@ def import_tensorflow() -> None:
     Garbage collection waits until the end: it takes a quarter of the time and finds nothing.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    _enable_xla_cache()
+    if shutil.which("nvidia-smi") is not None:
+        _enable_xla_cache()
+        load_missed_libraries()
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as printed:
@@ -68,7 +71,7 @@ def _enable_xla_cache() -> None:
     and TensorFlow reports an error for each one that it reads from the cache.
     """
     flags = os.environ.get("TF_XLA_FLAGS", "")
-    if "persistent_cache" in flags or shutil.which("nvidia-smi") is None:
+    if "persistent_cache" in flags:
         return
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base, "distcnn", "xla")

@@ -14,6 +14,7 @@ from distcnn.distribute.consistency import verify_reduction
 from distcnn.distribute.device_placement import bind_cores, gpus_of_process
 from distcnn.distribute.strategies import choose_strategy, strategy_of
 from distcnn.runtime.cluster import Cluster, find_cluster
+from distcnn.runtime.nvidia import count_nvidia_gpus
 from distcnn.runtime.precision import (
     Hardware,
     Precision,
@@ -67,6 +68,8 @@ def join_run(
     cluster = cluster or find_cluster(os.environ)
     threads = None if cores_are_bound else bind_cores(cluster)
     gpus = tf.config.list_physical_devices("GPU")
+    if not gpus and cluster.local_rank == 0:
+        _warn_of_unused_gpus()
     name, reason = choose_strategy(config.distribute, cluster, gpus=len(gpus))
     strategy = strategy_of(name)
     own_gpus = gpus_of_process(cluster, strategy.devices_per_process, len(gpus))
@@ -88,6 +91,18 @@ def join_run(
     if strategy.listens_publicly and cluster.size > 1 and cluster.one_host:
         _warn_of_public_port(name)
     return DistributedContext(cluster, hardware, precision, backend, reason)
+
+
+def _warn_of_unused_gpus() -> None:
+    """Warns if there are GPUs that TensorFlow does not find, and the user has not hidden them."""
+    count = 0 if "CUDA_VISIBLE_DEVICES" in os.environ else count_nvidia_gpus()
+    if count:
+        log.warning(
+            "warning: nvidia-smi finds %d GPU%s, TensorFlow none: this run computes on the CPU; "
+            "see python -m distcnn.doctor, or set CUDA_VISIBLE_DEVICES= if that is intended",
+            count,
+            "s" * (count > 1),
+        )
 
 
 def _warn_of_public_port(strategy: str) -> None:

@@ -65,18 +65,21 @@ def test_the_users_log_level_is_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("driver", [True, False])
-def test_xla_caches_compiled_programs_where_there_may_be_a_gpu(
+def test_a_driver_makes_xla_cache_programs_and_a_run_on_the_cpu_be_told(
     tmp_path, run_module, monkeypatch, driver
 ):
     monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if driver:
-        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\n")
         (tmp_path / "nvidia-smi").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     arguments = flags(small_config(tmp_path / "run", precision__xla="on", train__epochs=1))
     done = run_module("distcnn.train", *arguments)
     assert done.returncode == 0, done.stderr
     assert any((tmp_path / "cache").glob("distcnn/xla/*")) == driver
+    told = "warning: nvidia-smi finds 1 GPU, TensorFlow none: this run computes on the CPU"
+    assert (told in done.stderr) == driver
 
 
 def test_the_users_own_cache_is_kept(monkeypatch):
