@@ -21,7 +21,7 @@ def load_missed_libraries() -> list[Path]:
     loaded = []
     for file in _files():
         with contextlib.suppress(OSError):  # TensorFlow then says that it uses no GPU
-            ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(file))
             loaded.append(file)
     return loaded
 
