@@ -1,5 +1,6 @@
 """The models of other frameworks train as the Keras models do, where they are installed."""
 
+import contextlib
 import dataclasses
 import importlib
 from pathlib import Path
@@ -133,6 +134,20 @@ def test_torch_trains_as_keras_does(name, tmp_path):
         side.run(1)
         losses.append(side.loss())
     assert_close(losses, train_keras(model, spec, STEPS))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_torch_computes_on_the_device_of_the_images(name, monkeypatch):
+    torch = pytest.importorskip("torch")
+    # Autocast does not know the device that stands for a GPU here, which has shapes only.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    from distcnn.benchmarking.peers.torch_models import GraphModel
+
+    spec = spec_of(keras_model(name))
+    images = torch.empty((BATCH, *SHAPE), device="meta").permute(0, 3, 1, 2)
+    logits = GraphModel(spec.nodes).to("meta")(images)
+    assert logits.device.type == "meta"
+    assert tuple(logits.shape) == (BATCH, CLASSES)
 
 
 @pytest.mark.parametrize("name", ["torch", "jax"])

@@ -155,7 +155,7 @@ def _max_pooling(s: dict[str, Any]) -> Callable[..., Any]:
 def _affine(s: dict[str, Any]) -> Callable[..., Any]:
     def compute(x: Any) -> Any:
         shape = [-1, *[1] * (x.dim() - 2)]
-        scale, offset = (torch.tensor(s[key], dtype=x.dtype) for key in ("scale", "offset"))
+        scale, offset = (x.new_tensor(s[key]) for key in ("scale", "offset"))
         return x * scale.view(shape) + offset.view(shape)
 
     if len(s["scale"]) == len(s["offset"]) == 1:

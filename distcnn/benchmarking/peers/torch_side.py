@@ -43,13 +43,13 @@ class TorchSide:
         spec = task.spec()
         self._spec = spec
         self._device = _device(spec)
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high" if spec.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = spec.tf32
+        if spec.gpu:
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.allow_tf32 = spec.tf32
+            torch.backends.cuda.matmul.allow_tf32 = spec.tf32
         images, labels = (torch.from_numpy(array).to(self._device) for array in task.batch())
         self._images, self._labels = images, labels
-        model = GraphModel(spec.nodes).to(self._device, memory_format=torch.channels_last)
-        self.model = model
+        self.model = GraphModel(spec.nodes).to(self._device, memory_format=torch.channels_last)
         self.optimizer, fused = _optimizer(spec, self.model)
         self._loss = torch.tensor(float("nan"))
         candidates = {"eager": self._mean_loss}
