@@ -1,11 +1,10 @@
 """The cores and GPUs of this machine, and how they are divided among workers."""
 
 import os
-import shutil
-import subprocess
 from dataclasses import dataclass
 
 from distcnn.errors import UsageError
+from distcnn.runtime.nvidia import count_visible_gpus
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,7 @@ class Machine:
     @classmethod
     def detect(cls) -> "Machine":
         """Detects the hardware without starting TensorFlow, which would claim every GPU."""
-        gpus = 0
-        if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-            listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-            gpus = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            if visible and gpus:
-                gpus = sum(name.strip() != "-1" for name in visible.split(","))
-        return cls(len(os.sched_getaffinity(0)), gpus)
+        return cls(len(os.sched_getaffinity(0)), count_visible_gpus())
 
 
 @dataclass(frozen=True)

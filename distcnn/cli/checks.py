@@ -14,7 +14,7 @@ from distcnn.config import PrecisionConfig
 from distcnn.distribute.launching import tf_config, unplaced_environment
 from distcnn.runtime.cluster import Cluster, ClusterError, find_cluster
 from distcnn.runtime.finding import Finding
-from distcnn.runtime.nvidia import count_nvidia_gpus
+from distcnn.runtime.nvidia import count_nvidia_gpus, count_visible_gpus
 
 _EXPECTED = {
     "tensorflow": ((2, 21), (2, 22), "pip install 'tensorflow~=2.21.0'"),
@@ -68,8 +68,8 @@ def check_hardware() -> Iterator[Finding]:
     from distcnn.runtime.precision import find_hardware, resolve_precision
 
     gpus = tf.config.list_physical_devices("GPU")
-    seen = count_nvidia_gpus()
-    if len(gpus) < seen and os.environ.get("CUDA_VISIBLE_DEVICES") is None:
+    seen = count_visible_gpus()
+    if len(gpus) < seen:
         yield Finding(
             "devices",
             "error",

@@ -14,7 +14,7 @@ from distcnn.distribute.consistency import verify_reduction
 from distcnn.distribute.device_placement import bind_cores, gpus_of_process
 from distcnn.distribute.strategies import choose_strategy, strategy_of
 from distcnn.runtime.cluster import Cluster, find_cluster
-from distcnn.runtime.nvidia import count_nvidia_gpus
+from distcnn.runtime.nvidia import count_visible_gpus
 from distcnn.runtime.precision import (
     Hardware,
     Precision,
@@ -95,7 +95,7 @@ def join_run(
 
 def _warn_of_unused_gpus() -> None:
     """Warns if there are GPUs that TensorFlow does not find, and the user has not hidden them."""
-    count = 0 if "CUDA_VISIBLE_DEVICES" in os.environ else count_nvidia_gpus()
+    count = count_visible_gpus()
     if count:
         log.warning(
             "warning: nvidia-smi finds %d GPU%s, TensorFlow none: this run computes on the CPU; "

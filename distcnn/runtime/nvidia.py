@@ -1,5 +1,6 @@
 """NVIDIA's GPUs as the driver lists them, without TensorFlow."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,15 @@ _INSTANCE = re.compile(r"\s+MIG .*\(UUID: (MIG-[^)]+)\)")
 def count_nvidia_gpus() -> int:
     """Returns how many GPUs `nvidia-smi` lists; 0 where it is not installed."""
     return sum(_GPU.match(line) is not None for line in _listing())
+
+
+def count_visible_gpus() -> int:
+    """Returns how many of them `CUDA_VISIBLE_DEVICES` leaves visible: all if it is unset."""
+    count = count_nvidia_gpus()
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None or count == 0:
+        return count
+    return sum(name.strip() not in ("", "-1") for name in listed.split(","))
 
 
 def nvidia_devices() -> list[str]:

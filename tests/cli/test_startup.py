@@ -69,7 +69,7 @@ def test_a_driver_makes_xla_cache_programs_and_a_run_on_the_cpu_be_told(
     tmp_path, run_module, monkeypatch, driver
 ):
     monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # as launch/local.sh does
     if driver:
         (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\n")
         (tmp_path / "nvidia-smi").chmod(0o755)

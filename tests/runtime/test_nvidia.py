@@ -2,7 +2,7 @@
 
 import pytest
 
-from distcnn.runtime.nvidia import count_nvidia_gpus, nvidia_devices
+from distcnn.runtime.nvidia import count_nvidia_gpus, count_visible_gpus, nvidia_devices
 
 LISTING = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-11)
 GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-22)
@@ -26,7 +26,18 @@ def test_a_divided_gpu_is_represented_by_its_instances():
     assert count_nvidia_gpus() == 3
 
 
+@pytest.mark.usefixtures("_pretended")
+@pytest.mark.parametrize(("listed", "count"), [(None, 3), ("0", 1), ("0,2", 2), ("", 0), ("-1", 0)])
+def test_some_gpus_may_be_hidden(listed, count, monkeypatch):
+    if listed is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert count_visible_gpus() == count
+
+
 def test_without_the_driver_there_are_none(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert nvidia_devices() == []
-    assert count_nvidia_gpus() == 0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert count_nvidia_gpus() == count_visible_gpus() == 0

@@ -56,7 +56,7 @@ class TorchSide:
         if tuning:
             for name, options in _COMPILED[self._device.type].items():
                 candidates[name] = torch.compile(self._mean_loss, **options)
-        steps = {name: _stepper(self, function) for name, function in candidates.items()}
+        steps = {name: partial(self.step, function) for name, function in candidates.items()}
         timed = {name: partial(_seconds, self, step) for name, step in steps.items()}
         best, words = fastest(timed, task.budget, say)
         self._step = steps[best]
@@ -139,10 +139,6 @@ def _device(spec: PeerSpec) -> Any:
             "a build of torch with CUDA, or set CUDA_VISIBLE_DEVICES= to compare on the CPU"
         )
     return torch.device("cuda" if spec.gpu else "cpu")
-
-
-def _stepper(side: TorchSide, mean_loss: Callable[[Any, Any], Any]) -> Callable[[], None]:
-    return lambda: side.step(mean_loss)
 
 
 def _seconds(side: TorchSide, step: Callable[[], None], steps: int = 1) -> float:
