@@ -194,6 +194,22 @@ def test_a_side_that_fails_is_quoted(tmp_path):
         compare_with_peers(*arguments)
 
 
+def test_float16_chosen_for_a_gpu_is_refused_as_one_that_is_set(tmp_path):
+    flags = [*NET, *SCALED, "--data.image_size", "16", "--precision.policy", "mixed_float16"]
+    config = parse_config("benchmark", "", flags)
+    assert config is not None
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    arguments = (str(tmp_path / "config.yaml"), ["torch"], 5, tmp_path, Budget(60), 1, print)
+    with pytest.raises(UsageError, match=r"policy is mixed_float16; .* float32 or mixed_bfloat16"):
+        compare_with_peers(*arguments)
+
+
+def test_the_table_names_the_gpu():
+    notes = "\n".join(peer_table(dataclasses.replace(peers(), gpu="NVIDIA H100")).notes)
+    assert f"NVIDIA H100, {peers().cpu}, {peers().cores} cores; load" in notes
+    assert "NVIDIA" not in "\n".join(peer_table(peers()).notes)
+
+
 def test_the_tables_tell_the_ratio_the_settings_and_the_floor():
     table = peer_table(peers())
     text = "\n".join(["; ".join(row) for row in table.rows] + list(table.notes))
