@@ -142,7 +142,7 @@ def _crops_alone(folder: Path, side: int, batch: int) -> Read:
 
     def cut(contents: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
         pixels = tf.raw_ops.DecodeAndCropJpeg(contents=contents, crop_window=window, channels=3)
-        return resize_image(pixels, tf.constant(shape[:2]), 3, antialias=False)
+        return resize_image(pixels, tf.constant(shape[:2]), 3, antialias=False, few_pixels=True)
 
     images = tf.data.Dataset.from_tensor_slices((files, windows)).repeat()
     images = images.map(cut, num_parallel_calls=os.cpu_count()).batch(batch)

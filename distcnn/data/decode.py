@@ -13,6 +13,7 @@ from distcnn.data.decode_plan import (
     FIRST_TRANSPOSED,
     MAX_PIXELS,
     METHOD,
+    MIRRORED,
     ORIENTATION,
     RATIOS,
     SIZE,
@@ -104,13 +105,37 @@ def decode_planned(
     pixels = tf.ensure_shape(tf.switch_case(plan[METHOD], branches), (None, None, 3))
     image = resize_image(pixels, plan[CONTENT], image_shape[2], antialias=frame.antialias)
     image = turn_upright(image, orientation)
-    missing = tf.constant(image_shape) - tf.shape(image)
-    padded = tf.cond(
-        tf.reduce_any(missing > 0),
-        lambda: tf.pad(image, tf.stack([missing // 2, missing - missing // 2], axis=1)),
-        lambda: image,
-    )
-    return tf.ensure_shape(padded, image_shape)
+    if frame.pads:
+        missing = tf.constant(image_shape) - tf.shape(image)
+        image = tf.pad(image, tf.stack([missing // 2, missing - missing // 2], axis=1))
+    return tf.ensure_shape(image, image_shape)
+
+
+@tf.function(autograph=False)
+def decode_cut(contents: tf.Tensor, plan: tf.Tensor, image_shape: Shape) -> tf.Tensor:
+    """Decodes the part of one JPEG file whose plan `is_cut`; works inside a graph.
+
+    It returns what `decode_planned` does, without the branches, which take a few per cent of the
+    time.
+
+    Args:
+        contents: string tensor of shape `()`, the bytes of the file.
+        plan: int32 tensor of shape `(PLAN_WIDTH,)`, from `plan_batch`.
+        image_shape: Target `(height, width, channels)`, with 1 (grey) or 3 (colour) channels.
+
+    Returns:
+        uint8 tensor of shape `image_shape`.
+
+    Raises:
+        tf.errors.OpError: The bytes are not a complete JPEG file.
+    """
+    height, width, channels = image_shape
+    pixels = tf.raw_ops.DecodeAndCropJpeg(contents=contents, crop_window=plan[WINDOW], channels=3)
+    size = tf.constant((height, width))
+    image = resize_image(pixels, size, channels, antialias=False, few_pixels=True)
+    mirrored = plan[ORIENTATION] == MIRRORED
+    image = tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)
+    return tf.ensure_shape(image, image_shape)
 
 
 def _decode_whole(contents: tf.Tensor) -> tf.Tensor:

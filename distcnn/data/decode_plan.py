@@ -30,7 +30,12 @@ before they are turned upright. An image that is to be mirrored has another orie
 FIRST_TRANSPOSED = 5
 """The least EXIF orientation that exchanges height and width."""
 
+MIRRORED = 2
+"""The EXIF orientation of what is mirrored horizontally; 1 is upright."""
+
 _MIRRORED, _UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)
+
+_FEW = 4  # times as many pixels as the result; see `resize_image`
 
 _ONCE_MORE_MIRRORED = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7])
 """The EXIF orientation of what is mirrored after it was turned upright, by its orientation."""
@@ -74,6 +79,19 @@ def plan_batch(
     planned = functools.partial(_plan, frame=frame, image_shape=image_shape)
     plan = tf.numpy_function(planned, [headers, draws], tf.int32, stateful=False)
     return tf.ensure_shape(plan, (headers.shape[0], PLAN_WIDTH))
+
+
+def is_cut(plan: tf.Tensor, image_shape: Shape) -> tf.Tensor:
+    """Returns which images need only be cut, resized and perhaps mirrored, bool `(batch,)`.
+
+    They are JPEG files, decoded at full size, stored upright, and windows of few pixels.
+
+    Args:
+        plan: What `plan_batch` returned for a frame that neither pads nor filters.
+        image_shape: `(height, width, channels)` of the model's input.
+    """
+    few = tf.reduce_prod(plan[:, WINDOW][:, 2:], axis=1) <= _FEW * image_shape[0] * image_shape[1]
+    return few & (plan[:, METHOD] == 1) & (plan[:, ORIENTATION] <= MIRRORED)
 
 
 def orientations(contents: tf.Tensor) -> tf.Tensor:

@@ -48,7 +48,8 @@ def crop_decoded(images: tf.Tensor, frame: Frame, draws: tf.Tensor) -> tf.Tensor
     def cut(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         image, box = pair
         part = tf.slice(image, [box[0], box[1], 0], [box[2], box[3], channels])
-        return resize_image(part, (height, width), channels, antialias=frame.antialias)
+        size = (height, width)
+        return resize_image(part, size, channels, antialias=frame.antialias, few_pixels=True)
 
     windows = tf.numpy_function(boxes, [draws], tf.int32, stateful=False)
     windows = tf.ensure_shape(windows, (images.shape[0], 4))

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 from typing_extensions import override
 
-from distcnn.data.decode import decode_image, decode_planned
-from distcnn.data.decode_plan import orientations, plan_batch, read_headers
+from distcnn.data.decode import decode_cut, decode_image, decode_planned
+from distcnn.data.decode_plan import is_cut, orientations, plan_batch, read_headers
 from distcnn.data.framing import WHOLE, Frame, Framing
 from distcnn.data.split import Shape, Split
 
@@ -59,8 +59,15 @@ def decode_parallel(
     """
     images = tf.data.Dataset.from_tensor_slices((contents, plan))
     images = images.map(function, num_parallel_calls=usable_cores(), deterministic=True)
-    batch = images.batch(tf.shape(contents, tf.int64)[0]).get_single_element()
-    return tf.ensure_shape(batch, (contents.shape[0], *signature.shape))
+    images = images.batch(tf.shape(contents, tf.int64)[0]).with_options(_one_thread_each())
+    return tf.ensure_shape(images.get_single_element(), (contents.shape[0], *signature.shape))
+
+
+def _one_thread_each() -> tf.data.Options:
+    """Operations are not divided among threads, as each thread has an image of its own."""
+    options = tf.data.Options()
+    options.threading.max_intra_op_parallelism = 1
+    return options
 
 
 def usable_cores() -> int:
@@ -156,10 +163,19 @@ class EncodedSplit(Split):
             headers = read_headers(contents)
         plan = plan_batch(headers, chosen, shape, draws)
 
-        def one(contents: tf.Tensor, plan: tf.Tensor) -> tf.Tensor:
+        def planned(contents: tf.Tensor, plan: tf.Tensor) -> tf.Tensor:
             return decode_planned(contents, plan, shape, chosen)
 
-        return decode_parallel(one, contents, plan, signature)
+        def cut(contents: tf.Tensor, plan: tf.Tensor) -> tf.Tensor:
+            return decode_cut(contents, plan, shape)
+
+        if chosen.pads or chosen.antialias:
+            return decode_parallel(planned, contents, plan, signature)
+        return tf.cond(
+            tf.reduce_all(is_cut(plan, shape)),
+            lambda: decode_parallel(cut, contents, plan, signature),
+            lambda: decode_parallel(planned, contents, plan, signature),
+        )
 
     @override
     def subset(self, indices: np.ndarray) -> Self:

@@ -49,6 +49,11 @@ class Frame(abc.ABC):
             Top, left, height and width, int64 `(n, 4)`; within the image, at least one pixel.
         """
 
+    @property
+    def pads(self) -> bool:
+        """Whether a box may be smaller in the model's input than that input is."""
+        return False
+
     def contents(self, sizes: np.ndarray, image_shape: Shape) -> np.ndarray:
         """Returns the height and width, int64 `(n, 2)`, that each box has in the model's input.
 
@@ -70,6 +75,11 @@ class Framing(Frame):
     crop_fraction: float = 1.0
     reduced: bool = True
     antialias: bool = True
+
+    @property
+    @override
+    def pads(self) -> bool:
+        return self.resize == "pad"
 
     @property
     def is_whole(self) -> bool:

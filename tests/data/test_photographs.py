@@ -12,7 +12,9 @@ from distcnn.data.arrays import ArraySplit
 from distcnn.data.decode_plan import (
     CONTENT,
     METHOD,
+    ORIENTATION,
     WINDOW,
+    is_cut,
     plan_batch,
     read_headers,
     turn_upright,
@@ -264,6 +266,33 @@ def test_cutting_before_decoding_is_cutting_after_it():
         assert np.abs(crop - by_pillow(whole, box, (24, 24))).mean() < 1.5
     plain = decoded(files, frame=RandomCrop(reduced=False), draws=tf.constant(draws))
     assert np.abs(plain - crops).mean() < 12
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_that_need_only_be_cut_are_the_same_beside_others(channels):
+    shape = (24, 24, channels)
+    files = [encoded(pixels(height, 40, height), "JPEG") for height in range(30, 46)]
+    count = len(files)
+    draws = np.random.default_rng(5).random((count + 1, RANDOM_CROP_DRAWS + 1), np.float32)
+    frame = RandomCrop(mirrors=True)
+    cut = decoded(files, shape, frame=frame, draws=tf.constant(draws[:-1]))
+    among = [*files, encoded(pixels(40, 40), "PNG")]
+    planned = decoded(among, shape, frame=frame, draws=tf.constant(draws))
+    np.testing.assert_array_equal(cut, planned[:-1])
+    plan = plan_batch(read_headers(tf.constant(among)), frame, shape, tf.constant(draws))
+    assert is_cut(plan, shape).numpy().tolist() == [True] * count + [False]
+    assert len(set(plan[:-1, ORIENTATION].numpy().tolist())) == 2  # some are mirrored
+
+
+def test_only_what_has_few_pixels_and_is_stored_upright_need_only_be_cut():
+    files = [with_orientation(pixels(40, 40), value) for value in range(1, 9)]
+    files += [encoded(pixels(48, 48), "JPEG"), encoded(pixels(49, 49), "JPEG")]
+    whole = RandomCrop(scale=(1, 1), reduced=False)
+    draws = tf.fill([len(files), RANDOM_CROP_DRAWS], 0.5)
+    plan = plan_batch(read_headers(tf.constant(files)), whole, SHAPE, draws)
+    assert np.flatnonzero(is_cut(plan, SHAPE)).tolist() == [0, 1, 8]
+    reduced = plan_batch(read_headers(tf.constant(files)), RandomCrop(scale=(1, 1)), SHAPE, draws)
+    assert np.flatnonzero(is_cut(reduced, SHAPE)).tolist() == [0, 1]  # 48 is decoded at a half
 
 
 def test_large_files_are_decoded_at_the_least_sufficient_size():
