@@ -82,13 +82,17 @@ def main(arguments: Sequence[str]) -> int:
 def _measure(
     readers: dict[str, Read], rounds: int, seconds: float
 ) -> dict[str, dict[str, list[float]]]:
-    """Measures all in turn, so that a disturbance of the machine meets each of them."""
+    """Measures all in turn, so that a disturbance of the machine meets each of them.
+
+    The order changes, as a pipeline goes on filling its buffers while the next one is measured.
+    """
     results: dict[str, dict[str, list[float]]] = {
         name: {"images_per_second": [], "cpu_seconds_per_image": []} for name in readers
     }
+    names, random = list(readers), np.random.default_rng(0)
     for _ in range(rounds):
-        for name, read in readers.items():
-            for values, value in zip(results[name].values(), read(seconds), strict=True):
+        for name in random.permutation(names):
+            for values, value in zip(results[name].values(), readers[name](seconds), strict=True):
                 values.append(value)
     return results
 

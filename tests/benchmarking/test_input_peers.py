@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distcnn.benchmarking.input_peers import main
+from distcnn.benchmarking.input_peers import _measure, main
 from distcnn.errors import DistcnnError
 
 NO_TORCH = (
@@ -43,3 +43,20 @@ def test_pipelines_of_photographs_are_measured_in_turn(tmp_path, capsys, monkeyp
     program.write_text("")
     with pytest.raises(DistcnnError, match="has ended; expected a Python with torch"):
         main([str(tmp_path / "images"), *flags])
+
+
+def test_no_pipeline_always_follows_the_same_one():
+    names, calls = ["a", "b", "c", "d"], []
+
+    def reading(name):
+        def read(seconds):
+            calls.append(name)
+            return float(names.index(name)), seconds
+
+        return read
+
+    results = _measure({name: reading(name) for name in names}, 8, 0.5)
+    rounds = [tuple(calls[start : start + 4]) for start in range(0, 32, 4)]
+    assert all(sorted(order) == names for order in rounds)
+    assert len(set(rounds)) > 4
+    assert results["c"] == {"images_per_second": [2.0] * 8, "cpu_seconds_per_image": [0.5] * 8}
