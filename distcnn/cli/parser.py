@@ -306,5 +306,16 @@ def _readable(message: str, flags: Sequence[str]) -> str:
         expected = re.sub(r"<class '(\w+)'>", r"\1", expected)
         expected = re.sub(r"^typing\.Literal\[(.*)\]$", r"one of \1", expected)
         hint = nearest(received, re.findall(r"'([^']+)'", expected))
+        if expected.lower() == "list":
+            expected = f"a list, such as '{_as_list(received)}'"
+        elif expected == "dict":
+            expected = """a mapping, such as '{"name": 1}'"""
         return f"{key} is {received!r}; expected {expected}{hint}"
     return message
+
+
+def _as_list(received: str) -> str:
+    """Returns as JSON what somebody has probably meant by values without brackets."""
+    values = [value.strip() for value in received.strip("[]'\"").split(",")]
+    is_number = all(re.fullmatch(r"[-+.\deE]*\d[-+.\deE]*", value) for value in values)
+    return f"[{', '.join(values)}]" if is_number else json.dumps(values)
