@@ -112,8 +112,8 @@ def decode_planned(
 
 
 @tf.function(autograph=False)
-def decode_cut(contents: tf.Tensor, plan: tf.Tensor, image_shape: Shape) -> tf.Tensor:
-    """Decodes the part of one JPEG file whose plan `is_cut`; works inside a graph.
+def decode_plain_crop(contents: tf.Tensor, plan: tf.Tensor, image_shape: Shape) -> tf.Tensor:
+    """Decodes the part of one JPEG file whose plan is a plain crop; works inside a graph.
 
     It returns what `decode_planned` does, without the branches, which take a few per cent of the
     time.

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from distcnn.data.framing import MIRRORED_BELOW, Frame, Shape
 from distcnn.data.image_header import jpeg_orientation, read_header
+from distcnn.data.resize import FEW_PIXELS
 
 MAX_PIXELS = 178_956_970
 """Pixels of the largest image that is decoded: Pillow's own limit, here for every format."""
@@ -33,9 +34,7 @@ FIRST_TRANSPOSED = 5
 MIRRORED = 2
 """The EXIF orientation of what is mirrored horizontally; 1 is upright."""
 
-_MIRRORED, _UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)
-
-_FEW = 4  # times as many pixels as the result; see `resize_image`
+_COLUMNS_REVERSED, _ROWS_REVERSED = (2, 3, 6, 7), (3, 4, 7, 8)
 
 _ONCE_MORE_MIRRORED = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7])
 """The EXIF orientation of what is mirrored after it was turned upright, by its orientation."""
@@ -81,7 +80,7 @@ def plan_batch(
     return tf.ensure_shape(plan, (headers.shape[0], PLAN_WIDTH))
 
 
-def is_cut(plan: tf.Tensor, image_shape: Shape) -> tf.Tensor:
+def is_plain_crop(plan: tf.Tensor, image_shape: Shape) -> tf.Tensor:
     """Returns which images need only be cut, resized and perhaps mirrored, bool `(batch,)`.
 
     They are JPEG files, decoded at full size, stored upright, and windows of few pixels.
@@ -90,7 +89,10 @@ def is_cut(plan: tf.Tensor, image_shape: Shape) -> tf.Tensor:
         plan: What `plan_batch` returned for a frame that neither pads nor filters.
         image_shape: `(height, width, channels)` of the model's input.
     """
-    few = tf.reduce_prod(plan[:, WINDOW][:, 2:], axis=1) <= _FEW * image_shape[0] * image_shape[1]
+    few = (
+        tf.reduce_prod(plan[:, WINDOW][:, 2:], axis=1)
+        <= FEW_PIXELS * image_shape[0] * image_shape[1]
+    )
     return few & (plan[:, METHOD] == 1) & (plan[:, ORIENTATION] <= MIRRORED)
 
 
@@ -133,7 +135,7 @@ def _plan(headers: np.ndarray, draws: np.ndarray, frame: Frame, image_shape: Sha
 def _to_stored(boxes: np.ndarray, upright: np.ndarray, orientation: np.ndarray) -> np.ndarray:
     """Returns the boxes in stored pixels, given those in the upright image."""
     corner, sides = boxes[:, :2].copy(), boxes[:, 2:]
-    for axis, turned in ((0, _UPSIDE_DOWN), (1, _MIRRORED)):
+    for axis, turned in ((0, _ROWS_REVERSED), (1, _COLUMNS_REVERSED)):
         opposite = upright[:, axis] - corner[:, axis] - sides[:, axis]
         corner[:, axis] = np.where(np.isin(orientation, turned), opposite, corner[:, axis])
     transposed = orientation[:, np.newaxis] >= FIRST_TRANSPOSED
@@ -168,7 +170,7 @@ def turn_upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
         upright = tf.cond(
             orientation >= FIRST_TRANSPOSED, lambda: _transposed(image), lambda: image
         )
-        for axis, values in ((0, _UPSIDE_DOWN), (1, _MIRRORED)):
+        for axis, values in ((0, _ROWS_REVERSED), (1, _COLUMNS_REVERSED)):
             is_turned = tf.reduce_any(orientation == tf.constant(values))
             upright = _reversed_if(is_turned, upright, axis)
         return upright

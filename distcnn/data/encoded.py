@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 from typing_extensions import override
 
-from distcnn.data.decode import decode_cut, decode_image, decode_planned
-from distcnn.data.decode_plan import is_cut, orientations, plan_batch, read_headers
+from distcnn.data.decode import decode_image, decode_plain_crop, decode_planned
+from distcnn.data.decode_plan import is_plain_crop, orientations, plan_batch, read_headers
 from distcnn.data.framing import WHOLE, Frame, Framing
 from distcnn.data.split import Shape, Split
 
@@ -167,12 +167,12 @@ class EncodedSplit(Split):
             return decode_planned(contents, plan, shape, chosen)
 
         def cut(contents: tf.Tensor, plan: tf.Tensor) -> tf.Tensor:
-            return decode_cut(contents, plan, shape)
+            return decode_plain_crop(contents, plan, shape)
 
         if chosen.pads or chosen.antialias:
             return decode_parallel(planned, contents, plan, signature)
         return tf.cond(
-            tf.reduce_all(is_cut(plan, shape)),
+            tf.reduce_all(is_plain_crop(plan, shape)),
             lambda: decode_parallel(cut, contents, plan, signature),
             lambda: decode_parallel(planned, contents, plan, signature),
         )

@@ -6,6 +6,9 @@ from distcnn.data.framing import Shape
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow convert to grey
 
+FEW_PIXELS = 4
+"""Up to so many times the pixels of the result are few for `resize_image`."""
+
 
 def resize_images(images: tf.Tensor, image_shape: Shape) -> tf.Tensor:
     """Stretches images to a size and converts between grey and colour.

@@ -14,7 +14,7 @@ from distcnn.data.decode_plan import (
     METHOD,
     ORIENTATION,
     WINDOW,
-    is_cut,
+    is_plain_crop,
     plan_batch,
     read_headers,
     turn_upright,
@@ -280,7 +280,7 @@ def test_images_that_need_only_be_cut_are_the_same_beside_others(channels):
     planned = decoded(among, shape, frame=frame, draws=tf.constant(draws))
     np.testing.assert_array_equal(cut, planned[:-1])
     plan = plan_batch(read_headers(tf.constant(among)), frame, shape, tf.constant(draws))
-    assert is_cut(plan, shape).numpy().tolist() == [True] * count + [False]
+    assert is_plain_crop(plan, shape).numpy().tolist() == [True] * count + [False]
     assert len(set(plan[:-1, ORIENTATION].numpy().tolist())) == 2  # some are mirrored
 
 
@@ -290,9 +290,12 @@ def test_only_what_has_few_pixels_and_is_stored_upright_need_only_be_cut():
     whole = RandomCrop(scale=(1, 1), reduced=False)
     draws = tf.fill([len(files), RANDOM_CROP_DRAWS], 0.5)
     plan = plan_batch(read_headers(tf.constant(files)), whole, SHAPE, draws)
-    assert np.flatnonzero(is_cut(plan, SHAPE)).tolist() == [0, 1, 8]
+    assert np.flatnonzero(is_plain_crop(plan, SHAPE)).tolist() == [0, 1, 8]
     reduced = plan_batch(read_headers(tf.constant(files)), RandomCrop(scale=(1, 1)), SHAPE, draws)
-    assert np.flatnonzero(is_cut(reduced, SHAPE)).tolist() == [0, 1]  # 48 is decoded at a half
+    assert np.flatnonzero(is_plain_crop(reduced, SHAPE)).tolist() == [
+        0,
+        1,
+    ]  # 48 is decoded at a half
 
 
 def test_large_files_are_decoded_at_the_least_sufficient_size():
