@@ -306,7 +306,9 @@ def _readable(message: str, flags: Sequence[str]) -> str:
         expected = re.sub(r"<class '(\w+)'>", r"\1", expected)
         expected = re.sub(r"^typing\.Literal\[(.*)\]$", r"one of \1", expected)
         hint = nearest(received, re.findall(r"'([^']+)'", expected))
-        if expected.lower() == "list":
+        if key == "train.phases":
+            expected = """a list of mappings, such as '[{"train": "head", "epochs": 3}]'"""
+        elif expected.lower() == "list":
             expected = f"a list, such as '{_as_list(received)}'"
         elif expected == "dict":
             expected = """a mapping, such as '{"name": 1}'"""

@@ -50,6 +50,7 @@ def test_augmentations_are_switched_on_by_name():
         (["--train.callbacks", "a:B"], """is 'a:B'; expected a list, such as '["a:B"]'"""),
         (["--train.callbacks", "a:B,c:D"], """expected a list, such as '["a:B", "c:D"]'"""),
         (["--optimizer.step_epochs", "3, 4.5"], "expected a list, such as '[3, 4.5]'"),
+        (["--train.phases", "head"], "expected a list of mappings, such as '[{"),
         (["--model.args", "x"], """is 'x'; expected a mapping, such as '{"name": 1}'"""),
         (["--train.epochs", "-1"], "train.epochs is -1; expected at least 1"),
         (["--train.batch_size", "0"], "train.batch_size is 0; expected at least 1"),
